@@ -1,0 +1,1 @@
+//! A worker: task stages, its view of the network, what it reports.

@@ -1,0 +1,1 @@
+//! Subnets, addresses, virtual addresses, VNIs and published ports.

@@ -1,0 +1,2 @@
+//! Benchmarks beside a peer in the same interleaved run.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Join tokens, certificates, renewal, rotation.

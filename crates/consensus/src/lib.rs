@@ -1,0 +1,1 @@
+//! raft-rs driven by events, in etcd's wire format.

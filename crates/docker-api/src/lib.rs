@@ -1,0 +1,1 @@
+//! The Engine API, a module per resource, JSON to objects, once.

@@ -1,0 +1,1 @@
+//! The docker CLI against skep, and against dockerd.

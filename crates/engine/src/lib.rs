@@ -1,0 +1,1 @@
+//! One host's engine: containers, images, volumes and local networks.

@@ -1,0 +1,1 @@
+//! memberlist and NetworkDB state machines.

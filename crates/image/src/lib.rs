@@ -1,0 +1,1 @@
+//! Registries, layers, root file systems.

@@ -1,0 +1,1 @@
+//! Hosts in network namespaces for demo, e2e and bench.

@@ -1,0 +1,1 @@
+//! One manager: log, store, leader loops, dispatcher.

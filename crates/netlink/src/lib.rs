@@ -1,0 +1,1 @@
+//! Observe and apply host-network objects: rtnetlink, nfnetlink, namespaces.

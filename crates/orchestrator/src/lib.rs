@@ -1,0 +1,1 @@
+//! Replicated and global services; update, rollback, restart, reaping.

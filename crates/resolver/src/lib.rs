@@ -1,0 +1,1 @@
+//! The embedded resolver's sockets: one process per host that outlives the daemon.

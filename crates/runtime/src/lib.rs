@@ -1,0 +1,1 @@
+//! Containers: OCI specs, libcontainer in a re-executed child, shims, logs, exec.

@@ -1,0 +1,1 @@
+//! Filter, spread and explain: which node a task goes to, or why none.

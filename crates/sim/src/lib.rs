@@ -1,0 +1,1 @@
+//! Seeded clusters in one thread.

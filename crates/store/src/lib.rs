@@ -1,0 +1,1 @@
+//! The cluster's tables: snapshots, transactions that become raft entries.
