@@ -1,0 +1,51 @@
+//! The images of a lab, made on the spot from the machine's static busybox; nothing is downloaded.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::command::sh;
+
+/// What the document's `httpd` answers.
+pub const IT_WORKS: &str = "<html><body><h1>It works!</h1></body></html>";
+
+/// The command of the `httpd` image, in Dockerfile form.
+pub const HTTPD_COMMAND: &str = r#"CMD ["httpd","-f","-p","80","-h","/www"]"#;
+
+const APPLETS: &[&str] = &[
+    "sh", "ping", "nslookup", "wget", "ip", "nc", "cat", "mount", "hostname", "sleep", "true", "false",
+    "httpd", "ls", "ps", "echo", "env", "id", "kill", "touch", "mkdir", "rm", "dd", "head", "tail",
+    "grep", "awk", "seq", "date", "test", "stat", "chmod", "chown", "ln", "find", "traceroute", "udpsvd",
+    "tcpsvd", "df", "md5sum", "top", "stty", "vi", "netstat", "yes", "sync", "uname", "readlink", "wc",
+];
+
+/// Writes `httpd.tar`, a root file system with busybox, a page and a script that tells who asked.
+pub fn httpd(folder: &Path) -> Result<PathBuf> {
+    let root = folder.join("httpd-root");
+    for name in ["bin", "www/cgi-bin", "etc", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(root.join(name))?;
+    }
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+        .iter()
+        .find(|path| Path::new(path).exists())
+        .context("busybox is missing: install the package busybox-static")?;
+    fs::copy(busybox, root.join("bin/busybox"))?;
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet))?;
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nwww:x:33:33:www:/www:/bin/sh\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\nwww:x:33:\n")?;
+    fs::write(root.join("www/index.html"), format!("{IT_WORKS}\n"))?;
+    let script = root.join("www/cgi-bin/addr");
+    fs::write(
+        &script,
+        "#!/bin/sh\necho 'Content-Type: text/plain'\necho\necho \"$REMOTE_ADDR $(hostname)\"\n",
+    )?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let tar = folder.join("httpd.tar");
+    sh(&format!("tar --owner=0 --group=0 -C {} -cf {} .", root.display(), tar.display()))?;
+    Ok(tar)
+}
