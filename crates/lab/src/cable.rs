@@ -38,7 +38,10 @@ pub fn host_up(router: &str, namespace: &str, number: usize, plan: &Plan) -> Res
     if plan.routed {
         sh(&format!("ip -n {router} addr add {}/24 dev h{number}", plan.gateway(number)))?;
         if plan.ipv6 {
-            sh(&format!("ip -n {router} addr add {}/64 dev h{number} nodad", plan.gateway6(number)))?;
+            sh(&format!(
+                "ip -n {router} addr add {}/64 dev h{number} nodad",
+                plan.gateway6(number)
+            ))?;
         }
     } else {
         sh(&format!("ip -n {router} link set h{number} master br0"))?;

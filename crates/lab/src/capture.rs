@@ -37,14 +37,18 @@ impl Capture {
         let said = host.folder.join("capture.log");
         let path = file.display().to_string();
         let process = host
-            .inside(&["tcpdump", "-Z", "root", "-U", "-i", "eth0", "-w", &path, "udp", "port", "4789"])
+            .inside(&[
+                "tcpdump", "-Z", "root", "-U", "-i", "eth0", "-w", &path, "udp", "port", "4789",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&said)?)
             .spawn()
             .context("cannot start tcpdump")?;
-        wait_until(Duration::from_secs(10), || Ok(fs::read_to_string(&said)?.contains("listening on")))
-            .context("tcpdump does not listen")?;
+        wait_until(Duration::from_secs(10), || {
+            Ok(fs::read_to_string(&said)?.contains("listening on"))
+        })
+        .context("tcpdump does not listen")?;
         Ok(Capture { process, file })
     }
 
@@ -65,7 +69,9 @@ impl Capture {
 fn decode_file(file: &[u8]) -> Vec<Encapsulated> {
     let mut found = Vec::new();
     let mut at = 24;
-    while let Some(length) = file.get(at + 8..at + 12).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes) {
+    while let Some(length) =
+        file.get(at + 8..at + 12).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)
+    {
         let start = at + 16;
         at = start + length as usize;
         found.extend(file.get(start..at).and_then(decode_frame));
@@ -102,7 +108,12 @@ fn decode_ethernet(frame: &[u8]) -> Option<Ip<'_>> {
     let packet = frame.get(14..).filter(|_| frame[12..14] == IPV4)?;
     let header = usize::from(packet.first()? & 15) * 4;
     let address = |at: usize| packet.get(at..at + 4).map(|b| Ipv4Addr::new(b[0], b[1], b[2], b[3]));
-    Some(Ip { source: address(12)?, target: address(16)?, protocol: packet[9], payload: packet.get(header..)? })
+    Some(Ip {
+        source: address(12)?,
+        target: address(16)?,
+        protocol: packet[9],
+        payload: packet.get(header..)?,
+    })
 }
 
 #[cfg(test)]

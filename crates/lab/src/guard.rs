@@ -106,7 +106,9 @@ fn end_if_ours(pid: &str, folder: &Path) {
 fn containers(folder: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for host in fs::read_dir(folder).into_iter().flatten().flatten() {
-        for entry in fs::read_dir(host.path().join("data/containers")).into_iter().flatten().flatten() {
+        for entry in
+            fs::read_dir(host.path().join("data/containers")).into_iter().flatten().flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.len() == 64 {
                 found.push(name);
@@ -119,8 +121,11 @@ fn containers(folder: &Path) -> Vec<String> {
 fn remove_cgroups(folder: &Path, container: &str, depth: usize) {
     const DEPTH_MAX: usize = 5;
     let Ok(entries) = fs::read_dir(folder) else { return };
-    let folders: Vec<PathBuf> =
-        entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect();
+    let folders: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .map(|e| e.path())
+        .collect();
     for path in folders {
         if depth < DEPTH_MAX {
             remove_cgroups(&path, container, depth + 1);

@@ -33,14 +33,30 @@ pub struct Host {
 
 impl Host {
     /// Starts the host's init in fresh namespaces around the network namespace `namespace`.
-    pub(crate) fn up(number: usize, namespace: &str, router: &str, lab: &Path, plan: &Plan) -> Result<Host> {
+    pub(crate) fn up(
+        number: usize,
+        namespace: &str,
+        router: &str,
+        lab: &Path,
+        plan: &Plan,
+    ) -> Result<Host> {
         let folder = lab.join(format!("h{number}"));
         fs::create_dir_all(&folder)?;
         let name = format!("sathish-vm{number}");
         let gateway = plan.gateway(number);
         let mut init = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{namespace}"))
-            .args(["unshare", "-m", "-u", "-i", "-p", "-f", "--mount-proc", "--propagation", "private"])
+            .args([
+                "unshare",
+                "-m",
+                "-u",
+                "-i",
+                "-p",
+                "-f",
+                "--mount-proc",
+                "--propagation",
+                "private",
+            ])
             .arg(&plan.lab)
             .arg("host-init")
             .arg(&folder)
@@ -68,7 +84,11 @@ impl Host {
             cli: lab.join("cli"),
             router: router.to_owned(),
             init: pid,
-            program: if engine == Engine::Skep { plan.skep.clone() } else { PathBuf::from("dockerd") },
+            program: if engine == Engine::Skep {
+                plan.skep.clone()
+            } else {
+                PathBuf::from("dockerd")
+            },
             arguments: if engine == Engine::Skep { plan.daemon_args.clone() } else { Vec::new() },
             folder,
         })
@@ -129,7 +149,8 @@ impl Host {
     /// Starts the daemon and waits until it answers.
     pub fn start(&self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
-        let mut daemon = self.daemon().stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let mut daemon =
+            self.daemon().stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let answered = wait_until(DAEMON_MAX, || {
             if let Some(status) = daemon.try_wait()? {
                 bail!("the daemon of {} ended: {status}\n{}", self.name, self.log_tail(15));
@@ -137,7 +158,9 @@ impl Host {
             Ok(self.answers())
         });
         std::thread::spawn(move || daemon.wait());
-        answered.with_context(|| format!("the daemon of {} did not come up\n{}", self.name, self.log_tail(15)))
+        answered.with_context(|| {
+            format!("the daemon of {} did not come up\n{}", self.name, self.log_tail(15))
+        })
     }
 
     fn daemon(&self) -> Command {
@@ -185,8 +208,10 @@ impl Host {
     }
 
     fn wait_for_end(&self, pid: &str) -> Result<()> {
-        wait_until(DAEMON_MAX, || Ok(!output(&mut self.inside(&["kill", "-0", pid]))?.status.success()))
-            .with_context(|| format!("the daemon of {} does not end", self.name))
+        wait_until(DAEMON_MAX, || {
+            Ok(!output(&mut self.inside(&["kill", "-0", pid]))?.status.success())
+        })
+        .with_context(|| format!("the daemon of {} does not end", self.name))
     }
 
     /// Takes the host's cable out.

@@ -15,10 +15,55 @@ pub const IT_WORKS: &str = "<html><body><h1>It works!</h1></body></html>";
 pub const HTTPD_COMMAND: &str = r#"CMD ["httpd","-f","-p","80","-h","/www"]"#;
 
 const APPLETS: &[&str] = &[
-    "sh", "ping", "nslookup", "wget", "ip", "nc", "cat", "mount", "hostname", "sleep", "true", "false",
-    "httpd", "ls", "ps", "echo", "env", "id", "kill", "touch", "mkdir", "rm", "dd", "head", "tail",
-    "grep", "awk", "seq", "date", "test", "stat", "chmod", "chown", "ln", "find", "traceroute", "udpsvd",
-    "tcpsvd", "df", "md5sum", "top", "stty", "vi", "netstat", "yes", "sync", "uname", "readlink", "wc",
+    "sh",
+    "ping",
+    "nslookup",
+    "wget",
+    "ip",
+    "nc",
+    "cat",
+    "mount",
+    "hostname",
+    "sleep",
+    "true",
+    "false",
+    "httpd",
+    "ls",
+    "ps",
+    "echo",
+    "env",
+    "id",
+    "kill",
+    "touch",
+    "mkdir",
+    "rm",
+    "dd",
+    "head",
+    "tail",
+    "grep",
+    "awk",
+    "seq",
+    "date",
+    "test",
+    "stat",
+    "chmod",
+    "chown",
+    "ln",
+    "find",
+    "traceroute",
+    "udpsvd",
+    "tcpsvd",
+    "df",
+    "md5sum",
+    "top",
+    "stty",
+    "vi",
+    "netstat",
+    "yes",
+    "sync",
+    "uname",
+    "readlink",
+    "wc",
 ];
 
 /// Writes `httpd.tar`, a root file system with busybox, a page and a script that tells who asked.
@@ -36,7 +81,10 @@ pub fn httpd(folder: &Path) -> Result<PathBuf> {
     for applet in APPLETS {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nwww:x:33:33:www:/www:/bin/sh\n")?;
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/:/bin/sh\nwww:x:33:33:www:/www:/bin/sh\n",
+    )?;
     fs::write(root.join("etc/group"), "root:x:0:\nwww:x:33:\n")?;
     fs::write(root.join("www/index.html"), format!("{IT_WORKS}\n"))?;
     let script = root.join("www/cgi-bin/addr");

@@ -53,7 +53,8 @@ impl Lab {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
         let guard = Some(Guard::start(&plan.lab, &folder)?);
         let router = format!("{name}-r");
-        let mut lab = Lab { hosts: Vec::new(), router, httpd_tar: image::httpd(&folder)?, folder, guard };
+        let mut lab =
+            Lab { hosts: Vec::new(), router, httpd_tar: image::httpd(&folder)?, folder, guard };
         lab.note("namespaces", &lab.router)?;
         cable::router_up(&lab.router, plan)?;
         lab.start_names(&plan.lab)?;
@@ -88,7 +89,15 @@ impl Lab {
             let role = if host.number <= managers { "manager" } else { "worker" };
             let token = first.docker(&["swarm", "join-token", "-q", role])?;
             let manager = format!("{}:2377", first.address);
-            host.docker(&["swarm", "join", "--advertise-addr", &host.address, "--token", &token, &manager])?;
+            host.docker(&[
+                "swarm",
+                "join",
+                "--advertise-addr",
+                &host.address,
+                "--token",
+                &token,
+                &manager,
+            ])?;
         }
         Ok(())
     }
@@ -136,7 +145,8 @@ impl Lab {
 
     fn note(&self, list: &str, line: &str) -> Result<()> {
         use std::io::Write;
-        let mut file = fs::OpenOptions::new().create(true).append(true).open(self.folder.join(list))?;
+        let mut file =
+            fs::OpenOptions::new().create(true).append(true).open(self.folder.join(list))?;
         writeln!(file, "{line}")?;
         Ok(())
     }
@@ -156,12 +166,15 @@ fn check_machine(plan: &Plan) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("a lab makes network namespaces: run this as root");
     }
-    let missing: Vec<&str> = NEEDS.iter().filter(|need| !on_path(need.0)).map(|need| need.1).collect();
+    let missing: Vec<&str> =
+        NEEDS.iter().filter(|need| !on_path(need.0)).map(|need| need.1).collect();
     if !missing.is_empty() {
         bail!("missing packages: {} (cargo xtask setup installs them)", missing.join(" "));
     }
     if plan.engines.contains(&Engine::Dockerd) && !on_path("dockerd") {
-        bail!("a host with the Docker Engine was asked for, and dockerd is missing: install docker.io");
+        bail!(
+            "a host with the Docker Engine was asked for, and dockerd is missing: install docker.io"
+        );
     }
     for binary in [&plan.skep, &plan.lab] {
         if plan.engines.contains(&Engine::Skep) && !binary.exists() {
