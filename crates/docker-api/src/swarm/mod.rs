@@ -1,0 +1,8 @@
+//! Swarm, nodes, services, tasks, secrets, configs and overlay networks over the Engine API.
+
+pub mod api;
+
+pub use api::{
+    ClusterApi, ClusterEvent, ControlCode, ControlError, Inactive, InitRequest, JoinRequest,
+    NodeInfo,
+};
