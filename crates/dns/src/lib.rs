@@ -1,1 +1,20 @@
-//! What the embedded resolver answers.
+//! What the embedded resolver answers: a function of the names that a sandbox can see.
+
+pub mod names;
+
+pub use names::{Names, Upstream, Zone};
+
+use std::net::IpAddr;
+
+/// What to do with a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The name is known; empty when it has no address of the family asked for.
+    Addresses(Vec<IpAddr>),
+    /// The names behind an address (PTR).
+    Pointers(Vec<String>),
+    /// Not ours: ask the upstream servers.
+    Forward,
+    /// Not ours, and nobody may be asked.
+    Refuse,
+}
