@@ -1,1 +1,24 @@
 //! Containers: OCI specs, libcontainer in a re-executed child, shims, logs, exec.
+//!
+//! [`Runtime`] is the daemon's handle. Each running container has one `skep shim` process
+//! ([`shim::main`]) that owns its stdio, log files and exit status and outlives the daemon.
+
+pub mod spec;
+pub mod runtime;
+pub mod attach;
+pub mod logs;
+pub mod stats;
+pub mod top;
+pub mod users;
+pub mod error;
+pub mod shim;
+
+pub use attach::{AttachOptions, PendingAttach};
+pub use error::{Error, ErrorKind};
+pub use logs::{LogConfig, LogDriver, LogEntry, LogOptions, LogReader, LogStream};
+pub use runtime::{Adopted, Config, Created, Event, ExitStatus, Runtime};
+pub use spec::{
+    BlkioDevice, CgroupNs, ContainerSpec, Device, ExecSpec, IpcMode, Mount, MountKind, Namespace, OciRuntime,
+    Propagation, Resources, Seccomp, Ulimit, UserSpec,
+};
+pub use stats::Stats;

@@ -1,0 +1,76 @@
+//! Container logs: what the shim writes and what `docker logs` reads back.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use crate::error::Result;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogDriver {
+    #[default]
+    JsonFile,
+    Local,
+    None,
+}
+
+/// Where and how a container's output is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogConfig {
+    pub driver: LogDriver,
+    /// `<data-root>/containers/<id>/<id>-json.log` or the local driver's file.
+    pub path: PathBuf,
+    /// Bytes, 0: never rotated.
+    pub max_size: u64,
+    /// Files in all, at least 1.
+    pub max_file: u32,
+    /// `--log-opt labels/env/tag` results, written as `attrs`.
+    pub attrs: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, Clone)]
+pub struct LogEntry {
+    pub stream: LogStream,
+    pub at: SystemTime,
+    /// With its newline, when the container wrote one.
+    pub line: Vec<u8>,
+    pub attrs: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct LogOptions {
+    pub follow: bool,
+    pub stdout: bool,
+    pub stderr: bool,
+    pub since: Option<SystemTime>,
+    pub until: Option<SystemTime>,
+    /// `None`: all.
+    pub tail: Option<usize>,
+}
+
+/// Reads a container's log files, oldest line first.
+pub struct LogReader {}
+
+impl LogReader {
+    /// `running` resolves (or its sender is dropped) when the container has ended: following stops then.
+    pub fn open(
+        _log: &LogConfig,
+        _options: LogOptions,
+        _ended: tokio::sync::watch::Receiver<bool>,
+    ) -> Result<LogReader> {
+        Err(crate::Error::new(crate::ErrorKind::Unsupported, "not supported by skep yet: reading logs"))
+    }
+
+    /// The next line; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<LogEntry>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,1 @@
+//! The process table as `docker top` shows it, read from /proc.
