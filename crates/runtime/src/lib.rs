@@ -18,7 +18,7 @@ pub use error::{Error, ErrorKind};
 pub use logs::{LogConfig, LogDriver, LogEntry, LogOptions, LogReader, LogStream};
 pub use runtime::{Adopted, Config, Created, Event, ExitStatus, Runtime};
 pub use spec::{
-    BlkioDevice, CgroupNs, ContainerSpec, Device, ExecSpec, IpcMode, Mount, MountKind, Namespace, OciRuntime,
-    Propagation, Resources, Seccomp, Ulimit, UserSpec,
+    BlkioDevice, CgroupNs, ContainerSpec, Device, ExecSpec, IpcMode, Mount, MountKind, Namespace,
+    OciRuntime, Propagation, Resources, Seccomp, Ulimit, UserSpec,
 };
 pub use stats::Stats;

@@ -62,7 +62,10 @@ pub struct Runtime {
 }
 
 fn not_ready<T>() -> Result<T> {
-    Err(Error::new(crate::ErrorKind::Unsupported, "not supported by skep yet: the runtime is being built"))
+    Err(Error::new(
+        crate::ErrorKind::Unsupported,
+        "not supported by skep yet: the runtime is being built",
+    ))
 }
 
 impl Runtime {
@@ -136,7 +139,13 @@ impl Runtime {
     }
 
     /// New size of the terminal of the container, or of one of its execs.
-    pub async fn resize(&self, _id: &str, _exec: Option<&str>, _height: u16, _width: u16) -> Result<()> {
+    pub async fn resize(
+        &self,
+        _id: &str,
+        _exec: Option<&str>,
+        _height: u16,
+        _width: u16,
+    ) -> Result<()> {
         not_ready()
     }
 

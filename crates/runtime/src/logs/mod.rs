@@ -66,7 +66,10 @@ impl LogReader {
         _options: LogOptions,
         _ended: tokio::sync::watch::Receiver<bool>,
     ) -> Result<LogReader> {
-        Err(crate::Error::new(crate::ErrorKind::Unsupported, "not supported by skep yet: reading logs"))
+        Err(crate::Error::new(
+            crate::ErrorKind::Unsupported,
+            "not supported by skep yet: reading logs",
+        ))
     }
 
     /// The next line; `None` at the end.
