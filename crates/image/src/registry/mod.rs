@@ -1,0 +1,37 @@
+//! Registries: which exist, how they are reached and what they may be told.
+
+use std::fmt;
+
+/// The daemon's registry settings.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Registries {
+    /// `--insecure-registry`: host[:port] or a CIDR; loopback is always one.
+    pub insecure: Vec<String>,
+    /// `--registry-mirror`: URLs asked before docker.io.
+    pub mirrors: Vec<String>,
+}
+
+/// From the `X-Registry-Auth` header; never printed.
+#[derive(Clone, Default, PartialEq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+    pub registry_token: String,
+    pub server_address: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+/// `/distribution/{name}/json`
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Distribution {
+    pub media_type: String,
+    pub digest: String,
+    pub size: u64,
+    pub platforms: Vec<crate::Platform>,
+}
