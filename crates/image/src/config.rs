@@ -119,8 +119,9 @@ pub struct Health {
 
 impl Config {
     pub fn parse(raw: &[u8]) -> Result<Self> {
-        serde_json::from_slice(raw)
-            .map_err(|cause| Error::Invalid(format!("image configuration: {cause}; the image must be made again")))
+        serde_json::from_slice(raw).map_err(|cause| {
+            Error::Invalid(format!("image configuration: {cause}; the image must be made again"))
+        })
     }
 
     /// What it runs with; an image without that part runs with nothing set.

@@ -78,9 +78,8 @@ impl FromStr for Digest {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
         match text.split_once(':') {
-            Some(("sha256", hex)) => {
-                Self::from_hex(hex).ok_or_else(|| Error::Invalid("invalid checksum digest length".into()))
-            }
+            Some(("sha256", hex)) => Self::from_hex(hex)
+                .ok_or_else(|| Error::Invalid("invalid checksum digest length".into())),
             Some(_) => Err(Error::Invalid("unsupported digest algorithm".into())),
             None => Err(Error::Invalid("invalid checksum digest format".into())),
         }
@@ -154,7 +153,14 @@ mod tests {
 
     #[test]
     fn only_sha256_in_lower_case_and_full_length_is_a_digest() {
-        for bad in ["", "sha256:", "sha256:abc", "md5:00", &format!("sha256:{}", "A".repeat(64)), &"a".repeat(64)] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:abc",
+            "md5:00",
+            &format!("sha256:{}", "A".repeat(64)),
+            &"a".repeat(64),
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

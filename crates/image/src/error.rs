@@ -66,7 +66,10 @@ impl Error {
         }
     }
 
-    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+    pub(crate) fn file(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |cause| Error::File { what, path, cause }
     }
@@ -77,7 +80,10 @@ impl Error {
 }
 
 /// A kernel error with its path, for the calls that go through rustix.
-pub(crate) fn errno(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(rustix::io::Errno) -> Error {
+pub(crate) fn errno(
+    what: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(rustix::io::Errno) -> Error {
     let path = path.into();
     move |cause| Error::File { what, path, cause: cause.into() }
 }

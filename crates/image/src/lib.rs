@@ -17,7 +17,8 @@ pub use error::{Error, Kind, Result};
 pub use progress::{PROGRESS_QUEUE_MAX, Progress, ProgressSender};
 pub use reference::Reference;
 pub use registry::{Credentials, Distribution, Registries};
-pub use rootfs::{copy, Change, ChangeKind, PathStat, RootFs};
+pub use rootfs::{Change, ChangeKind, PathStat, RootFs, copy};
 pub use store::{
-    Commit, Deleted, HistoryEntry, Image, Import, LayerUsage, Options, Platform, Pruned, Remove, Store, Usage, User,
+    Commit, Deleted, HistoryEntry, Image, Import, LayerUsage, Options, Platform, Pruned, Remove,
+    Store, Usage, User,
 };

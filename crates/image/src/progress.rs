@@ -47,7 +47,12 @@ impl Progress {
 
     /// `id: status`, without a bar.
     pub fn of(id: impl Into<String>, status: impl Into<String>) -> Self {
-        Self { id: Some(id.into()), status: Some(status.into()), detail: Some(Detail::default()), ..Self::default() }
+        Self {
+            id: Some(id.into()),
+            status: Some(status.into()),
+            detail: Some(Detail::default()),
+            ..Self::default()
+        }
     }
 
     /// `id: status [==>  ] current/total`
@@ -82,9 +87,11 @@ pub fn human(size: u64) -> String {
         value /= 1000.0;
         unit += 1;
     }
-    let digits = if value >= 1000.0 { 0 } else { 3 - (value.max(1.0).log10().floor() as usize).min(3) };
+    let digits =
+        if value >= 1000.0 { 0 } else { 3 - (value.max(1.0).log10().floor() as usize).min(3) };
     let text = format!("{value:.digits$}");
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{text}{}", UNITS[unit])
 }
 
@@ -128,9 +135,14 @@ mod tests {
 
     #[test]
     fn sizes_read_as_docker_writes_them() {
-        for (size, text) in
-            [(0, "0B"), (999, "999B"), (1000, "1kB"), (1_234_567, "1.235MB"), (42_100_000, "42.1MB"), (123_456, "123.5kB")]
-        {
+        for (size, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1_234_567, "1.235MB"),
+            (42_100_000, "42.1MB"),
+            (123_456, "123.5kB"),
+        ] {
             assert_eq!(human(size), text);
         }
     }

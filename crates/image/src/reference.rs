@@ -51,7 +51,9 @@ impl Reference {
             false => path.to_owned(),
         };
         if domain.len() + 1 + path.len() > NAME_BYTES_MAX {
-            return Err(Error::Invalid("repository name must not be more than 255 characters".into()));
+            return Err(Error::Invalid(
+                "repository name must not be more than 255 characters".into(),
+            ));
         }
         let digest = digest.map(parse_digest).transpose()?;
         Ok(Self { domain: domain.to_owned(), path, tag: tag.map(str::to_owned), digest })
@@ -124,7 +126,9 @@ fn suffixed(mut name: String, tag: Option<&str>, digest: Option<Digest>) -> Stri
 fn split_domain(text: &str) -> (&str, &str) {
     let (domain, rest) = match text.split_once('/') {
         Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
         {
             (first, rest)
         }
@@ -136,7 +140,8 @@ fn split_domain(text: &str) -> (&str, &str) {
 fn is_domain(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, port)) => {
-            let hex = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+            let hex = !address.is_empty()
+                && address.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
             return hex && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number));
         }
         None => match text.split_once(':') {
@@ -237,13 +242,30 @@ mod tests {
 
     #[test]
     fn what_is_not_a_name_is_refused_in_docker_s_words() {
-        for bad in ["", "a b", "a//b", "-a", "a-", "a..b", "a___b", "a:", "a:.x", "a@sha256:12", "/a", "a/", "h:p/x"] {
+        for bad in [
+            "",
+            "a b",
+            "a//b",
+            "-a",
+            "a-",
+            "a..b",
+            "a___b",
+            "a:",
+            "a:.x",
+            "a@sha256:12",
+            "/a",
+            "a/",
+            "h:p/x",
+        ] {
             check(bad, "invalid reference format");
         }
         check("BusyBox", "invalid reference format: repository name (BusyBox) must be lowercase");
         check(
             &"a".repeat(64),
-            &format!("invalid repository name ({}), cannot specify 64-byte hexadecimal strings", "a".repeat(64)),
+            &format!(
+                "invalid repository name ({}), cannot specify 64-byte hexadecimal strings",
+                "a".repeat(64)
+            ),
         );
         check(&"b".repeat(250), "repository name must not be more than 255 characters");
         check(&format!("a:{}", "t".repeat(129)), "invalid reference format");

@@ -47,7 +47,9 @@ pub struct PathStat {
 }
 
 fn not_ready<T>() -> Result<T> {
-    Err(Error::NotSupported("root file systems are not supported by skep yet: this call is being built".into()))
+    Err(Error::NotSupported(
+        "root file systems are not supported by skep yet: this call is being built".into(),
+    ))
 }
 
 impl Store {

@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::{Config, Credentials, Digest, Distribution, Error, ProgressSender, Reference, Registries, Result};
+use crate::{
+    Config, Credentials, Digest, Distribution, Error, ProgressSender, Reference, Registries, Result,
+};
 
 /// How the store is opened.
 #[derive(Clone, Debug, Default)]
@@ -132,7 +134,9 @@ struct Inner {
 }
 
 fn not_ready<T>() -> Result<T> {
-    Err(Error::NotSupported("images are not supported by skep yet: this call is being built".into()))
+    Err(Error::NotSupported(
+        "images are not supported by skep yet: this call is being built".into(),
+    ))
 }
 
 impl Store {
@@ -172,7 +176,12 @@ impl Store {
         not_ready()
     }
 
-    pub fn load(&self, _tar: impl Read, _quiet: bool, _progress: &ProgressSender) -> Result<Vec<Arc<Image>>> {
+    pub fn load(
+        &self,
+        _tar: impl Read,
+        _quiet: bool,
+        _progress: &ProgressSender,
+    ) -> Result<Vec<Arc<Image>>> {
         not_ready()
     }
 
@@ -189,7 +198,12 @@ impl Store {
     }
 
     /// Removes the given images where nothing uses them.
-    pub fn prune(&self, _dangling_only: bool, _keep: &dyn Fn(&Image) -> bool, _users: &[User]) -> Result<Pruned> {
+    pub fn prune(
+        &self,
+        _dangling_only: bool,
+        _keep: &dyn Fn(&Image) -> bool,
+        _users: &[User],
+    ) -> Result<Pruned> {
         not_ready()
     }
 
