@@ -1,1 +1,3 @@
 //! One host's engine: containers, images, volumes and local networks.
+
+pub mod network;
