@@ -77,7 +77,6 @@ impl Failure {
     }
 }
 
-#[derive(Debug)]
 pub enum Event {
     /// The time that [`crate::Manager::deadline`] named has come.
     Deadline,
