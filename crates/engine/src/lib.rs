@@ -1,3 +1,50 @@
 //! One host's engine: containers, images, volumes and local networks.
+//!
+//! Above it stand the Engine API (`docker-api`) and the swarm's executor (`skep::cluster`); both
+//! hold the same `Arc<Engine>` and call the same functions.
 
+pub mod error;
+pub mod config;
+pub mod events;
+pub mod images;
+pub mod volumes;
 pub mod network;
+pub mod containers;
+pub mod exec;
+pub mod logs;
+pub mod attach;
+pub mod stats;
+pub mod files;
+
+use std::sync::Arc;
+
+pub use config::Config;
+pub use error::{Error, Kind, Result};
+
+/// Everything one host runs. Each resource is a part that owns its state and its files.
+pub struct Engine {
+    pub config: Config,
+    pub events: Arc<events::Bus>,
+    pub images: Arc<images::Images>,
+    pub volumes: Arc<volumes::Volumes>,
+    pub network: network::Network,
+    pub containers: containers::Containers,
+    pub execs: exec::Execs,
+}
+
+impl Engine {
+    /// Opens the state below the data root, adopts what still runs and mends what a crash left.
+    pub async fn open(config: Config) -> Result<Arc<Engine>> {
+        config.make_directories()?;
+        let events = Arc::new(events::Bus::new());
+        let images = Arc::new(images::Images::open(&config, events.clone()).await?);
+        let volumes = Arc::new(volumes::Volumes::open(&config, events.clone()).await?);
+        let network = network::Network::open(config.network()?).await?;
+        let containers = containers::Containers::open(&config)?;
+        let execs = exec::Execs::new();
+        let engine =
+            Arc::new(Engine { config, events, images, volumes, network, containers, execs });
+        engine.restore().await?;
+        Ok(engine)
+    }
+}

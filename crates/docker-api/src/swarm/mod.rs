@@ -6,3 +6,11 @@ pub use api::{
     ClusterApi, ClusterEvent, ControlCode, ControlError, Inactive, InitRequest, JoinRequest,
     NodeInfo,
 };
+
+use axum::Router;
+
+use crate::ApiState;
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+}

@@ -1,0 +1,9 @@
+//! Registry logins, checked.
+
+use axum::Router;
+
+use crate::ApiState;
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+}

@@ -1,0 +1,9 @@
+//! A container's log.
+
+use axum::Router;
+
+use crate::ApiState;
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+}

@@ -1,0 +1,9 @@
+//! What a container uses, and its processes.
+
+use axum::Router;
+
+use crate::ApiState;
+
+pub fn routes() -> Router<ApiState> {
+    Router::new()
+}

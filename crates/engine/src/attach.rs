@@ -1,0 +1,1 @@
+//! A client joined to a container's streams. Owner: the runtime area.

@@ -1,0 +1,1 @@
+//! A container's log, read back. Owner: the runtime area.

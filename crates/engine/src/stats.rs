@@ -1,0 +1,1 @@
+//! What a container uses, and its processes. Owner: the runtime area.
