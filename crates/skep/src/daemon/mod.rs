@@ -41,7 +41,8 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 async fn run(flags: Flags) -> anyhow::Result<()> {
     let engine =
         engine::Engine::open(engine::Config::below(&flags.data_root, &flags.exec_root)).await?;
-    let state = docker_api::ApiState { engine, cluster: Arc::new(docker_api::swarm::Inactive::default()) };
+    let state =
+        docker_api::ApiState { engine, cluster: Arc::new(docker_api::swarm::Inactive::default()) };
     let service = docker_api::router(state);
     for host in &flags.hosts {
         let Some(path) = host.strip_prefix("unix://") else {
