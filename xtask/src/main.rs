@@ -1,2 +1,36 @@
-//! The project's own commands.
-fn main() {}
+//! The project's own commands: `cargo xtask setup | demo | test | tidy | bench | dist | conformance`.
+
+mod setup;
+mod tidy;
+mod suite;
+mod demo;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+  setup         install what building and testing need (Debian and Ubuntu packages)
+  demo          build skep, make two hosts, run the walk-through, clean up
+                --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
+  test          formatting, clippy, tidy, unit, simulation, namespace and end-to-end tests
+  tidy          the checks that no compiler makes";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match words.first().map(String::as_str) {
+        Some("setup") => setup::install(),
+        Some("demo") => demo::main(&words[1..]),
+        Some("test") => suite::main(&words[1..]),
+        Some("tidy") => tidy::main(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,54 @@
-//! The docker CLI against skep, and against dockerd.
+//! What the end-to-end tests share: one lab for each group of cases, and how an answer is judged.
+
+use anyhow::{Context, Result, bail};
+use lab::{Engine, Host, Lab, Plan};
+
+/// `hosts` hosts with the document's image and no swarm. `E2E_ENGINE=dockerd` runs the same cases
+/// against the Docker Engine, which is how a case shows that it asks for what Docker does.
+pub fn hosts(count: usize) -> Result<Lab> {
+    let mut plan = Plan::skep(count)?;
+    if std::env::var("E2E_ENGINE").is_ok_and(|engine| engine == "dockerd") {
+        plan.engines = vec![Engine::Dockerd; count];
+    }
+    let lab = Lab::up(&plan)?;
+    lab.import_httpd("httpd:latest")?;
+    Ok(lab)
+}
+
+/// Runs `docker <line>` and wants it to fail with a message that holds `expected`.
+pub fn refused(host: &Host, line: &str, expected: &str) -> Result<()> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let output = host.try_docker(&words)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        bail!("docker {line}: accepted, expected a refusal with: {expected}");
+    }
+    if !said.contains(expected) {
+        bail!("docker {line}: expected {expected:?} in: {said}");
+    }
+    Ok(())
+}
+
+/// Runs `docker <line>` and wants exactly `expected`.
+pub fn answers(host: &Host, line: &str, expected: &str) -> Result<()> {
+    let answer = host.dk(line)?;
+    if answer != expected {
+        bail!("docker {line}: expected {expected:?}, got {answer:?}");
+    }
+    Ok(())
+}
+
+/// Runs every case and reports all that failed, each by its name.
+pub fn cases(lab: &Lab, cases: &[(&str, fn(&Lab) -> Result<()>)]) -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, case) in cases {
+        if let Err(error) = case(lab).with_context(|| (*name).to_owned()) {
+            eprintln!("FAILED {error:#}");
+            failed.push(*name);
+        }
+    }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("{} of {} cases failed: {}\n{}", failed.len(), cases.len(), failed.join(", "), lab.host(1).log_tail(20));
+}

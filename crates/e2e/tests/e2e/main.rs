@@ -1,0 +1,3 @@
+//! The docker CLI against real daemons on lab hosts; each module is a part of the product.
+
+mod local;
