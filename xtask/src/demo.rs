@@ -22,7 +22,9 @@ pub fn main(words: &[String]) -> Result<()> {
         return Ok(());
     };
     if lab::command::sh("id -u")? != "0" {
-        bail!("the demo makes network namespaces and mounts on this machine: run it as root, e.g. sudo cargo xtask demo");
+        bail!(
+            "the demo makes network namespaces and mounts on this machine: run it as root, e.g. sudo cargo xtask demo"
+        );
     }
     setup::install()?;
     println!("building skep");
@@ -42,7 +44,11 @@ pub fn main(words: &[String]) -> Result<()> {
         lab.down().context("cleaning up")?;
     }
     outcome?;
-    println!("\nThe walk-through held on {} hosts in {:.1} s.", options.host_count(), start.elapsed().as_secs_f64());
+    println!(
+        "\nThe walk-through held on {} hosts in {:.1} s.",
+        options.host_count(),
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -73,7 +79,11 @@ fn how_to_go_on(lab: Lab) -> Result<()> {
     println!("\nThe hosts stay up. To go on by hand, in one shell for each host:");
     for host in &lab.hosts {
         println!("  export DOCKER_HOST={}   # {} {}", host.docker_host(), host.name, host.address);
-        println!("  nsenter -t {} -n -u -i -m -p   # or a shell on {} itself", host.init_pid(), host.name);
+        println!(
+            "  nsenter -t {} -n -u -i -m -p   # or a shell on {} itself",
+            host.init_pid(),
+            host.name
+        );
     }
     let lab_binary = suite::target_folder()?.join("lab");
     println!("To take them down:\n  {} down {}", lab_binary.display(), lab.keep()?.display());

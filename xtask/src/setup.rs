@@ -38,8 +38,9 @@ pub fn install() -> Result<()> {
         bail!("these packages are missing, install them as root: {}", missing.join(" "));
     }
     let policy = refuse_services()?;
-    let outcome = apt(&["update", "-qq"])
-        .and_then(|()| apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat()));
+    let outcome = apt(&["update", "-qq"]).and_then(|()| {
+        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat())
+    });
     if policy {
         fs::remove_file(POLICY)?;
     }

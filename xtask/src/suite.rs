@@ -12,7 +12,10 @@ const STEPS: &[(&str, &[&str])] = &[
     ("formatting", &["fmt", "--all", "--check"]),
     ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ("build", &["build", "--quiet", "--workspace", "--bins"]),
-    ("unit, simulation and namespace tests", &["test", "--quiet", "--workspace", "--exclude", "e2e", "--lib", "--bins", "--tests"]),
+    (
+        "unit, simulation and namespace tests",
+        &["test", "--quiet", "--workspace", "--exclude", "e2e", "--lib", "--bins", "--tests"],
+    ),
 ];
 
 /// Last, so that its closing lines are the suite's.

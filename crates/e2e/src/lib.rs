@@ -50,5 +50,11 @@ pub fn cases(lab: &Lab, cases: &[(&str, fn(&Lab) -> Result<()>)]) -> Result<()> 
     if failed.is_empty() {
         return Ok(());
     }
-    bail!("{} of {} cases failed: {}\n{}", failed.len(), cases.len(), failed.join(", "), lab.host(1).log_tail(20));
+    bail!(
+        "{} of {} cases failed: {}\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join(", "),
+        lab.host(1).log_tail(20)
+    );
 }

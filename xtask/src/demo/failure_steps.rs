@@ -26,8 +26,12 @@ impl Walk<'_> {
         let task = self.task_on(1)?.clone();
         docker(self.lab.host(1), &format!("kill {}", task.name))?;
         let start = Instant::now();
-        self.wait_for_six(|running| !running.contains(&task.name)).context("after a task was killed")?;
-        println!("  a new task runs {:.1} s after the old one was killed", start.elapsed().as_secs_f64());
+        self.wait_for_six(|running| !running.contains(&task.name))
+            .context("after a task was killed")?;
+        println!(
+            "  a new task runs {:.1} s after the old one was killed",
+            start.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 
@@ -36,8 +40,13 @@ impl Walk<'_> {
         println!("\n{} is cut off", host.name);
         host.cut()?;
         let start = Instant::now();
-        self.wait_for_six(|running| !running.contains(&host.name)).context("after a host was cut off")?;
-        println!("  six tasks run on the other hosts {:.1} s after {} was cut off", start.elapsed().as_secs_f64(), host.name);
+        self.wait_for_six(|running| !running.contains(&host.name))
+            .context("after a host was cut off")?;
+        println!(
+            "  six tasks run on the other hosts {:.1} s after {} was cut off",
+            start.elapsed().as_secs_f64(),
+            host.name
+        );
         docker(self.manager(), "service ps web").map(drop)
     }
 
@@ -51,7 +60,11 @@ impl Walk<'_> {
             Ok(list.lines().any(|line| line == format!("{} Ready", host.name)))
         };
         wait_until(REPLACED_MAX, ready).context("the host is not Ready again")?;
-        println!("  {} is Ready {:.1} s after its cable was back", host.name, start.elapsed().as_secs_f64());
+        println!(
+            "  {} is Ready {:.1} s after its cable was back",
+            host.name,
+            start.elapsed().as_secs_f64()
+        );
         docker(self.manager(), "service scale web=8")?;
         let running = self.running()?;
         must(running.contains(&host.name), &format!("{} takes part again", host.name), &running)?;
@@ -69,7 +82,8 @@ impl Walk<'_> {
     /// A line for each task that runs and should: its name and node.
     fn running(&self) -> Result<String> {
         let format = "{{.Name}}.{{.ID}} {{.Node}} {{.DesiredState}} {{.CurrentState}}";
-        let list = self.manager().docker(&["service", "ps", "--no-trunc", "--format", format, "web"])?;
+        let list =
+            self.manager().docker(&["service", "ps", "--no-trunc", "--format", format, "web"])?;
         let rows = list.lines().filter(|row| row.contains(" Running Running "));
         Ok(rows.map(|row| format!("{row}\n")).collect())
     }

@@ -23,14 +23,19 @@ impl Walk<'_> {
         }
         let ready = || {
             let states = manager.dk("node ls --format {{.Status}}/{{.Availability}}")?;
-            Ok(states.lines().filter(|state| *state == "Ready/Active").count() == self.options.host_count())
+            Ok(states.lines().filter(|state| *state == "Ready/Active").count()
+                == self.options.host_count())
         };
         wait_until(READY_MAX, ready).context("not every node is Ready and Active")?;
         let nodes = docker(manager, "node ls")?;
         let ids = manager.dk("node ls -q")?;
         must(ids.lines().all(|id| id.len() == 25), "node ids have 25 characters", &ids)?;
         let own = nodes.lines().find(|line| line.contains(" * ")).unwrap_or_default();
-        must(own.contains(&manager.name) && own.contains("Leader"), "the first host is the leader, marked *", &nodes)
+        must(
+            own.contains(&manager.name) && own.contains("Leader"),
+            "the first host is the leader, marked *",
+            &nodes,
+        )
     }
 
     pub fn network(&self) -> Result<()> {
@@ -46,8 +51,12 @@ impl Walk<'_> {
         let list = docker(manager, "network ls")?;
         let seen = manager.dk("network ls --format {{.Name}}/{{.Driver}}/{{.Scope}}")?;
         for line in [
-            "bridge/bridge/local", "docker_gwbridge/bridge/local", "host/host/local", "ingress/overlay/swarm",
-            "none/null/local", "web/overlay/swarm",
+            "bridge/bridge/local",
+            "docker_gwbridge/bridge/local",
+            "host/host/local",
+            "ingress/overlay/swarm",
+            "none/null/local",
+            "web/overlay/swarm",
         ] {
             must(seen.lines().any(|l| l == line), &format!("the list has {line}"), &list)?;
         }
@@ -71,12 +80,18 @@ impl Walk<'_> {
         title(4, "where the tasks are");
         let list = docker(self.manager(), "service ps web")?;
         let format = "{{.Name}} {{.ID}} {{.Node}} {{.DesiredState}} {{.CurrentState}}";
-        let rows = self.manager().docker(&["service", "ps", "--no-trunc", "--format", format, "web"])?;
+        let rows =
+            self.manager().docker(&["service", "ps", "--no-trunc", "--format", format, "web"])?;
         self.tasks.clear();
         for row in rows.lines() {
             let words: Vec<&str> = row.split_whitespace().collect();
             must(words.len() > 4 && words[3] == "Running" && words[4] == "Running", row, &list)?;
-            let host = self.lab.hosts.iter().find(|host| host.name == words[2]).context("an unknown node")?;
+            let host = self
+                .lab
+                .hosts
+                .iter()
+                .find(|host| host.name == words[2])
+                .context("an unknown node")?;
             let name = format!("{}.{}", words[0], words[1]);
             self.tasks.push(super::walk::Task { name, host: host.number, address: String::new() });
         }

@@ -8,8 +8,17 @@ use anyhow::{Context, Result};
 
 const VOCABULARY: &[&str] = &["model", "wire"];
 const CORES: &[&str] = &[
-    "store", "consensus", "allocator", "orchestrator", "scheduler", "ca", "manager", "gossip", "netplan",
-    "dns", "agent",
+    "store",
+    "consensus",
+    "allocator",
+    "orchestrator",
+    "scheduler",
+    "ca",
+    "manager",
+    "gossip",
+    "netplan",
+    "dns",
+    "agent",
 ];
 const EDGES: &[&str] = &["disk", "transport", "netlink", "image", "runtime", "resolver"];
 const ENGINE: &[&str] = &["engine"];
@@ -17,7 +26,8 @@ const API: &[&str] = &["docker-api"];
 const TOOLS: &[&str] = &["lab", "sim", "e2e", "bench", "xtask"];
 
 /// What a core may not depend on: whatever reads a clock, a file or a socket.
-const NOT_IN_CORES: &[&str] = &["tokio", "rustix", "libc", "tempfile", "tonic", "hyper", "axum", "tracing"];
+const NOT_IN_CORES: &[&str] =
+    &["tokio", "rustix", "libc", "tempfile", "tonic", "hyper", "axum", "tracing"];
 
 /// Every dependency that an arrow does not allow.
 pub fn check(root: &Path) -> Result<Vec<String>> {
@@ -97,12 +107,18 @@ mod tests {
     #[test]
     fn an_edge_never_uses_an_edge() {
         assert_eq!(check_one("image", &needs(&["model", "netplan"])), Vec::<String>::new());
-        assert_eq!(check_one("image", &needs(&["runtime"])), ["crates/image: must not know the room runtime"]);
+        assert_eq!(
+            check_one("image", &needs(&["runtime"])),
+            ["crates/image: must not know the room runtime"]
+        );
     }
 
     #[test]
     fn a_core_has_no_runtime() {
-        assert_eq!(check_one("dns", &needs(&["tokio"])), ["crates/dns: a core must not depend on tokio"]);
+        assert_eq!(
+            check_one("dns", &needs(&["tokio"])),
+            ["crates/dns: a core must not depend on tokio"]
+        );
     }
 
     #[test]

@@ -16,8 +16,11 @@ pub fn judge(root: &Path, broken: Vec<Fault>) -> Result<Vec<String>> {
     let mut faults = Vec::new();
     for rule in RATCHETS {
         let file = root.join(format!("xtask/tidy/{rule}.txt"));
-        let found: BTreeSet<&str> =
-            broken.iter().filter(|fault| fault.rule == *rule).map(|fault| fault.place.as_str()).collect();
+        let found: BTreeSet<&str> = broken
+            .iter()
+            .filter(|fault| fault.rule == *rule)
+            .map(|fault| fault.place.as_str())
+            .collect();
         if std::env::var_os("UPDATE_EXPECT").is_some() {
             fs::create_dir_all(root.join("xtask/tidy"))?;
             let text: String = found.iter().map(|place| format!("{place}\n")).collect();
@@ -26,9 +29,13 @@ pub fn judge(root: &Path, broken: Vec<Fault>) -> Result<Vec<String>> {
         let known = fs::read_to_string(&file).unwrap_or_default();
         let known: BTreeSet<&str> = known.lines().collect();
         for mended in known.difference(&found) {
-            faults.push(format!("{mended}: keeps the rule {rule} again, take it off {}", file.display()));
+            faults.push(format!(
+                "{mended}: keeps the rule {rule} again, take it off {}",
+                file.display()
+            ));
         }
-        for fault in broken.iter().filter(|f| f.rule == *rule && !known.contains(f.place.as_str())) {
+        for fault in broken.iter().filter(|f| f.rule == *rule && !known.contains(f.place.as_str()))
+        {
             faults.push(format!("{}: {rule}: {}", fault.place, fault.text));
         }
     }

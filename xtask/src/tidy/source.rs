@@ -5,14 +5,29 @@ const FUNCTION_LINES_MAX: usize = 70;
 const FILE_LINES_MAX: usize = 600;
 
 const CORES: &[&str] = &[
-    "store", "consensus", "allocator", "orchestrator", "scheduler", "ca", "manager", "gossip", "netplan",
-    "dns", "agent",
+    "store",
+    "consensus",
+    "allocator",
+    "orchestrator",
+    "scheduler",
+    "ca",
+    "manager",
+    "gossip",
+    "netplan",
+    "dns",
+    "agent",
 ];
 /// Unsafe code is fenced in these rooms.
 const UNSAFE_ROOMS: &[&str] = &["netlink", "runtime", "disk"];
 /// Names that say nothing about what is inside.
 const ATTICS: &[&str] = &["util", "utils", "common", "shared", "helpers", "misc"];
-const CLOCKS: &[&str] = &["Instant::now()", "SystemTime::now()", "OffsetDateTime::now", "thread::sleep", "std::env::var"];
+const CLOCKS: &[&str] = &[
+    "Instant::now()",
+    "SystemTime::now()",
+    "OffsetDateTime::now",
+    "thread::sleep",
+    "std::env::var",
+];
 
 /// A broken rule at a place: `rule`, `place` (a file, or a file and a function), and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +40,9 @@ pub struct Fault {
 /// Everything that is wrong with one file.
 pub fn check(name: &str, text: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let mut add = |rule, place: &str, text: String| faults.push(Fault { rule, place: place.to_owned(), text });
+    let mut add = |rule, place: &str, text: String| {
+        faults.push(Fault { rule, place: place.to_owned(), text })
+    };
     if !text.starts_with("//! ") {
         add("first-line", name, "the first line must say what the file is: //! ...".into());
     }
@@ -38,9 +55,14 @@ pub fn check(name: &str, text: &str) -> Vec<Fault> {
         add("attic", name, format!("{stem} says nothing; a thing lives with its noun"));
     }
     for (function, length) in long_functions(text) {
-        add("function-length", &format!("{name} {function}"), format!("{length} lines, at most {FUNCTION_LINES_MAX}"));
+        add(
+            "function-length",
+            &format!("{name} {function}"),
+            format!("{length} lines, at most {FUNCTION_LINES_MAX}"),
+        );
     }
-    let room = name.strip_prefix("crates/").and_then(|rest| rest.split('/').next()).unwrap_or("xtask");
+    let room =
+        name.strip_prefix("crates/").and_then(|rest| rest.split('/').next()).unwrap_or("xtask");
     for line in product_lines(text) {
         if CORES.contains(&room)
             && let Some(clock) = CLOCKS.iter().find(|clock| line.contains(**clock))
@@ -58,7 +80,9 @@ pub fn check(name: &str, text: &str) -> Vec<Fault> {
 
 /// The lines before the file's tests, without comments.
 fn product_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).filter(|line| !line.trim_start().starts_with("//"))
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .filter(|line| !line.trim_start().starts_with("//"))
 }
 
 fn has_word(line: &str, word: &str) -> bool {
@@ -98,7 +122,8 @@ fn function_name(line: &str) -> Option<String> {
             _ => return None,
         }
     }
-    let name: String = words.next()?.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    let name: String =
+        words.next()?.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
     (!name.is_empty()).then_some(name)
 }
 
