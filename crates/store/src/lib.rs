@@ -4,6 +4,7 @@
 //! Nothing changes a [`Store`] but [`Store::apply`] of committed actions and [`Store::restore`].
 //! Who wants a change fills a [`Transaction`], proposes its actions, and applies them once committed.
 
+pub mod access;
 pub mod object;
 pub mod tables;
 pub mod transaction;
