@@ -160,13 +160,22 @@ pub enum Effect {
     AttachmentGone { task: String },
 
     /// Every overlay network of this node. The whole set, sent when it changed.
-    Overlays(BTreeMap<NetworkId, Overlay>),
+    Overlays(OverlayState),
     /// What the sandboxes on each network can resolve. The whole set, sent when it changed.
     Zones(BTreeMap<NetworkId, dns::Zone>),
     JoinNetwork(NetworkId),
     LeaveNetwork(NetworkId),
     PutRow { network: NetworkId, table: &'static str, key: String, value: Vec<u8> },
     DeleteRow { network: NetworkId, table: &'static str, key: String },
+}
+
+/// The overlay networks as this node sees them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OverlayState {
+    pub overlays: BTreeMap<NetworkId, Overlay>,
+    pub names: BTreeMap<NetworkId, String>,
+    /// The cluster's UDP port of VXLAN; 0 while no manager has told it.
+    pub vxlan_port: u16,
 }
 
 /// A key that managers hand out. Not `Debug`: keys are never printed.

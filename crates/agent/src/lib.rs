@@ -5,7 +5,7 @@
 pub mod event;
 
 pub use event::{
-    Config, Container, Effect, Endpoint, Event, Key, Record, Stage, StageError, Work,
+    Config, Container, Effect, Endpoint, Event, Key, OverlayState, Record, Stage, StageError, Work,
 };
 
 use model::Instant;
