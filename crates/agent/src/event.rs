@@ -95,31 +95,67 @@ pub enum Event {
     /// A message of the session stream that [`Effect::OpenSession`] asked for, the first included.
     Session(Box<pb::SessionMessage>),
     /// The session, assignments or heartbeat call failed or ended.
-    SessionLost { reason: String },
+    SessionLost {
+        reason: String,
+    },
     /// The manager's answer to a heartbeat.
-    HeartbeatDone { period_nanos: u64 },
+    HeartbeatDone {
+        period_nanos: u64,
+    },
     Assignments(pb::AssignmentsMessage),
     /// The answer to [`Effect::Report`].
-    Reported { ok: bool },
+    Reported {
+        ok: bool,
+    },
     /// What this node can do has changed.
     Described(pb::NodeDescription),
     /// A stage ended. For `Start`: the process runs and, when it has a health check, is healthy.
-    Staged { task: String, stage: Stage, result: Result<Container, StageError> },
+    Staged {
+        task: String,
+        stage: Stage,
+        result: Result<Container, StageError>,
+    },
     /// The container of a started task ended; also told once for each recorded task whose container
     /// was found dead at start-up. `None` when there is no container at all.
-    Exited { task: String, container: Option<Container>, message: String },
+    Exited {
+        task: String,
+        container: Option<Container>,
+        message: String,
+    },
     /// Health of a running container: an unhealthy one gets no new connection.
-    Health { task: String, healthy: bool },
+    Health {
+        task: String,
+        healthy: bool,
+    },
     /// A row of the gossip, this node's own included; `None` is "no such row".
-    Row { network: NetworkId, table: String, key: String, owner: String, value: Option<Vec<u8>> },
+    Row {
+        network: NetworkId,
+        table: String,
+        key: String,
+        owner: String,
+        value: Option<Vec<u8>>,
+    },
     /// A node on the gossip; `skep` when it is one of ours.
-    MemberUp { name: String, address: IpAddr, skep: bool },
+    MemberUp {
+        name: String,
+        address: IpAddr,
+        skep: bool,
+    },
     /// It failed (its rows may stay) or left.
-    MemberDown { name: String },
+    MemberDown {
+        name: String,
+    },
     /// A container of this node that no service made is on an attachable network: its attachment's
     /// task runs under this name. Level: told again it replaces.
-    Attached { task: String, container_id: String, name: String, aliases: Vec<String> },
-    Detached { task: String },
+    Attached {
+        task: String,
+        container_id: String,
+        name: String,
+        aliases: Vec<String>,
+    },
+    Detached {
+        task: String,
+    },
 }
 
 /// What to do, in this order.
@@ -144,20 +180,30 @@ pub enum Effect {
 
     /// Write the record before anything that follows.
     Persist(Box<Record>),
-    Forget { task: String },
+    Forget {
+        task: String,
+    },
 
     /// Pull the image and make the container: answered with [`Event::Staged`].
     Prepare(Box<Work>),
-    Start { task: String },
+    Start {
+        task: String,
+    },
     /// Stop with the task's own signal and grace period; no container is success.
-    Shutdown { task: String },
+    Shutdown {
+        task: String,
+    },
     /// Remove the container and what belongs to it; no container is success.
-    Remove { task: String },
+    Remove {
+        task: String,
+    },
     /// Secrets' and configs' data are no longer needed here.
     DropSecrets(Vec<String>),
     /// The attachment that `docker run --network` waits for is here, with its address.
     Attachment(Box<Work>),
-    AttachmentGone { task: String },
+    AttachmentGone {
+        task: String,
+    },
 
     /// Every overlay network of this node. The whole set, sent when it changed.
     Overlays(OverlayState),
@@ -165,8 +211,17 @@ pub enum Effect {
     Zones(BTreeMap<NetworkId, dns::Zone>),
     JoinNetwork(NetworkId),
     LeaveNetwork(NetworkId),
-    PutRow { network: NetworkId, table: &'static str, key: String, value: Vec<u8> },
-    DeleteRow { network: NetworkId, table: &'static str, key: String },
+    PutRow {
+        network: NetworkId,
+        table: &'static str,
+        key: String,
+        value: Vec<u8>,
+    },
+    DeleteRow {
+        network: NetworkId,
+        table: &'static str,
+        key: String,
+    },
 }
 
 /// The overlay networks as this node sees them.
