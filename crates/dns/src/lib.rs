@@ -1,7 +1,11 @@
 //! What the embedded resolver answers: a function of the names that a sandbox can see.
 
+pub mod lookup;
+pub mod message;
 pub mod names;
 
+pub use lookup::answer;
+pub use message::{Carrier, Code, Kind, Query, Question, Reject};
 pub use names::{Names, Upstream, Zone};
 
 use std::net::IpAddr;
@@ -18,3 +22,6 @@ pub enum Answer {
     /// Not ours, and nobody may be asked.
     Refuse,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,23 @@
 //! The daemon's side of the resolver.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use dns::Zone;
 
-use crate::message::{Ports, Sandbox};
+use crate::message::{self, Ports, Request, Response, Sandbox};
+
+/// How long a started process may take until it listens.
+const START_MAX: Duration = Duration::from_secs(10);
+/// How long one call may take.
+const CALL_MAX: Duration = Duration::from_secs(10);
 
 /// Why the resolver could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -13,13 +26,19 @@ pub enum Error {
     Start {
         program: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     #[error("the resolver at {socket} does not answer: {source}")]
     Unreachable {
         socket: PathBuf,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
+    },
+    #[error("namespace {netns}: {source}")]
+    Namespace {
+        netns: PathBuf,
+        #[source]
+        source: io::Error,
     },
     #[error("the resolver refused: {0}")]
     Refused(String),
@@ -27,46 +46,168 @@ pub enum Error {
 
 /// A connection to the resolver process, made again when it breaks. Calls block for milliseconds.
 pub struct Client {
+    program: PathBuf,
     exec_root: PathBuf,
+    link: Mutex<Link>,
+}
+
+#[derive(Default)]
+struct Link {
+    stream: Option<UnixStream>,
+    /// The process, if this client started it: waited for when it ends.
+    child: Option<Child>,
 }
 
 impl Client {
     /// `program` is this binary; the process is started as `<program> resolver --exec-root <exec_root>`.
-    pub fn new(_program: &Path, exec_root: &Path) -> Self {
-        Self { exec_root: exec_root.to_owned() }
+    pub fn new(program: &Path, exec_root: &Path) -> Self {
+        Self {
+            program: program.to_owned(),
+            exec_root: exec_root.to_owned(),
+            link: Mutex::default(),
+        }
     }
 
     /// Starts the process if it does not run. Called at start and by the sweep.
     pub fn ensure(&self) -> Result<(), Error> {
-        Err(Error::Refused(format!("not ready in {}", self.exec_root.display())))
+        self.call(&Request::Hello, None).map(drop)
     }
 
     /// Opens a sandbox's sockets, or only replaces what it sees when they are open.
-    pub fn set_sandbox(&self, _id: &str, _sandbox: &Sandbox) -> Result<Ports, Error> {
-        Err(Error::Refused("not ready".into()))
+    pub fn set_sandbox(&self, id: &str, sandbox: &Sandbox) -> Result<Ports, Error> {
+        let netns = sandbox.netns.clone();
+        let namespace =
+            File::open(&netns).map_err(|source| Error::Namespace { netns, source })?;
+        let request = Request::SetSandbox { id: id.to_owned(), sandbox: sandbox.clone() };
+        match self.call(&request, Some(namespace.as_fd()))? {
+            Response::Ports(ports) => Ok(ports),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Closes a sandbox's sockets; fine when there are none.
-    pub fn remove_sandbox(&self, _id: &str) -> Result<(), Error> {
-        Err(Error::Refused("not ready".into()))
+    pub fn remove_sandbox(&self, id: &str) -> Result<(), Error> {
+        self.call(&Request::RemoveSandbox { id: id.to_owned() }, None).map(drop)
     }
 
     /// Replaces the names of a network, for all sandboxes on it at once.
-    pub fn set_zone(&self, _network: &str, _zone: &Zone) -> Result<(), Error> {
-        Err(Error::Refused("not ready".into()))
+    pub fn set_zone(&self, network: &str, zone: &Zone) -> Result<(), Error> {
+        let request = Request::SetZone { id: network.to_owned(), zone: zone.clone() };
+        self.call(&request, None).map(drop)
     }
 
-    pub fn remove_zone(&self, _network: &str) -> Result<(), Error> {
-        Err(Error::Refused("not ready".into()))
+    pub fn remove_zone(&self, network: &str) -> Result<(), Error> {
+        self.call(&Request::RemoveZone { id: network.to_owned() }, None).map(drop)
     }
 
     /// The sandboxes that the process holds, by id: what a restarted daemon compares with.
-    pub fn sandboxes(&self) -> Result<std::collections::BTreeMap<String, Ports>, Error> {
-        Err(Error::Refused("not ready".into()))
+    pub fn sandboxes(&self) -> Result<BTreeMap<String, Ports>, Error> {
+        match self.call(&Request::Sandboxes, None)? {
+            Response::Sandboxes(sandboxes) => Ok(sandboxes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What was answered, forwarded and dropped since the process started.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>, Error> {
+        match self.call(&Request::Counters, None)? {
+            Response::Counters(counters) => Ok(counters),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// One request and its response. A connection that broke since the last call is made again once.
+    fn call(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
+        let mut link = self.link();
+        if let Some(stream) = link.stream.take()
+            && let Ok(response) = exchange(&stream, request, with)
+        {
+            link.stream = Some(stream);
+            return checked(response);
+        }
+        let stream = self.connect(&mut link)?;
+        let response =
+            exchange(&stream, request, with).map_err(|source| self.unreachable(source))?;
+        link.stream = Some(stream);
+        checked(response)
+    }
+
+    fn connect(&self, link: &mut Link) -> Result<UnixStream, Error> {
+        let socket = socket_path(&self.exec_root);
+        if let Ok(stream) = connect(&socket) {
+            return Ok(stream);
+        }
+        self.start(link)?;
+        let begun = Instant::now();
+        loop {
+            match connect(&socket) {
+                Ok(stream) => return Ok(stream),
+                Err(source) if begun.elapsed() > START_MAX => {
+                    return Err(self.unreachable(source));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    fn start(&self, link: &mut Link) -> Result<(), Error> {
+        if let Some(child) = &mut link.child {
+            // Takes the exit status of one that died; one that lives and does not listen is starting.
+            let _ = child.try_wait();
+        }
+        let child = Command::new(&self.program)
+            .arg("resolver")
+            .arg("--exec-root")
+            .arg(&self.exec_root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|source| Error::Start { program: self.program.clone(), source })?;
+        link.child = Some(child);
+        Ok(())
+    }
+
+    fn unreachable(&self, source: io::Error) -> Error {
+        Error::Unreachable { socket: socket_path(&self.exec_root), source }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The body of `skep resolver`: returns only when it cannot go on.
-pub fn run(_exec_root: &Path) -> Result<(), Error> {
-    Err(Error::Refused("not ready".into()))
+/// Where the resolver of a daemon listens.
+pub(crate) fn socket_path(exec_root: &Path) -> PathBuf {
+    exec_root.join("resolver").join("control.sock")
+}
+
+fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(CALL_MAX))?;
+    stream.set_write_timeout(Some(CALL_MAX))?;
+    Ok(stream)
+}
+
+fn exchange(
+    stream: &UnixStream,
+    request: &Request,
+    with: Option<BorrowedFd<'_>>,
+) -> io::Result<Response> {
+    message::send(stream, request, with)?;
+    match message::receive(stream)? {
+        Some((response, _)) => Ok(response),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn checked(response: Response) -> Result<Response, Error> {
+    match response {
+        Response::Refused(why) => Err(Error::Refused(why)),
+        response => Ok(response),
+    }
+}
+
+fn unexpected(response: Response) -> Error {
+    Error::Refused(format!("an answer to another question: {response:?}"))
 }

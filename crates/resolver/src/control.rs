@@ -1,0 +1,239 @@
+//! The resolver process: its start, and the connections over which daemons set it.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dns::{Names, Zone};
+use rustix::fs::FlockOperation;
+use tokio::sync::mpsc;
+
+use crate::client::{Error, socket_path};
+use crate::message::{self, Ports, Request, Response, Sandbox};
+use crate::netns;
+use crate::server::{self, Command};
+use crate::state::{Held, Keeper, State};
+
+/// Daemons connect once; more than a few connections are a mistake.
+const CONNECTIONS_MAX: usize = 16;
+/// Namespaces on one host are bounded by its containers; this bounds the descriptors.
+const SANDBOXES_MAX: usize = 8_192;
+const COMMANDS_WAITING_MAX: usize = 256;
+
+/// The body of `skep resolver`: answers until the process is ended. Returns at once, without an
+/// error, when another process already serves this root.
+pub fn run(exec_root: &Path) -> Result<(), Error> {
+    let socket = socket_path(exec_root);
+    let failed = |source| Error::Unreachable { socket: socket.clone(), source };
+    let folder = exec_root.join("resolver");
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+    let lock = File::create(folder.join("lock")).map_err(failed)?;
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(());
+    }
+    // Already a session's leader when started by hand.
+    let _ = rustix::process::setsid();
+    raise_descriptor_limit();
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).map_err(failed)?;
+    let keeper = Keeper::open(folder.join("state.json"));
+    let (commands, served) = mpsc::channel(COMMANDS_WAITING_MAX);
+    let control = Control { keeper: keeper.clone(), commands };
+    spawn("state", move || keeper.write_changes()).map_err(failed)?;
+    spawn("control", move || {
+        control.recover();
+        control.accept(&listener);
+    })
+    .map_err(failed)?;
+    server::serve(served).map_err(failed)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(body).map(drop)
+}
+
+/// Three descriptors per sandbox and those towards the servers.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+}
+
+#[derive(Clone)]
+struct Control {
+    keeper: Arc<Keeper>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Control {
+    /// Opens again what an earlier process served, on the same ports: the redirection still points there.
+    fn recover(&self) {
+        let mut state = self.keeper.state();
+        let ids: Vec<String> = state.sandboxes.keys().cloned().collect();
+        for id in ids {
+            let Some(held) = state.sandboxes.get(&id).cloned() else { continue };
+            let reopened = File::open(&held.sandbox.netns).and_then(|file| {
+                let same = identity(file.as_fd())? == held.namespace;
+                same.then_some(()).ok_or(io::ErrorKind::NotFound)?;
+                Ok((netns::listen(file.as_fd(), Some(held.ports))?, OwnedFd::from(file)))
+            });
+            match reopened {
+                Ok((listeners, netns)) => {
+                    let names = see(&state, &held.sandbox);
+                    self.tell(Command::Open { id, names, listeners, netns });
+                }
+                Err(error) => {
+                    tracing::warn!(%id, %error, "sandbox not served again");
+                    state.sandboxes.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn accept(&self, listener: &UnixListener) {
+        let open = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+                open.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let (control, count) = (self.clone(), open.clone());
+            let started = spawn("connection", move || {
+                control.converse(&stream);
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
+            if started.is_err() {
+                open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn converse(&self, stream: &UnixStream) {
+        while let Ok(Some((request, descriptor))) = message::receive(stream) {
+            let response = self.handle(request, descriptor);
+            if message::send(stream, &response, None).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn handle(&self, request: Request, descriptor: Option<OwnedFd>) -> Response {
+        match request {
+            Request::Hello => Response::Done,
+            Request::SetSandbox { id, sandbox } => match descriptor {
+                Some(netns) => self.set_sandbox(id, sandbox, netns),
+                None => Response::Refused(format!("sandbox {id}: no namespace came with it")),
+            },
+            Request::RemoveSandbox { id } => self.remove_sandbox(id),
+            Request::SetZone { id, zone } => self.set_zone(id, Some(zone)),
+            Request::RemoveZone { id } => self.set_zone(id, None),
+            Request::Sandboxes => {
+                let state = self.keeper.state();
+                let ports = state.sandboxes.iter().map(|(id, held)| (id.clone(), held.ports));
+                Response::Sandboxes(ports.collect())
+            }
+            Request::Counters => {
+                let (reply, counters) = tokio::sync::oneshot::channel();
+                self.tell(Command::Counters { reply });
+                Response::Counters(counters.blocking_recv().unwrap_or_default())
+            }
+        }
+    }
+
+    fn set_sandbox(&self, id: String, sandbox: Sandbox, netns: OwnedFd) -> Response {
+        let mut state = self.keeper.state();
+        let namespace = match identity(netns.as_fd()) {
+            Ok(namespace) => namespace,
+            Err(error) => return Response::Refused(format!("sandbox {id}: {error}")),
+        };
+        let names = see(&state, &sandbox);
+        if let Some(held) = state.sandboxes.get_mut(&id)
+            && held.namespace == namespace
+        {
+            let ports = held.ports;
+            if held.sandbox != sandbox {
+                held.sandbox = sandbox;
+                self.keeper.mark();
+                self.tell(Command::Names { id, names });
+            }
+            return Response::Ports(ports);
+        }
+        if state.sandboxes.len() >= SANDBOXES_MAX {
+            return Response::Refused(format!("sandbox {id}: {SANDBOXES_MAX} are served already"));
+        }
+        let listeners = match netns::listen(netns.as_fd(), None) {
+            Ok(listeners) => listeners,
+            Err(error) => return Response::Refused(format!("sandbox {id}: {error}")),
+        };
+        let ports = listeners.ports;
+        state.sandboxes.insert(id.clone(), Held { sandbox, ports, namespace });
+        self.keeper.mark();
+        self.tell(Command::Open { id, names, listeners, netns });
+        Response::Ports(ports)
+    }
+
+    fn remove_sandbox(&self, id: String) -> Response {
+        if self.keeper.state().sandboxes.remove(&id).is_some() {
+            self.keeper.mark();
+            let (reply, closed) = tokio::sync::oneshot::channel();
+            self.tell(Command::Close { id, reply });
+            // The namespace may be removed when this returns: nothing here holds it any more.
+            let _ = closed.blocking_recv();
+        }
+        Response::Done
+    }
+
+    fn set_zone(&self, id: String, zone: Option<Zone>) -> Response {
+        let mut state = self.keeper.state();
+        if state.zones.get(&id).map(|zone| &**zone) == zone.as_ref() {
+            return Response::Done;
+        }
+        match zone {
+            Some(zone) => state.zones.insert(id.clone(), Arc::new(zone)),
+            None => state.zones.remove(&id),
+        };
+        let changed: Vec<(String, Names)> = state
+            .sandboxes
+            .iter()
+            .filter(|(_, held)| held.sandbox.zones.contains(&id))
+            .map(|(sandbox, held)| (sandbox.clone(), see(&state, &held.sandbox)))
+            .collect();
+        for (id, names) in changed {
+            self.tell(Command::Names { id, names });
+        }
+        self.keeper.mark();
+        Response::Done
+    }
+
+    fn tell(&self, command: Command) {
+        // The server ends only with the process.
+        let _ = self.commands.blocking_send(command);
+    }
+}
+
+/// What a sandbox sees of the zones that are set.
+fn see(state: &State, sandbox: &Sandbox) -> Names {
+    Names {
+        own: sandbox.own.clone(),
+        zones: sandbox.zones.iter().filter_map(|id| state.zones.get(id).cloned()).collect(),
+        upstreams: sandbox.upstreams.clone(),
+    }
+}
+
+fn identity(netns: impl AsFd) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(netns)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The ports a sandbox got, for the log.
+impl std::fmt::Display for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "udp {} tcp {}", self.udp, self.tcp)
+    }
+}

@@ -1,0 +1,277 @@
+//! The loop that answers: one thread, a task per socket.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dns::{Answer, Carrier, Code, Names, Query};
+use rand::seq::SliceRandom;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet, LocalSet};
+
+use crate::forward::{self, Servers};
+use crate::netns::Listeners;
+
+/// The longest question: a name of 255 bytes and a few EDNS options.
+const QUESTION_BYTES_MAX: usize = 4_096;
+/// Questions taken from one socket before the others have their turn.
+const QUESTIONS_AT_ONCE: usize = 64;
+const CONNECTIONS_PER_SANDBOX_MAX: usize = 64;
+const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// What the control side wants of the loop.
+pub(crate) enum Command {
+    Open { id: String, names: Names, listeners: Listeners, netns: OwnedFd },
+    Names { id: String, names: Names },
+    Close { id: String, reply: oneshot::Sender<()> },
+    Counters { reply: oneshot::Sender<BTreeMap<String, u64>> },
+}
+
+/// What happened since the start.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub answered: Cell<u64>,
+    pub forwarded: Cell<u64>,
+    pub refused: Cell<u64>,
+    pub garbage: Cell<u64>,
+    pub overload: Cell<u64>,
+    pub upstream_failed: Cell<u64>,
+}
+
+pub(crate) fn count(counter: &Cell<u64>) {
+    counter.set(counter.get().wrapping_add(1));
+}
+
+impl Counters {
+    fn table(&self) -> BTreeMap<String, u64> {
+        [
+            ("answered", &self.answered),
+            ("forwarded", &self.forwarded),
+            ("refused", &self.refused),
+            ("garbage", &self.garbage),
+            ("overload", &self.overload),
+            ("upstream_failed", &self.upstream_failed),
+        ]
+        .into_iter()
+        .map(|(name, counter)| (name.to_owned(), counter.get()))
+        .collect()
+    }
+}
+
+/// One sandbox while it is served.
+pub(crate) struct Live {
+    names: RefCell<Rc<Names>>,
+    pub servers: Servers,
+    pub counters: Rc<Counters>,
+}
+
+/// Everything the loop serves; a sandbox that is dropped takes its tasks along.
+struct Served {
+    live: Rc<Live>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Runs the loop until the control side is gone.
+pub(crate) fn serve(commands: mpsc::Receiver<Command>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, obey(commands));
+    Ok(())
+}
+
+async fn obey(mut commands: mpsc::Receiver<Command>) {
+    let counters = Rc::new(Counters::default());
+    let mut sandboxes: BTreeMap<String, Served> = BTreeMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Open { id, names, listeners, netns } => {
+                sandboxes.remove(&id);
+                match open(names, listeners, netns, counters.clone()) {
+                    Ok(served) => drop(sandboxes.insert(id, served)),
+                    Err(error) => tracing::error!(%id, %error, "sandbox not served"),
+                }
+            }
+            Command::Names { id, names } => {
+                if let Some(served) = sandboxes.get(&id) {
+                    *served.live.names.borrow_mut() = Rc::new(names);
+                }
+            }
+            Command::Close { id, reply } => {
+                sandboxes.remove(&id);
+                // The aborted tasks let go of their sockets when the loop next turns to them.
+                tokio::task::yield_now().await;
+                let _ = reply.send(());
+            }
+            Command::Counters { reply } => {
+                let _ = reply.send(counters.table());
+            }
+        }
+    }
+}
+
+fn open(
+    names: Names,
+    listeners: Listeners,
+    netns: OwnedFd,
+    counters: Rc<Counters>,
+) -> io::Result<Served> {
+    let live = Rc::new(Live {
+        names: RefCell::new(Rc::new(names)),
+        servers: Servers::new(Arc::new(netns)),
+        counters,
+    });
+    let udp = Rc::new(UdpSocket::from_std(listeners.udp)?);
+    let tcp = TcpListener::from_std(listeners.tcp)?;
+    let tasks = [
+        tokio::task::spawn_local(answer_packets(live.clone(), udp)).abort_handle(),
+        tokio::task::spawn_local(answer_connections(live.clone(), tcp)).abort_handle(),
+    ];
+    Ok(Served { live, tasks })
+}
+
+async fn answer_packets(live: Rc<Live>, socket: Rc<UdpSocket>) {
+    let mut buffer = vec![0u8; QUESTION_BYTES_MAX];
+    let mut forwards = JoinSet::new();
+    loop {
+        // A socket that fails for good would make this a busy loop; the wait keeps it a slow one.
+        if socket.readable().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        while forwards.try_join_next().is_some() {}
+        for _ in 0..QUESTIONS_AT_ONCE {
+            match socket.try_recv_from(&mut buffer) {
+                Ok((length, from)) => {
+                    take_packet(&live, &socket, &mut forwards, &buffer[..length], from);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An asker that went away before its reply arrived.
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn take_packet(
+    live: &Rc<Live>,
+    socket: &Rc<UdpSocket>,
+    forwards: &mut JoinSet<()>,
+    packet: &[u8],
+    from: SocketAddr,
+) {
+    match decide(live, packet, Carrier::Udp) {
+        Decision::Drop => {}
+        // A full send buffer loses a reply as any network may; the asker asks again.
+        Decision::Reply(reply) => drop(socket.try_send_to(&reply, from)),
+        Decision::Forward(query) => {
+            let (live, socket, packet) = (live.clone(), socket.clone(), packet.to_vec());
+            let names = live.names.borrow().clone();
+            forwards.spawn_local(async move {
+                let reply = forward::ask(&live, &names, &query, &packet, Carrier::Udp).await;
+                let _ = socket.send_to(&reply, from).await;
+            });
+        }
+    }
+}
+
+/// What becomes of a packet.
+enum Decision {
+    Reply(Vec<u8>),
+    Forward(Query),
+    Drop,
+}
+
+fn decide(live: &Live, packet: &[u8], carrier: Carrier) -> Decision {
+    let query = match dns::message::parse(packet) {
+        Ok(query) => query,
+        Err(reject) => {
+            count(&live.counters.garbage);
+            return reject.reply().map_or(Decision::Drop, Decision::Reply);
+        }
+    };
+    let answer = dns::answer(&live.names.borrow(), &query.question);
+    match answer {
+        Answer::Addresses(mut addresses) => {
+            count(&live.counters.answered);
+            if addresses.len() > 1 {
+                addresses.shuffle(&mut rand::rng());
+            }
+            Decision::Reply(query.reply_addresses(&addresses, carrier))
+        }
+        Answer::Pointers(names) => {
+            count(&live.counters.answered);
+            Decision::Reply(query.reply_pointers(&names, carrier))
+        }
+        Answer::Refuse => {
+            count(&live.counters.refused);
+            Decision::Reply(query.reply(Code::ServerFailure))
+        }
+        Answer::Forward if live.servers.has_room() => Decision::Forward(query),
+        Answer::Forward => {
+            count(&live.counters.overload);
+            Decision::Reply(query.reply(Code::ServerFailure))
+        }
+    }
+}
+
+async fn answer_connections(live: Rc<Live>, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = listener.accept().await;
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            Ok((stream, _)) if connections.len() < CONNECTIONS_PER_SANDBOX_MAX => {
+                connections.spawn_local(converse(live.clone(), stream));
+            }
+            Ok(_) => count(&live.counters.overload),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Answers the questions of one connection, one after another, until it is idle or broken.
+async fn converse(live: Rc<Live>, mut stream: TcpStream) {
+    while let Ok(Ok(packet)) =
+        tokio::time::timeout(CONNECTION_IDLE_MAX, read_framed(&mut stream)).await
+    {
+        let reply = match decide(&live, &packet, Carrier::Tcp) {
+            Decision::Drop => return,
+            Decision::Reply(reply) => reply,
+            Decision::Forward(query) => {
+                let names = live.names.borrow().clone();
+                forward::ask(&live, &names, &query, &packet, Carrier::Tcp).await
+            }
+        };
+        let write = write_framed(&mut stream, &reply);
+        if !matches!(tokio::time::timeout(CONNECTION_IDLE_MAX, write).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// A message with its length before it (RFC 1035 section 4.2.2).
+pub(crate) async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    let mut packet = vec![0; usize::from(length)];
+    stream.read_exact(&mut packet).await?;
+    Ok(packet)
+}
+
+pub(crate) async fn write_framed(stream: &mut TcpStream, packet: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(packet.len()).map_err(io::Error::other)?;
+    let mut framed = Vec::with_capacity(packet.len() + 2);
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(packet);
+    stream.write_all(&framed).await
+}

@@ -1,0 +1,245 @@
+//! The resolver process in real namespaces: what is answered, and what survives its death.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use dns::{Upstream, Zone};
+use resolver::{Client, Ports, Sandbox};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network namespace of this test, removed at its end.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(purpose: &str) -> Self {
+        let name = format!("skep-dns-{purpose}-{}", std::process::id());
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Self(name)
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/var/run/netns").join(&self.0)
+    }
+
+    fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let file = File::open(self.path()).unwrap();
+                    move_into_link_name_space(
+                        std::os::fd::AsFd::as_fd(&file),
+                        Some(LinkNameSpaceType::Network),
+                    )
+                    .unwrap();
+                    act()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        ip(&["netns", "delete", &self.0]);
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    assert!(Command::new("ip").args(arguments).status().unwrap().success(), "ip {arguments:?}");
+}
+
+/// The process, ended with the test.
+struct Process {
+    root: tempfile::TempDir,
+    client: Client,
+}
+
+impl Process {
+    fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let target = std::env::current_exe().unwrap();
+        let program = target.parent().unwrap().parent().unwrap().join("examples/process");
+        let client = Client::new(&program, root.path());
+        client.ensure().unwrap();
+        Self { root, client }
+    }
+
+    fn id(&self) -> Option<String> {
+        let wanted = self.root.path().to_str().unwrap().to_owned();
+        std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let ours = line.split(|byte| *byte == 0).any(|word| word == wanted.as_bytes());
+            // A dead process keeps its entry, without a command line, until it is waited for.
+            ours.then(|| entry.file_name().into_string().unwrap())
+        })
+    }
+
+    fn kill(&self) {
+        let Some(id) = self.id() else { return };
+        let id = rustix::process::Pid::from_raw(id.parse().unwrap()).unwrap();
+        rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+        while self.id().is_some() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn question(name: &str, kind: u16) -> Vec<u8> {
+    let mut bytes = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend_from_slice(label.as_bytes());
+    }
+    bytes.extend_from_slice(&[0, 0, kind as u8, 0, 1]);
+    bytes
+}
+
+fn ask(namespace: &Namespace, port: u16, packet: &[u8]) -> Vec<u8> {
+    namespace.inside(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.send_to(packet, ("127.0.0.11", port)).unwrap();
+        let mut buffer = vec![0; 4_096];
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer.truncate(length);
+        buffer
+    })
+}
+
+fn ask_tcp(namespace: &Namespace, port: u16, packet: &[u8]) -> Vec<u8> {
+    namespace.inside(|| {
+        let mut stream = TcpStream::connect(("127.0.0.11", port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&(packet.len() as u16).to_be_bytes()).unwrap();
+        stream.write_all(packet).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut reply).unwrap();
+        reply
+    })
+}
+
+/// The last four bytes: the address of the last record of an A reply.
+fn last_address(reply: &[u8]) -> IpAddr {
+    let octets: [u8; 4] = reply[reply.len() - 4..].try_into().unwrap();
+    IpAddr::from(octets)
+}
+
+fn zone(address: &str) -> Zone {
+    let mut zone = Zone::new("front");
+    zone.add("web", address.parse().unwrap());
+    zone
+}
+
+fn sandbox(namespace: &Namespace) -> Sandbox {
+    Sandbox { netns: namespace.path(), zones: vec!["net1".into()], ..Sandbox::default() }
+}
+
+#[test]
+fn names_are_answered_over_both_carriers_and_follow_the_tables() {
+    let (process, namespace) = (Process::start(), Namespace::new("carriers"));
+    let ports = process.client.set_sandbox("one", &sandbox(&namespace)).unwrap();
+    // Nothing is known yet and nobody may be asked.
+    assert_eq!(ask(&namespace, ports.udp, &question("web", 1))[3] & 15, 2);
+
+    process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
+    let reply = ask(&namespace, ports.udp, &question("web", 1));
+    assert_eq!((&reply[..2], last_address(&reply)), (&[0xab, 0xcd][..], "10.0.1.5".parse().unwrap()));
+    let reply = ask_tcp(&namespace, ports.tcp, &question("WEB.front", 1));
+    assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
+
+    process.client.set_zone("net1", &zone("10.0.1.6")).unwrap();
+    let reply = ask(&namespace, ports.udp, &question("web", 1));
+    assert_eq!(last_address(&reply), "10.0.1.6".parse::<IpAddr>().unwrap());
+
+    // The same sandbox again keeps its ports; its removal closes them.
+    assert_eq!(process.client.set_sandbox("one", &sandbox(&namespace)).unwrap(), ports);
+    process.client.remove_sandbox("one").unwrap();
+    assert!(process.client.sandboxes().unwrap().is_empty());
+    let refused = namespace.inside(|| TcpStream::connect(("127.0.0.11", ports.tcp)).is_err());
+    assert!(refused);
+}
+
+#[test]
+fn a_killed_process_comes_back_with_the_same_ports_and_names() {
+    let (process, namespace) = (Process::start(), Namespace::new("killed"));
+    process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
+    let ports = process.client.set_sandbox("one", &sandbox(&namespace)).unwrap();
+    let state = process.root.path().join("resolver/state.json");
+    while !std::fs::read_to_string(&state).unwrap_or_default().contains("10.0.1.5") {
+        std::thread::yield_now();
+    }
+    process.kill();
+    process.client.ensure().unwrap();
+    let expected: std::collections::BTreeMap<String, Ports> = [("one".into(), ports)].into();
+    assert_eq!(process.client.sandboxes().unwrap(), expected);
+    let reply = ask(&namespace, ports.udp, &question("web", 1));
+    assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn other_names_go_to_the_servers_of_the_sandbox_and_nobody_else_may_answer() {
+    let (process, namespace) = (Process::start(), Namespace::new("forward"));
+    let server = namespace.inside(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    let dead: SocketAddr = namespace
+        .inside(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let address = server.local_addr().unwrap();
+    let upstream = |address| Upstream { address, from_host: false };
+    let sandbox =
+        Sandbox { upstreams: vec![upstream(dead), upstream(address)], ..sandbox(&namespace) };
+    let ports = process.client.set_sandbox("one", &sandbox).unwrap();
+    let serving = std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        let mut reply = buffer[..length].to_vec();
+        reply[2] |= 0x80;
+        let mut forged = reply.clone();
+        forged[0] ^= 0xff;
+        forged.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 6, 6, 6, 6]);
+        server.send_to(&forged, from).unwrap();
+        let mut renamed = reply.clone();
+        renamed[13] ^= 1;
+        server.send_to(&renamed, from).unwrap();
+        reply[7] = 1;
+        reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 7]);
+        server.send_to(&reply, from).unwrap();
+    });
+    let reply = ask(&namespace, ports.udp, &question("example.org", 1));
+    serving.join().unwrap();
+    assert_eq!(&reply[..2], &[0xab, 0xcd]);
+    assert_eq!(last_address(&reply), "192.0.2.7".parse::<IpAddr>().unwrap());
+    let counters = process.client.counters().unwrap();
+    assert_eq!((counters["forwarded"], counters["upstream_failed"]), (1, 1));
+}
+
+#[test]
+fn garbage_is_counted_and_harms_nothing() {
+    let (process, namespace) = (Process::start(), Namespace::new("garbage"));
+    process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
+    let ports = process.client.set_sandbox("one", &sandbox(&namespace)).unwrap();
+    namespace.inside(|| {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for length in 0..40usize {
+            socket.send_to(&vec![0xff; length], ("127.0.0.11", ports.udp)).unwrap();
+        }
+        let mut stream = TcpStream::connect(("127.0.0.11", ports.tcp)).unwrap();
+        stream.write_all(&[0, 3, 1, 2, 3]).unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0);
+    });
+    let reply = ask(&namespace, ports.udp, &question("web", 1));
+    assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
+    assert_eq!(process.client.counters().unwrap()["garbage"], 41);
+}
