@@ -48,7 +48,11 @@ fn pointer(names: &Names, address: IpAddr) -> Option<String> {
     let zones = std::iter::once(&names.own).chain(names.zones.iter().map(|zone| &**zone));
     zones.into_iter().find_map(|zone| {
         let name = zone.pointers.get(&address)?;
-        Some(if zone.network.is_empty() { name.clone() } else { format!("{name}.{}", zone.network) })
+        Some(if zone.network.is_empty() {
+            name.clone()
+        } else {
+            format!("{name}.{}", zone.network)
+        })
     })
 }
 

@@ -293,5 +293,16 @@ impl Reply {
 }
 
 /// Root name, OPT, our payload size, no extended code, version 0, no flags, no data.
-const OPT_RECORD: [u8; 11] =
-    [0, 0, TYPE_OPT as u8, (UDP_BYTES_MAX >> 8) as u8, (UDP_BYTES_MAX & 0xff) as u8, 0, 0, 0, 0, 0, 0];
+const OPT_RECORD: [u8; 11] = [
+    0,
+    0,
+    TYPE_OPT as u8,
+    (UDP_BYTES_MAX >> 8) as u8,
+    (UDP_BYTES_MAX & 0xff) as u8,
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+];

@@ -127,8 +127,7 @@ fn a_reply_repeats_the_question_as_it_was_spelt() {
 
 #[test]
 fn what_does_not_fit_is_cut_and_said() {
-    let many: Vec<IpAddr> =
-        (0..1_000u32).map(|n| Ipv4Addr::from(0x0a00_0000 + n).into()).collect();
+    let many: Vec<IpAddr> = (0..1_000u32).map(|n| Ipv4Addr::from(0x0a00_0000 + n).into()).collect();
     let asked = packet("tasks.web", 1);
     let query = parse(&asked).unwrap();
     let small = query.reply_addresses(&many, Carrier::Udp);

@@ -76,8 +76,7 @@ impl Client {
     /// Opens a sandbox's sockets, or only replaces what it sees when they are open.
     pub fn set_sandbox(&self, id: &str, sandbox: &Sandbox) -> Result<Ports, Error> {
         let netns = sandbox.netns.clone();
-        let namespace =
-            File::open(&netns).map_err(|source| Error::Namespace { netns, source })?;
+        let namespace = File::open(&netns).map_err(|source| Error::Namespace { netns, source })?;
         let request = Request::SetSandbox { id: id.to_owned(), sandbox: sandbox.clone() };
         match self.call(&request, Some(namespace.as_fd()))? {
             Response::Ports(ports) => Ok(ports),

@@ -55,11 +55,8 @@ impl Servers {
     }
 
     async fn socket(&self, server: Upstream) -> io::Result<Idle> {
-        let kept = self
-            .idle
-            .borrow_mut()
-            .get_mut(&(server.address, server.from_host))
-            .and_then(Vec::pop);
+        let kept =
+            self.idle.borrow_mut().get_mut(&(server.address, server.from_host)).and_then(Vec::pop);
         if let Some(kept) = kept {
             return Ok(kept);
         }

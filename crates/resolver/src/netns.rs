@@ -30,10 +30,8 @@ pub(crate) fn listen(netns: BorrowedFd<'_>, ports: Option<Ports>) -> io::Result<
         let udp = UdpSocket::bind((LISTEN, ports.udp))?;
         let tcp = TcpListener::bind((LISTEN, ports.tcp))?;
         // Best effort: the default holds some two hundred questions.
-        let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(
-            &udp,
-            QUESTIONS_BYTES_WAITING,
-        );
+        let _ =
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, QUESTIONS_BYTES_WAITING);
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
         let ports = Ports { udp: udp.local_addr()?.port(), tcp: tcp.local_addr()?.port() };

@@ -157,7 +157,10 @@ fn names_are_answered_over_both_carriers_and_follow_the_tables() {
 
     process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
     let reply = ask(&namespace, ports.udp, &question("web", 1));
-    assert_eq!((&reply[..2], last_address(&reply)), (&[0xab, 0xcd][..], "10.0.1.5".parse().unwrap()));
+    assert_eq!(
+        (&reply[..2], last_address(&reply)),
+        (&[0xab, 0xcd][..], "10.0.1.5".parse().unwrap())
+    );
     let reply = ask_tcp(&namespace, ports.tcp, &question("WEB.front", 1));
     assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
 
@@ -194,8 +197,8 @@ fn a_killed_process_comes_back_with_the_same_ports_and_names() {
 fn other_names_go_to_the_servers_of_the_sandbox_and_nobody_else_may_answer() {
     let (process, namespace) = (Process::start(), Namespace::new("forward"));
     let server = namespace.inside(|| UdpSocket::bind("127.0.0.1:0").unwrap());
-    let dead: SocketAddr = namespace
-        .inside(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let dead: SocketAddr =
+        namespace.inside(|| UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let address = server.local_addr().unwrap();
     let upstream = |address| Upstream { address, from_host: false };
     let sandbox =
