@@ -1,5 +1,18 @@
 //! One raft member: raft-rs driven by events, in etcd's wire format.
+//!
+//! Peers' bytes are decoded with our own types and translated field by field: the fields that
+//! raft-rs and etcd number differently never reach the other side, and raft-rs never parses what a
+//! peer sent.
 
 pub mod write;
+mod member;
+mod raft;
+mod storage;
+mod translate;
 
+pub use member::{MemberChange, Members};
+pub use raft::{Effect, Error, Event, Proposed, Raft};
 pub use write::{Recovered, Write};
+
+#[cfg(test)]
+mod tests;
