@@ -6,19 +6,31 @@ mod error;
 mod digest;
 mod reference;
 mod config;
-mod store;
-mod rootfs;
+mod changes;
+mod types;
 mod progress;
+mod store;
+mod layers;
+mod tarball;
+mod unpack;
+mod recipe;
+mod rootfs;
+mod stack;
+mod changed;
+mod pack;
+pub mod copy;
 mod registry;
 
-pub use config::{Config, Health, History, RunConfig};
+pub use changed::{Change, ChangeKind};
+pub use config::{Config, Health, History, LayerList, RunConfig};
+pub use copy::PathStat;
 pub use digest::{Digest, Hashing};
 pub use error::{Error, Kind, Result};
-pub use progress::{PROGRESS_QUEUE_MAX, Progress, ProgressSender};
+pub use progress::{PROGRESS_QUEUE_MAX, Progress, ProgressSender, human};
 pub use reference::Reference;
 pub use registry::{Credentials, Distribution, Registries};
-pub use rootfs::{Change, ChangeKind, PathStat, RootFs, copy};
-pub use store::{
-    Commit, Deleted, HistoryEntry, Image, Import, LayerUsage, Options, Platform, Pruned, Remove,
-    Store, Usage, User,
+pub use rootfs::RootFs;
+pub use store::Store;
+pub use types::{
+    Commit, Deleted, HistoryEntry, Image, ImageUsage, Import, LayerUsage, Options, Platform, Pruned, Remove, Usage, User,
 };

@@ -1,13 +1,31 @@
 //! A container's root file system: the image's layers below, its own upper directory, one overlay mount.
+//!
+//! `rootfs/<container>/{rootfs.json, upper, work, merged}`; `init/<chain>/` holds the mount points every container of an
+//! image needs (`/etc/hosts` and the like), made once and stacked between the layers and the upper directory.
 
-use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::{Commit, Digest, Error, Image, Result, Store};
+use crate::error::errno;
+use crate::layers::{Held, Layers, make_mode, write_synced};
+use crate::stack;
+use crate::store::{json, remove_if_there};
+use crate::{Digest, Error, Image, Result, Store};
+
+/// overlayfs takes more, Docker does not.
+pub(crate) const LAYERS_MAX: usize = 125;
+/// The kernel takes one page of mount options.
+const OPTIONS_BYTES_MAX: usize = 4096 - 1;
 
 /// Where a container's root file system lies; nothing is mounted by making one.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,113 +38,300 @@ pub struct RootFs {
     pub merged: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ChangeKind {
-    Modified = 0,
-    Added = 1,
-    Deleted = 2,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change {
-    /// Absolute, as seen in the container.
-    pub path: String,
-    pub kind: ChangeKind,
-}
-
-/// The `X-Docker-Container-Path-Stat` header before base64.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PathStat {
-    pub name: String,
-    pub size: i64,
-    /// Go's `os.FileMode` bits.
-    pub mode: u32,
-    pub mtime: String,
-    #[serde(rename = "linkTarget")]
-    pub link_target: String,
-}
-
-fn not_ready<T>() -> Result<T> {
-    Err(Error::NotSupported(
-        "root file systems are not supported by skep yet: this call is being built".into(),
-    ))
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    image: Digest,
+    /// Bottom first.
+    layers: Vec<Digest>,
 }
 
 impl Store {
     /// Makes the directories of a new container; the image's layers are held until `remove_rootfs`.
-    pub fn prepare_rootfs(&self, _container: &str, _image: &Image) -> Result<RootFs> {
-        not_ready()
+    pub fn prepare_rootfs(&self, container: &str, image: &Image) -> Result<RootFs> {
+        check_name(container)?;
+        let layers = image.config.rootfs.diff_ids.clone();
+        let held: Vec<Held> = layers.iter().filter_map(|diff_id| self.inner.layers.hold(diff_id)).collect();
+        if held.len() != layers.len() {
+            return Err(Error::NoSuchImage(image.id.to_string()));
+        }
+        let record = Record { image: image.id, layers };
+        self.make_init(&record)?;
+        let base = self.inner.root.join("rootfs");
+        let target = base.join(container);
+        if self.rootfs_records().contains_key(container) {
+            return Err(Error::Conflict(format!("container {container} has a root file system already")));
+        }
+        let new = base.join(format!(".new-{container}"));
+        remove_if_there(&new)?;
+        for directory in ["", "upper", "work", "merged"] {
+            let path = new.join(directory);
+            fs::create_dir(&path).map_err(Error::file("create", &path))?;
+            make_mode(&path, if directory == "work" { 0o700 } else { 0o755 })?;
+        }
+        write_synced(&new.join("rootfs.json"), &json(&record)?)?;
+        fs::rename(&new, &target).map_err(Error::file("rename root file system to", &target))?;
+        held.into_iter().for_each(Held::keep);
+        let rootfs = self.placed(container, &record);
+        self.rootfs_records().insert(container.to_owned(), record);
+        Ok(rootfs)
     }
 
     /// One that was prepared before, also by an earlier daemon.
-    pub fn rootfs(&self, _container: &str) -> Result<RootFs> {
-        not_ready()
+    pub fn rootfs(&self, container: &str) -> Result<RootFs> {
+        let records = self.rootfs_records();
+        let record = records
+            .get(container)
+            .ok_or_else(|| Error::NotFound(format!("container {container} has no root file system")))?;
+        Ok(self.placed(container, record))
     }
 
     /// Mounts it if it is not mounted; gives the merged directory.
-    pub fn mount(&self, _container: &str) -> Result<PathBuf> {
-        not_ready()
+    pub fn mount(&self, container: &str) -> Result<PathBuf> {
+        let rootfs = self.rootfs(container)?;
+        if !is_mounted(&rootfs.merged)? {
+            mount_overlay(&rootfs)?;
+        }
+        Ok(rootfs.merged)
     }
 
     /// Unmounts it if it is mounted.
-    pub fn unmount(&self, _container: &str) -> Result<()> {
-        not_ready()
+    pub fn unmount(&self, container: &str) -> Result<()> {
+        let rootfs = self.rootfs(container)?;
+        unmount_all(&rootfs.merged)
     }
 
     /// Unmounts and deletes; a container that never had one is fine.
-    pub fn remove_rootfs(&self, _container: &str) -> Result<()> {
-        not_ready()
+    pub fn remove_rootfs(&self, container: &str) -> Result<()> {
+        check_name(container)?;
+        let base = self.inner.root.join("rootfs");
+        let path = base.join(container);
+        if path.exists() {
+            unmount_all(&path.join("merged"))?;
+            let old = base.join(format!(".old-{container}"));
+            remove_if_there(&old)?;
+            fs::rename(&path, &old).map_err(Error::file("remove", &path))?;
+            remove_if_there(&old)?;
+        }
+        if let Some(record) = self.rootfs_records().remove(container) {
+            record.layers.iter().for_each(|diff_id| self.inner.layers.release(diff_id));
+        }
+        Ok(())
     }
 
     /// Root file systems of containers that are not in `known` (a crash between two steps) are removed.
-    pub fn sweep_rootfs(&self, _known: &BTreeSet<String>) -> Result<Vec<String>> {
-        not_ready()
+    pub fn sweep_rootfs(&self, known: &BTreeSet<String>) -> Result<Vec<String>> {
+        let orphans: Vec<String> =
+            self.rootfs_records().keys().filter(|container| !known.contains(*container)).cloned().collect();
+        for container in &orphans {
+            self.remove_rootfs(container)?;
+        }
+        Ok(orphans)
     }
 
-    /// What the container changed, sorted by path.
-    pub fn diff(&self, _container: &str) -> Result<Vec<Change>> {
-        not_ready()
+    pub(crate) fn rootfs_records(&self) -> MutexGuard<'_, BTreeMap<String, Record>> {
+        self.inner.rootfs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn commit(&self, _container: &str, _commit: &Commit) -> Result<Arc<Image>> {
-        not_ready()
+    fn placed(&self, container: &str, record: &Record) -> RootFs {
+        let base = self.inner.root.join("rootfs").join(container);
+        let mut lower = vec![self.init_dir(record)];
+        lower.extend(self.lower_dirs(&record.layers));
+        RootFs {
+            image: record.image,
+            lower,
+            upper: base.join("upper"),
+            work: base.join("work"),
+            merged: base.join("merged"),
+        }
     }
 
-    /// The whole file system as one tar; the container may be running or stopped.
-    pub fn export(&self, _container: &str, _out: impl Write) -> Result<()> {
-        not_ready()
+    /// Topmost first.
+    fn lower_dirs(&self, layers: &[Digest]) -> Vec<PathBuf> {
+        let mut seen = BTreeSet::new();
+        // A directory may be in a mount once; a layer that comes twice counts where it is on top.
+        let top_first = layers.iter().rev().filter(|diff_id| seen.insert(**diff_id));
+        top_first.map(|diff_id| self.inner.layers.diff_dir(diff_id)).collect()
     }
 
-    /// Bytes in the upper directory, and of the whole root file system.
-    pub fn rootfs_size(&self, _container: &str) -> Result<(u64, u64)> {
-        not_ready()
+    fn init_dir(&self, record: &Record) -> PathBuf {
+        let chain = crate::store::chain_ids(&record.layers).pop().unwrap_or(Digest::of(b""));
+        self.inner.root.join("init").join(chain.hex())
+    }
+
+    fn make_init(&self, record: &Record) -> Result<()> {
+        let target = self.init_dir(record);
+        let _one_at_a_time = self.inner.inits.lock().unwrap_or_else(PoisonError::into_inner);
+        if target.exists() {
+            return Ok(());
+        }
+        let new = target.with_extension("new");
+        remove_if_there(&new)?;
+        fs::create_dir_all(&new).map_err(Error::file("create", &new))?;
+        make_mode(&new, 0o755)?;
+        fill_init(&new, &self.lower_dirs(&record.layers))?;
+        fs::rename(&new, &target).map_err(Error::file("rename to", &target))
     }
 }
 
-/// `docker cp`: a path inside a container's mounted root, never outside it.
-pub mod copy {
-    use super::*;
+enum Point {
+    Directory,
+    File,
+    Link(&'static str),
+}
 
-    pub fn stat(_root: &Path, _path: &str) -> Result<PathStat> {
-        not_ready()
-    }
+/// The mount points and files that Docker gives every container.
+const POINTS: [(&str, Point); 10] = [
+    ("dev/pts", Point::Directory),
+    ("dev/shm", Point::Directory),
+    ("proc", Point::Directory),
+    ("sys", Point::Directory),
+    (".dockerenv", Point::File),
+    ("etc/resolv.conf", Point::File),
+    ("etc/hosts", Point::File),
+    ("etc/hostname", Point::File),
+    ("dev/console", Point::File),
+    ("etc/mtab", Point::Link("/proc/mounts")),
+];
 
-    /// The path as a tar whose first name is the path's base name.
-    pub fn read(_root: &Path, _path: &str, _out: impl Write) -> Result<()> {
-        not_ready()
+fn fill_init(init: &Path, lower: &[PathBuf]) -> Result<()> {
+    for (path, point) in &POINTS {
+        let target = init.join(path);
+        if let Some(parent) = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            copy_directory(init, lower, parent)?;
+        }
+        match point {
+            Point::Directory => copy_directory(init, lower, Path::new(path))?,
+            Point::File => {
+                fs::write(&target, b"").map_err(Error::file("create", &target))?;
+                make_mode(&target, 0o755)?;
+            }
+            Point::Link(to) => {
+                std::os::unix::fs::symlink(to, &target).map_err(Error::file("create", &target))?;
+            }
+        }
     }
+    Ok(())
+}
 
-    /// Unpacks a tar into the directory `path`.
-    pub fn write(_root: &Path, _path: &str, _tar: impl Read, _options: WriteOptions) -> Result<()> {
-        not_ready()
+/// A directory in `init` with the owner, mode and time it has below; a file or link below is hidden by it.
+fn copy_directory(init: &Path, lower: &[PathBuf], path: &Path) -> Result<()> {
+    let target = init.join(path);
+    if target.exists() {
+        return Ok(());
     }
+    let failed = |cause| Error::file("create", &target)(cause);
+    fs::create_dir(&target).map_err(failed)?;
+    match stack::lookup(lower, path).map_err(Error::file("read", path))? {
+        Some((_, below)) if below.is_dir() => {
+            std::os::unix::fs::chown(&target, Some(below.uid()), Some(below.gid())).map_err(failed)?;
+            make_mode(&target, below.mode() & 0o7777)
+        }
+        Some(_) => {
+            make_mode(&target, 0o755)?;
+            let set = rustix::fs::lsetxattr(
+                &target,
+                crate::unpack::OPAQUE_XATTR,
+                b"y",
+                rustix::fs::XattrFlags::empty(),
+            );
+            set.map_err(errno("set opaque", &target))
+        }
+        None => make_mode(&target, 0o755),
+    }
+}
 
-    #[derive(Clone, Copy, Debug, Default)]
-    pub struct WriteOptions {
-        /// A directory may not take a file's place, nor a file a directory's.
-        pub no_overwrite_dir_non_dir: bool,
-        /// Set when files keep the tar's owner; otherwise they belong to `owner`.
-        pub copy_uid_gid: bool,
-        pub owner: (u32, u32),
+/// What an earlier daemon left: whole ones are kept and hold their layers, half-made and half-removed ones go.
+pub(crate) fn read_records(root: &Path, layers: &Arc<Layers>) -> Result<BTreeMap<String, Record>> {
+    let mut records = BTreeMap::new();
+    for entry in fs::read_dir(root).map_err(Error::file("read", root))? {
+        let path = entry.map_err(Error::file("read", root))?.path();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
+        let record = fs::read(path.join("rootfs.json")).ok().and_then(|raw| serde_json::from_slice::<Record>(&raw).ok());
+        match record {
+            Some(record) if !name.starts_with('.') => {
+                let held: Vec<Held> = record.layers.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
+                if held.len() != record.layers.len() {
+                    tracing::warn!(container = %name, "a layer of its root file system is missing");
+                }
+                held.into_iter().for_each(Held::keep);
+                records.insert(name, record);
+            }
+            _ => {
+                unmount_all(&path.join("merged"))?;
+                remove_if_there(&path)?;
+            }
+        }
     }
+    Ok(records)
+}
+
+/// Container ids become directory names: nothing that could be a path.
+fn check_name(container: &str) -> Result<()> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    match !container.is_empty() && container.len() <= 128 && container.bytes().all(plain) {
+        true => Ok(()),
+        false => Err(Error::Invalid(format!("invalid container id {container:?}"))),
+    }
+}
+
+/// A mount point has another device than the directory it lies in.
+pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
+    let (Some(parent), Ok(own)) = (path.parent(), fs::symlink_metadata(path)) else { return Ok(false) };
+    let parent = fs::symlink_metadata(parent).map_err(Error::file("stat", parent))?;
+    Ok(own.dev() != parent.dev())
+}
+
+fn unmount_all(merged: &Path) -> Result<()> {
+    while is_mounted(merged)? {
+        // Detached: a process that still looks at it keeps it alive without standing in the way.
+        rustix::mount::unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(errno("unmount", merged))?;
+    }
+    Ok(())
+}
+
+fn mount_overlay(rootfs: &RootFs) -> Result<()> {
+    let mut open = Vec::new();
+    let mut options = mount_options(&rootfs.lower, rootfs)?;
+    if options.as_bytes().len() > OPTIONS_BYTES_MAX {
+        // Descriptors make short names of the longest stacks.
+        let short = rootfs.lower.iter().map(|path| by_descriptor(path, &mut open)).collect::<Result<Vec<_>>>()?;
+        options = mount_options(&short, rootfs)?;
+    }
+    rustix::mount::mount("overlay", &rootfs.merged, "overlay", MountFlags::empty(), options.as_c_str())
+        .map_err(errno("mount overlay on", &rootfs.merged))
+}
+
+fn by_descriptor(path: &Path, open: &mut Vec<OwnedFd>) -> Result<PathBuf> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(errno("open", path))?;
+    let name = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    open.push(fd);
+    Ok(name)
+}
+
+fn mount_options(lower: &[PathBuf], rootfs: &RootFs) -> Result<CString> {
+    let mut text = b"lowerdir=".to_vec();
+    text.extend(lower.iter().map(|path| escaped(path)).collect::<Vec<_>>().join(&b':'));
+    for (key, path) in [(&b",upperdir="[..], &rootfs.upper), (b",workdir=", &rootfs.work)] {
+        text.extend_from_slice(key);
+        text.extend(escaped(path));
+    }
+    // The upper directory must be readable by itself: it becomes a layer on commit.
+    for option in ["index", "redirect_dir", "metacopy"] {
+        if Path::new("/sys/module/overlay/parameters").join(option).exists() {
+            text.extend_from_slice(format!(",{option}=off").as_bytes());
+        }
+    }
+    CString::new(text).map_err(|_| Error::Invalid("the data root's path holds a NUL byte".into()))
+}
+
+fn escaped(path: &Path) -> Vec<u8> {
+    let mut text = Vec::new();
+    for byte in path.as_os_str().to_owned().into_vec() {
+        if matches!(byte, b':' | b',' | b'\\') {
+            text.push(b'\\');
+        }
+        text.push(byte);
+    }
+    text
 }

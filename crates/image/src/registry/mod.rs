@@ -35,3 +35,6 @@ pub struct Distribution {
     pub size: u64,
     pub platforms: Vec<crate::Platform>,
 }
+
+#[derive(Default)]
+pub(crate) struct Client;

@@ -1,0 +1,257 @@
+//! From a tar to a mounted root file system and back, on a real overlayfs.
+
+use std::fs;
+use std::io::{Cursor, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use crate::tarball::{Entry, Kind, Writer};
+use crate::{ChangeKind, Commit, Deleted, Error, Import, Options, Reference, Remove, Store, User};
+
+pub(crate) fn tar(entries: &[(&str, Kind, &str)]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for (path, kind, text) in entries {
+        let entry = Entry {
+            path: path.as_bytes().to_vec(),
+            kind: *kind,
+            mode: if *kind == Kind::Directory { 0o755 } else { 0o644 },
+            mtime: (1_600_000_000, 0),
+            ..Entry::default()
+        };
+        match kind {
+            Kind::File => {
+                let entry = Entry { size: text.len() as u64, ..entry };
+                writer.file(&entry, &mut Cursor::new(text.as_bytes())).unwrap();
+            }
+            _ => writer.entry(&Entry { link: text.as_bytes().to_vec(), ..entry }).unwrap(),
+        }
+    }
+    writer.finish().unwrap()
+}
+
+fn small() -> Vec<u8> {
+    tar(&[
+        ("bin/", Kind::Directory, ""),
+        ("bin/sh", Kind::File, "#!"),
+        ("etc/", Kind::Directory, ""),
+        ("etc/passwd", Kind::File, "root:x:0:0::/:/bin/sh\n"),
+        ("lib", Kind::Symlink, "usr/lib"),
+        ("gone/", Kind::Directory, ""),
+        ("gone/a", Kind::File, "a"),
+    ])
+}
+
+fn store() -> (tempfile::TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("image"), Options::default()).unwrap();
+    (directory, store)
+}
+
+fn import(store: &Store, tar: &[u8], name: &str) -> crate::Result<std::sync::Arc<crate::Image>> {
+    let reference = (!name.is_empty()).then(|| Reference::parse(name).unwrap());
+    store.import(tar, &Import { reference, changes: vec!["CMD [\"sh\"]".into()], ..Import::default() })
+}
+
+/// Unmounts also when the test fails.
+struct Mounted<'a>(&'a Store, &'a str);
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.remove_rootfs(self.1);
+    }
+}
+
+#[test]
+fn an_imported_image_becomes_a_root_file_system_and_its_changes_an_image() {
+    let (_directory, store) = store();
+    let image = import(&store, &small(), "base:1").unwrap();
+    assert_eq!(image.repo_tags, ["base:1"]);
+    assert_eq!(image.config.run().cmd.unwrap(), ["sh"]);
+    store.prepare_rootfs("c1", &image).unwrap();
+    let _mounted = Mounted(&store, "c1");
+    let root = store.mount("c1").unwrap();
+    assert_eq!(store.mount("c1").unwrap(), root, "a second mount changes nothing");
+    assert_eq!(fs::read_to_string(root.join("etc/passwd")).unwrap(), "root:x:0:0::/:/bin/sh\n");
+    assert!(root.join("etc/hosts").exists() && root.join(".dockerenv").exists());
+    assert_eq!(store.diff("c1").unwrap(), []);
+
+    fs::write(root.join("etc/new"), "n").unwrap();
+    fs::remove_dir_all(root.join("gone")).unwrap();
+    fs::create_dir(root.join("gone")).unwrap();
+    fs::write(root.join("gone/b"), "b").unwrap();
+    fs::remove_file(root.join("bin/sh")).unwrap();
+    symlink("/etc", root.join("link")).unwrap();
+    let shown: Vec<String> = store.diff("c1").unwrap().iter().map(|c| format!("{}{}", kind(c.kind), c.path)).collect();
+    assert_eq!(shown, ["C/bin", "D/bin/sh", "C/etc", "A/etc/new", "C/gone", "A/gone/b", "A/link"]);
+
+    let commit = Commit { reference: Some(Reference::parse("base:2").unwrap()), ..Commit::default() };
+    let next = store.commit("c1", &commit).unwrap();
+    assert_eq!(next.parent, Some(image.id));
+    store.prepare_rootfs("c2", &next).unwrap();
+    let _mounted = Mounted(&store, "c2");
+    let root = store.mount("c2").unwrap();
+    assert!(!root.join("bin/sh").exists() && !root.join("gone/a").exists());
+    assert_eq!(fs::read_to_string(root.join("gone/b")).unwrap(), "b");
+    assert_eq!(fs::read_link(root.join("link")).unwrap(), Path::new("/etc"));
+}
+
+fn kind(kind: ChangeKind) -> char {
+    match kind {
+        ChangeKind::Modified => 'C',
+        ChangeKind::Added => 'A',
+        ChangeKind::Deleted => 'D',
+    }
+}
+
+#[test]
+fn a_layer_s_tar_is_given_back_byte_for_byte() {
+    let (_directory, store) = store();
+    let mut odd = small();
+    odd.extend_from_slice(&[0; 7_000]);
+    let image = import(&store, &odd, "").unwrap();
+    let mut out = Vec::new();
+    store.inner.layers.write_tar(&image.config.rootfs.diff_ids[0], &mut out).unwrap();
+    assert!(out == odd);
+}
+
+#[test]
+fn packed_archives_are_unpacked() {
+    let (_directory, store) = store();
+    let plain = import(&store, &small(), "").unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&small()).unwrap();
+    let gzip = import(&store, &gzip.finish().unwrap(), "").unwrap();
+    let zstd = import(&store, &zstd::encode_all(small().as_slice(), 1).unwrap(), "").unwrap();
+    assert_eq!(plain.config.rootfs, gzip.config.rootfs);
+    assert_eq!(plain.config.rootfs, zstd.config.rootfs);
+    assert!(matches!(import(&store, b"BZh91AY", ""), Err(Error::NotSupported(_))));
+}
+
+/// What a hostile archive wants, what it is told, and that nothing happened outside.
+#[test]
+fn a_hostile_layer_changes_nothing_outside() {
+    let (directory, store) = store();
+    let outside = directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "untouched").unwrap();
+    fs::set_permissions(outside.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    let up = format!("{}{}", "../".repeat(20), outside.display());
+    let absolute = outside.display().to_string();
+    let attacks: Vec<(&str, Vec<(String, Kind, String)>, bool)> = vec![
+        ("dotdot", vec![(format!("{up}/file"), Kind::File, "x".into())], false),
+        ("absolute link, then through it", vec![
+            ("l".into(), Kind::Symlink, absolute.clone()),
+            ("l/file".into(), Kind::File, "x".into()),
+        ], false),
+        ("relative link, then through it", vec![
+            ("l".into(), Kind::Symlink, up.clone()),
+            ("l/evil".into(), Kind::File, "x".into()),
+        ], false),
+        ("hard link above the root", vec![("h".into(), Kind::HardLink, format!("{up}/file"))], false),
+        ("hard link to an absolute name", vec![("h".into(), Kind::HardLink, format!("{absolute}/file"))], false),
+        ("hard link through a link", vec![
+            ("l".into(), Kind::Symlink, absolute.clone()),
+            ("h".into(), Kind::HardLink, "l/file".into()),
+        ], false),
+        ("whiteout above the root", vec![(format!("{up}/.wh.file"), Kind::File, String::new())], false),
+        ("whiteout of the parent", vec![("a/.wh...".into(), Kind::File, String::new())], false),
+        ("whiteout through a link", vec![
+            ("l".into(), Kind::Symlink, absolute.clone()),
+            ("l/.wh.file".into(), Kind::File, String::new()),
+        ], false),
+        ("a file over a link", vec![
+            ("l".into(), Kind::Symlink, format!("{absolute}/file")),
+            ("l".into(), Kind::File, "x".into()),
+        ], true),
+        ("a directory over a link", vec![
+            ("l".into(), Kind::Symlink, absolute.clone()),
+            ("l/".into(), Kind::Directory, String::new()),
+        ], true),
+        ("the same file twice", vec![
+            ("f".into(), Kind::File, "1".into()),
+            ("f".into(), Kind::File, "2".into()),
+        ], false),
+        ("an unknown kind", vec![("f".into(), Kind::Other(b'Z'), String::new())], false),
+    ];
+    let before = fs::metadata(outside.join("file")).unwrap();
+    for (what, entries, fine) in attacks {
+        let entries: Vec<(&str, Kind, &str)> = entries.iter().map(|(p, k, t)| (p.as_str(), *k, t.as_str())).collect();
+        let result = import(&store, &tar(&entries), "");
+        assert_eq!(result.is_ok(), fine, "{what}: {:?}", result.err().map(|error| error.to_string()));
+        assert_eq!(fs::read_to_string(outside.join("file")).unwrap(), "untouched", "{what}");
+        let after = fs::metadata(outside.join("file")).unwrap();
+        assert_eq!((after.mode(), after.nlink(), after.mtime()), (before.mode(), 1, before.mtime()), "{what}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{what}");
+    }
+    let left = fs::read_dir(store.root().join("layers")).unwrap();
+    let left: Vec<_> = left.map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| n.starts_with('.')).collect();
+    assert_eq!(left, [] as [String; 0], "a refused layer leaves nothing");
+}
+
+#[test]
+fn overlay_orders_in_an_archive_are_not_obeyed() {
+    let (_directory, store) = store();
+    let mut writer = Writer::new(Vec::new());
+    let xattrs = vec![
+        (b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec()),
+        (b"user.fine".to_vec(), b"1".to_vec()),
+    ];
+    writer.entry(&Entry { path: b"d/".to_vec(), kind: Kind::Directory, mode: 0o2755, xattrs, ..Entry::default() }).unwrap();
+    let image = import(&store, &writer.finish().unwrap(), "").unwrap();
+    let directory = store.inner.layers.diff_dir(&image.config.rootfs.diff_ids[0]).join("d");
+    let mut value = [0u8; 16];
+    assert!(rustix::fs::lgetxattr(&directory, "trusted.overlay.redirect", &mut value[..]).is_err());
+    assert_eq!(rustix::fs::lgetxattr(&directory, "user.fine", &mut value[..]), Ok(1));
+    assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o7777, 0o2755);
+}
+
+#[test]
+fn a_new_start_keeps_images_and_removes_what_a_crash_left() {
+    let (directory, store) = store();
+    let root = directory.path().join("image");
+    let image = import(&store, &small(), "keep").unwrap();
+    store.prepare_rootfs("c1", &image).unwrap();
+    for junk in ["layers/.new-1-1", "images/.new-x", "rootfs/.new-c9", "rootfs/c8", &format!("layers/{}", "a".repeat(64))] {
+        fs::create_dir_all(root.join(junk)).unwrap();
+    }
+    fs::write(root.join(format!("layers/{}/layer.json", "a".repeat(64))), format!(
+        "{{\"diff_id\":\"sha256:{}\",\"size\":1,\"tar_size\":1}}", "a".repeat(64))).unwrap();
+    drop(store);
+    let store = Store::open(&root, Options::default()).unwrap();
+    assert_eq!(*store.resolve("keep").unwrap(), *store.image(&image.id).unwrap());
+    assert_eq!(fs::read_dir(root.join("layers")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(root.join("images")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(root.join("rootfs")).unwrap().count(), 1);
+    store.rootfs("c1").unwrap();
+    assert_eq!(store.sweep_rootfs(&Default::default()).unwrap(), ["c1"]);
+    assert_eq!(store.remove("keep", Remove::default(), &[]).unwrap().len(), 3);
+    assert_eq!(fs::read_dir(root.join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn removal_follows_docker_s_rules() {
+    let (_directory, store) = store();
+    let image = import(&store, &small(), "a:1").unwrap();
+    store.tag(&image.id, &Reference::parse("b:1").unwrap()).unwrap();
+    let none = Remove::default();
+    let text = |result: crate::Result<Vec<Deleted>>| result.unwrap_err().to_string();
+    assert_eq!(store.remove("a:1", none, &[]).unwrap(), [Deleted::Untagged("a:1".into())]);
+    store.tag(&image.id, &Reference::parse("a:1").unwrap()).unwrap();
+    assert_eq!(
+        text(store.remove(&image.id.short(), none, &[])),
+        format!("conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories", image.id.short())
+    );
+    let user = User { image: image.id, container: "c".repeat(64), running: true };
+    store.remove("b:1", none, std::slice::from_ref(&user)).unwrap();
+    assert_eq!(
+        text(store.remove("a:1", none, std::slice::from_ref(&user))),
+        format!("conflict: unable to remove repository reference \"a:1\" (must force) - container cccccccccccc is using its referenced image {}", image.id.short())
+    );
+    assert_eq!(
+        text(store.remove(&image.id.hex(), Remove { force: true, ..none }, std::slice::from_ref(&user))),
+        format!("conflict: unable to delete {} (cannot be forced) - image is being used by running container cccccccccccc", image.id.short())
+    );
+    assert_eq!(text(store.remove("nope", none, &[])), "No such image: nope:latest");
+    let pruned = store.prune(false, &|_| true, &[]).unwrap();
+    assert_eq!(pruned.bytes, image.size);
+    assert!(store.list().is_empty());
+}
