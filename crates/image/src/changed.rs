@@ -64,7 +64,11 @@ impl Store {
         config.rootfs.kind = "layers".into();
         config.rootfs.diff_ids = held.iter().map(|layer| layer.info.diff_id).collect();
         let config = Config {
-            architecture: if config.architecture.is_empty() { platform.architecture } else { config.architecture },
+            architecture: if config.architecture.is_empty() {
+                platform.architecture
+            } else {
+                config.architecture
+            },
             os: if config.os.is_empty() { platform.os } else { config.os },
             config: Some(run),
             container: Some(commit.container.clone()),
@@ -89,7 +93,9 @@ impl Store {
         std::thread::scope(|scope| {
             let packing = scope.spawn(move || pack_tree(&upper, true, std::io::BufWriter::new(to)));
             let layer = self.inner.layers.register(from);
-            let packed = packing.join().map_err(|_| Error::System("packing the container's changes failed".into()))?;
+            let packed = packing
+                .join()
+                .map_err(|_| Error::System("packing the container's changes failed".into()))?;
             packed.and(layer)
         })
     }
@@ -116,9 +122,12 @@ impl Store {
 
 fn pack_tree(directory: &Path, layer: bool, out: impl Write) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(directory, flags, Mode::empty()).map_err(errno("open", directory))?;
+    let root =
+        rustix::fs::open(directory, flags, Mode::empty()).map_err(errno("open", directory))?;
     let mut packer = Packer::new(out, layer);
-    let packed = packer.contents(std::os::fd::AsFd::as_fd(&root), b"").and_then(|()| packer.finish()?.flush());
+    let packed = packer
+        .contents(std::os::fd::AsFd::as_fd(&root), b"")
+        .and_then(|()| packer.finish()?.flush());
     packed.map_err(Error::file("pack", directory))
 }
 
@@ -170,7 +179,10 @@ fn below(rootfs: &RootFs, path: &Path) -> std::io::Result<Option<fs::Metadata>> 
 }
 
 fn same_directory(below: &fs::Metadata, own: &fs::Metadata) -> bool {
-    below.mode() == own.mode() && below.uid() == own.uid() && below.gid() == own.gid() && below.mtime() == own.mtime()
+    below.mode() == own.mode()
+        && below.uid() == own.uid()
+        && below.gid() == own.gid()
+        && below.mtime() == own.mtime()
 }
 
 fn shown(path: &Path) -> String {
@@ -184,7 +196,9 @@ fn tree_size(directory: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
         let path = entry.path();
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => total += tree_size(&path, seen),
-            Ok(found) if found.is_file() && seen.insert((found.dev(), found.ino())) => total += found.len(),
+            Ok(found) if found.is_file() && seen.insert((found.dev(), found.ino())) => {
+                total += found.len()
+            }
             _ => {}
         }
     }

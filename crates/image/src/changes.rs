@@ -46,20 +46,26 @@ fn instruction(config: &mut RunConfig, word: &str, rest: &str) -> Result<()> {
                 Some(volumes) => volumes,
                 None => words(rest, &config.env)?,
             };
-            config.volumes.get_or_insert_default().extend(volumes.into_iter().map(|volume| (volume, empty())));
+            config
+                .volumes
+                .get_or_insert_default()
+                .extend(volumes.into_iter().map(|volume| (volume, empty())));
         }
         "USER" => config.user = expand(rest, &config.env)?,
         "STOPSIGNAL" => config.stop_signal = Some(expand(rest, &config.env)?),
         "WORKDIR" => {
             let path = expand(rest, &config.env)?;
             let joined = std::path::Path::new("/").join(&config.working_dir).join(path);
-            let clean = crate::unpack::clean(joined.as_os_str().as_encoded_bytes()).unwrap_or_default();
+            let clean =
+                crate::unpack::clean(joined.as_os_str().as_encoded_bytes()).unwrap_or_default();
             config.working_dir = format!("/{}", String::from_utf8_lossy(&clean));
         }
         "ONBUILD" => config.on_build.get_or_insert_default().push(rest.to_owned()),
         "HEALTHCHECK" => config.healthcheck = Some(health(rest)?),
         "SHELL" => {
-            config.shell = Some(list(rest).ok_or_else(|| Error::Invalid("SHELL requires the arguments to be in JSON form".into()))?)
+            config.shell = Some(list(rest).ok_or_else(|| {
+                Error::Invalid("SHELL requires the arguments to be in JSON form".into())
+            })?)
         }
         _ => return Err(Error::Invalid(format!("{word} is not a valid change command"))),
     }
@@ -108,7 +114,9 @@ fn pairs(rest: &str, env: &[String]) -> Result<BTreeMap<String, String>> {
     let first = rest.split_whitespace().next().unwrap_or_default();
     if !first.contains('=') {
         let (key, value) = rest.split_once(char::is_whitespace).ok_or_else(|| {
-            Error::Invalid(format!("Syntax error - can't find = in {rest:?}. Must be of the form: name=value"))
+            Error::Invalid(format!(
+                "Syntax error - can't find = in {rest:?}. Must be of the form: name=value"
+            ))
         })?;
         return Ok(BTreeMap::from([(key.to_owned(), expand(value.trim(), env)?)]));
     }
@@ -151,7 +159,8 @@ fn split(text: &str, env: &[String], at_spaces: bool) -> Result<Vec<String>> {
             },
             (_, '$') => {
                 let name = variable(&mut letters)?;
-                let value = env.iter().find_map(|entry| entry.strip_prefix(&name)?.strip_prefix('='));
+                let value =
+                    env.iter().find_map(|entry| entry.strip_prefix(&name)?.strip_prefix('='));
                 word.get_or_insert_default().push_str(match name.is_empty() {
                     true => "$",
                     false => value.unwrap_or(""),
@@ -162,7 +171,9 @@ fn split(text: &str, env: &[String], at_spaces: bool) -> Result<Vec<String>> {
         }
     }
     if let Some(quote) = quote {
-        return Err(Error::Invalid(format!("unexpected end of statement while looking for matching {quote}")));
+        return Err(Error::Invalid(format!(
+            "unexpected end of statement while looking for matching {quote}"
+        )));
     }
     words.extend(word);
     Ok(words)
@@ -171,7 +182,9 @@ fn split(text: &str, env: &[String], at_spaces: bool) -> Result<Vec<String>> {
 fn variable(letters: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<String> {
     let braced = letters.next_if_eq(&'{').is_some();
     let mut name = String::new();
-    while let Some(letter) = letters.next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_') {
+    while let Some(letter) =
+        letters.next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+    {
         name.push(letter);
     }
     if braced && (letters.next() != Some('}') || name.is_empty()) {
@@ -186,7 +199,8 @@ fn health(rest: &str) -> Result<Health> {
     while let Some(flag) = rest.strip_prefix("--") {
         let (flag, after) = flag.split_once(char::is_whitespace).unwrap_or((flag, ""));
         let (name, value) = flag.split_once('=').unwrap_or((flag, ""));
-        let wrong = || Error::Invalid(format!("HEALTHCHECK: invalid value {value:?} for flag --{name}"));
+        let wrong =
+            || Error::Invalid(format!("HEALTHCHECK: invalid value {value:?} for flag --{name}"));
         match name {
             "interval" => health.interval = Some(duration(value).ok_or_else(wrong)?),
             "timeout" => health.timeout = Some(duration(value).ok_or_else(wrong)?),
@@ -219,8 +233,9 @@ fn duration(text: &str) -> Option<i64> {
     while !rest.is_empty() {
         let end = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
         let number: f64 = rest[..end].parse().ok()?;
-        let unit_end =
-            rest[end..].find(|letter: char| letter.is_ascii_digit() || letter == '.').map_or(rest.len(), |at| end + at);
+        let unit_end = rest[end..]
+            .find(|letter: char| letter.is_ascii_digit() || letter == '.')
+            .map_or(rest.len(), |at| end + at);
         total += number
             * match &rest[end..unit_end] {
                 "ns" => 1.0,
@@ -254,15 +269,27 @@ mod tests {
     fn instructions_change_what_runs() {
         check(&[r#"CMD ["httpd","-f"]"#], r#"{"Env":["PATH=/bin"],"Cmd":["httpd","-f"]}"#);
         check(&["cmd echo hi"], r#"{"Env":["PATH=/bin"],"Cmd":["/bin/sh","-c","echo hi"]}"#);
-        check(&["ENV PATH=$PATH:/x A=\"b c\"", "USER web", "WORKDIR /srv", "WORKDIR www"], r#"{"User":"web","Env":["PATH=/bin:/x","A=b c"],"WorkingDir":"/srv/www"}"#);
-        check(&["EXPOSE 80 53/udp\nVOLUME /data"], r#"{"ExposedPorts":{"53/udp":{},"80/tcp":{}},"Env":["PATH=/bin"],"Volumes":{"/data":{}}}"#);
-        check(&["HEALTHCHECK --interval=1m30s --retries=2 CMD true"], r#"{"Env":["PATH=/bin"],"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":90000000000,"Retries":2}}"#);
+        check(
+            &["ENV PATH=$PATH:/x A=\"b c\"", "USER web", "WORKDIR /srv", "WORKDIR www"],
+            r#"{"User":"web","Env":["PATH=/bin:/x","A=b c"],"WorkingDir":"/srv/www"}"#,
+        );
+        check(
+            &["EXPOSE 80 53/udp\nVOLUME /data"],
+            r#"{"ExposedPorts":{"53/udp":{},"80/tcp":{}},"Env":["PATH=/bin"],"Volumes":{"/data":{}}}"#,
+        );
+        check(
+            &["HEALTHCHECK --interval=1m30s --retries=2 CMD true"],
+            r#"{"Env":["PATH=/bin"],"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":90000000000,"Retries":2}}"#,
+        );
     }
 
     #[test]
     fn what_may_not_change_is_refused() {
         check(&["RUN rm -rf /"], "RUN is not a valid change command");
         check(&["EXPOSE 99999"], "Invalid containerPort: 99999/tcp");
-        check(&["LABEL x"], "Syntax error - can't find = in \"x\". Must be of the form: name=value");
+        check(
+            &["LABEL x"],
+            "Syntax error - can't find = in \"x\". Must be of the form: name=value",
+        );
     }
 }

@@ -54,7 +54,9 @@ pub fn stat(root: &Path, path: &str) -> Result<PathStat> {
         _ => String::new(),
     };
     let time = time::OffsetDateTime::from_unix_timestamp(found.st_mtime)
-        .map(|time| time + time::Duration::nanoseconds(i64::try_from(found.st_mtime_nsec).unwrap_or(0)))
+        .map(|time| {
+            time + time::Duration::nanoseconds(i64::try_from(found.st_mtime_nsec).unwrap_or(0))
+        })
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     Ok(PathStat {
         name: place.base,
@@ -78,7 +80,8 @@ pub fn read(root: &Path, path: &str, out: impl Write) -> Result<()> {
             let directory = fs::openat(&place.directory, name, flags, Mode::empty());
             directory.map_err(std::io::Error::from).and_then(|directory| {
                 packer.directory(directory.as_fd(), &base)?;
-                let prefix = if base.is_empty() { Vec::new() } else { [base.as_slice(), b"/"].concat() };
+                let prefix =
+                    if base.is_empty() { Vec::new() } else { [base.as_slice(), b"/"].concat() };
                 packer.contents(directory.as_fd(), &prefix)
             })
         }
@@ -91,13 +94,16 @@ pub fn read(root: &Path, path: &str, out: impl Write) -> Result<()> {
 pub fn write(root: &Path, path: &str, tar: impl Read, options: WriteOptions) -> Result<()> {
     let root_fd = open_root(root)?;
     let relative = relative(path);
-    let directory = open(&root_fd, &relative, OFlags::PATH).map_err(|cause| not_found(path, cause))?;
+    let directory =
+        open(&root_fd, &relative, OFlags::PATH).map_err(|cause| not_found(path, cause))?;
     let found = fs::fstat(&directory).map_err(|cause| not_found(path, cause))?;
     if FileType::from_raw_mode(found.st_mode) != FileType::Directory {
         return Err(Error::Invalid("extraction point is not a directory".into()));
     }
-    let purpose = Purpose::Copy { keep_kind: options.no_overwrite_dir_non_dir, owner: options.owner };
-    Unpacker::new(root, &clean(&relative).unwrap_or_default(), purpose)?.run(Reader::new(decompressed(tar)?, ()))?;
+    let purpose =
+        Purpose::Copy { keep_kind: options.no_overwrite_dir_non_dir, owner: options.owner };
+    Unpacker::new(root, &clean(&relative).unwrap_or_default(), purpose)?
+        .run(Reader::new(decompressed(tar)?, ()))?;
     Ok(())
 }
 
@@ -122,7 +128,11 @@ fn find(root: &OwnedFd, path: &str) -> Result<Place> {
     let cleaned = clean_lossy(path.as_bytes());
     let split = cleaned.iter().rposition(|&byte| byte == b'/');
     let last = &cleaned[split.map_or(0, |at| at + 1)..];
-    let base = if cleaned.is_empty() { "/".to_owned() } else { String::from_utf8_lossy(last).into_owned() };
+    let base = if cleaned.is_empty() {
+        "/".to_owned()
+    } else {
+        String::from_utf8_lossy(last).into_owned()
+    };
     let (directory, name): (&[u8], &[u8]) = match (follows || cleaned.is_empty(), split) {
         (true, _) => (&cleaned, b"."),
         (false, Some(at)) => (&cleaned[..at], last),
@@ -153,7 +163,9 @@ fn look(place: &Place, path: &str) -> Result<Stat> {
 
 fn not_found(path: &str, cause: Errno) -> Error {
     match cause {
-        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Error::NotFound(format!("Could not find the file {path}")),
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => {
+            Error::NotFound(format!("Could not find the file {path}"))
+        }
         cause => Error::File { what: "open", path: path.into(), cause: cause.into() },
     }
 }
@@ -172,7 +184,8 @@ fn target(root_fd: &OwnedFd, root: &Path, path: &str) -> Result<String> {
     let link = fs::readlinkat(&place.directory, OsStr::from_bytes(&place.name), Vec::new())
         .map_err(|cause| not_found(path, cause))?
         .into_bytes();
-    let directory = cleaned.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |at| &cleaned[..at]);
+    let directory =
+        cleaned.iter().rposition(|&byte| byte == b'/').map_or(&b""[..], |at| &cleaned[..at]);
     let joined = if link.starts_with(b"/") { link } else { [directory, b"/", &link].concat() };
     Ok(format!("/{}", String::from_utf8_lossy(&clean_lossy(&joined))))
 }

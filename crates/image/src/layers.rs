@@ -75,16 +75,26 @@ impl Layers {
             let raw = fs::read(&file).map_err(Error::file("read", &file))?;
             match serde_json::from_slice::<LayerInfo>(&raw) {
                 Ok(info) if info.diff_id == digest => drop(held.insert(digest, (info, 0))),
-                _ => tracing::warn!(path = %path.display(), "layer record is damaged; the layer is not used"),
+                _ => {
+                    tracing::warn!(path = %path.display(), "layer record is damaged; the layer is not used")
+                }
             }
         }
-        Ok(Arc::new(Self { root: root.to_owned(), held: Mutex::new(held), next: AtomicU64::new(0) }))
+        Ok(Arc::new(Self {
+            root: root.to_owned(),
+            held: Mutex::new(held),
+            next: AtomicU64::new(0),
+        }))
     }
 
     /// Removes the layers that nobody holds.
     pub fn collect(&self) {
-        let unused: Vec<Digest> =
-            self.lock().iter().filter(|(_, (_, count))| *count == 0).map(|(digest, _)| *digest).collect();
+        let unused: Vec<Digest> = self
+            .lock()
+            .iter()
+            .filter(|(_, (_, count))| *count == 0)
+            .map(|(digest, _)| *digest)
+            .collect();
         for digest in unused {
             self.lock().remove(&digest);
             self.delete(&digest);
@@ -146,7 +156,8 @@ impl Layers {
         let recipe = scratch.join("recipe");
         let sink = Recipe::create(&recipe).map_err(Error::file("create", &recipe))?;
         let tar = BufReader::with_capacity(256 << 10, Hashing::new(tar));
-        let (unpacked, tar, sink) = Unpacker::new(&diff, b"", Purpose::Layer)?.run(Reader::new(tar, sink))?;
+        let (unpacked, tar, sink) =
+            Unpacker::new(&diff, b"", Purpose::Layer)?.run(Reader::new(tar, sink))?;
         sink.finish().map_err(Error::file("write", &recipe))?;
         let (_, diff_id, tar_size) = tar.into_inner().finish();
         Ok(LayerInfo { diff_id, size: unpacked.bytes, tar_size })
@@ -154,7 +165,8 @@ impl Layers {
 
     fn publish(self: &Arc<Self>, scratch: &Path, info: LayerInfo) -> Result<Held> {
         let record = scratch.join("layer.json");
-        let raw = serde_json::to_vec(&info).map_err(|cause| Error::System(format!("layer record: {cause}")))?;
+        let raw = serde_json::to_vec(&info)
+            .map_err(|cause| Error::System(format!("layer record: {cause}")))?;
         write_synced(&record, &raw)?;
         let mut held = self.lock();
         let target = self.root.join(info.diff_id.hex());
@@ -219,7 +231,8 @@ fn remove_logged(path: &Path) {
 
 pub(crate) fn make_mode(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::file("set mode of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(Error::file("set mode of", path))
 }
 
 /// The file is on the disk when this returns; its name is, once its directory is synced.
@@ -242,7 +255,9 @@ pub(crate) fn replace(path: &Path, raw: &[u8]) -> Result<()> {
 
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
-    File::open(parent).and_then(|directory| directory.sync_all()).map_err(Error::file("sync", parent))
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::file("sync", parent))
 }
 
 /// The tar inside, whatever it is packed with.
@@ -253,7 +268,9 @@ pub(crate) fn decompressed<'a>(mut from: impl Read + 'a) -> Result<Box<dyn Read 
     let from = BufReader::with_capacity(128 << 10, std::io::Cursor::new(magic).chain(from));
     Ok(match kind {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(from)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(from).map_err(Error::stream("read archive"))?),
+        [0x28, 0xb5, 0x2f, 0xfd] => {
+            Box::new(zstd::Decoder::with_buffer(from).map_err(Error::stream("read archive"))?)
+        }
         [b'B', b'Z', b'h', _] => return Err(packed("bzip2")),
         [0xfd, b'7', b'z', b'X'] => return Err(packed("xz")),
         _ => Box::new(from),
@@ -261,5 +278,7 @@ pub(crate) fn decompressed<'a>(mut from: impl Read + 'a) -> Result<Box<dyn Read 
 }
 
 fn packed(how: &str) -> Error {
-    Error::NotSupported(format!("{how} archives are not supported by skep yet: unpack it with {how} -d first"))
+    Error::NotSupported(format!(
+        "{how} archives are not supported by skep yet: unpack it with {how} -d first"
+    ))
 }

@@ -32,5 +32,6 @@ pub use registry::{Credentials, Distribution, Registries};
 pub use rootfs::RootFs;
 pub use store::Store;
 pub use types::{
-    Commit, Deleted, HistoryEntry, Image, ImageUsage, Import, LayerUsage, Options, Platform, Pruned, Remove, Usage, User,
+    Commit, Deleted, HistoryEntry, Image, ImageUsage, Import, LayerUsage, Options, Platform,
+    Pruned, Remove, Usage, User,
 };

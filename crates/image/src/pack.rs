@@ -47,9 +47,17 @@ impl<W: Write> Packer<W> {
         self.to.entry(&entry)
     }
 
-    fn descend(&mut self, directory: BorrowedFd<'_>, prefix: &[u8], depth: usize) -> io::Result<()> {
+    fn descend(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        prefix: &[u8],
+        depth: usize,
+    ) -> io::Result<()> {
         if depth > DEPTH_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "directories are nested too deeply"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "directories are nested too deeply",
+            ));
         }
         let mut names = Vec::new();
         for entry in Dir::read_from(directory)? {
@@ -65,7 +73,13 @@ impl<W: Write> Packer<W> {
         Ok(())
     }
 
-    fn one(&mut self, parent: BorrowedFd<'_>, name: &OsStr, shown: &[u8], depth: usize) -> io::Result<()> {
+    fn one(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        shown: &[u8],
+        depth: usize,
+    ) -> io::Result<()> {
         let stat = match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // A running container removed it since the directory was read.
             Err(rustix::io::Errno::NOENT) => return Ok(()),
@@ -85,7 +99,11 @@ impl<W: Write> Packer<W> {
             FileType::RegularFile => self.file(parent, name, shown),
             FileType::Symlink => {
                 let link = fs::readlinkat(parent, name, Vec::new())?.into_bytes();
-                let entry = Entry { link, kind: Kind::Symlink, ..entry_of(&stat, shown.to_vec(), Vec::new()) };
+                let entry = Entry {
+                    link,
+                    kind: Kind::Symlink,
+                    ..entry_of(&stat, shown.to_vec(), Vec::new())
+                };
                 self.to.entry(&entry)
             }
             FileType::CharacterDevice if self.layer && stat.st_rdev == 0 => {
@@ -172,7 +190,8 @@ fn xattrs(file: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     };
     let mut found = Vec::new();
     for name in names[..length].split(|&byte| byte == 0) {
-        let wanted = name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
+        let wanted = name == b"security.capability"
+            || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."));
         if wanted {
             let mut value = vec![0u8; 64 << 10];
             let length = fs::fgetxattr(file, OsStr::from_bytes(name), &mut value[..])?;

@@ -73,7 +73,11 @@ impl FileSink for Recipe {
 /// The layer's tar, from its recipe and its directory.
 pub(crate) fn replay(recipe: &Path, directory: &Path, to: &mut impl Write) -> io::Result<()> {
     let mut from = BufReader::new(zstd::Decoder::new(File::open(recipe)?)?);
-    let root = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(
+        directory,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let mut kind = [0];
     while from.read(&mut kind)? == 1 {
         match kind[0] {
@@ -87,7 +91,13 @@ pub(crate) fn replay(recipe: &Path, directory: &Path, to: &mut impl Write) -> io
                 from.read_exact(&mut size)?;
                 let size = u64::from_le_bytes(size);
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                let file = rustix::fs::openat2(&root, OsStr::from_bytes(&path), flags, Mode::empty(), confined())?;
+                let file = rustix::fs::openat2(
+                    &root,
+                    OsStr::from_bytes(&path),
+                    flags,
+                    Mode::empty(),
+                    confined(),
+                )?;
                 if io::copy(&mut File::from(file).take(size), to)? != size {
                     return Err(damaged());
                 }
@@ -111,5 +121,8 @@ fn sized(from: &mut impl Read, max: usize) -> io::Result<Vec<u8>> {
 }
 
 fn damaged() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the stored layer is damaged; remove the image and pull it again")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the stored layer is damaged; remove the image and pull it again",
+    )
 }

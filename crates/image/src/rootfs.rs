@@ -50,7 +50,8 @@ impl Store {
     pub fn prepare_rootfs(&self, container: &str, image: &Image) -> Result<RootFs> {
         check_name(container)?;
         let layers = image.config.rootfs.diff_ids.clone();
-        let held: Vec<Held> = layers.iter().filter_map(|diff_id| self.inner.layers.hold(diff_id)).collect();
+        let held: Vec<Held> =
+            layers.iter().filter_map(|diff_id| self.inner.layers.hold(diff_id)).collect();
         if held.len() != layers.len() {
             return Err(Error::NoSuchImage(image.id.to_string()));
         }
@@ -59,7 +60,9 @@ impl Store {
         let base = self.inner.root.join("rootfs");
         let target = base.join(container);
         if self.rootfs_records().contains_key(container) {
-            return Err(Error::Conflict(format!("container {container} has a root file system already")));
+            return Err(Error::Conflict(format!(
+                "container {container} has a root file system already"
+            )));
         }
         let new = base.join(format!(".new-{container}"));
         remove_if_there(&new)?;
@@ -79,9 +82,9 @@ impl Store {
     /// One that was prepared before, also by an earlier daemon.
     pub fn rootfs(&self, container: &str) -> Result<RootFs> {
         let records = self.rootfs_records();
-        let record = records
-            .get(container)
-            .ok_or_else(|| Error::NotFound(format!("container {container} has no root file system")))?;
+        let record = records.get(container).ok_or_else(|| {
+            Error::NotFound(format!("container {container} has no root file system"))
+        })?;
         Ok(self.placed(container, record))
     }
 
@@ -120,8 +123,12 @@ impl Store {
 
     /// Root file systems of containers that are not in `known` (a crash between two steps) are removed.
     pub fn sweep_rootfs(&self, known: &BTreeSet<String>) -> Result<Vec<String>> {
-        let orphans: Vec<String> =
-            self.rootfs_records().keys().filter(|container| !known.contains(*container)).cloned().collect();
+        let orphans: Vec<String> = self
+            .rootfs_records()
+            .keys()
+            .filter(|container| !known.contains(*container))
+            .cloned()
+            .collect();
         for container in &orphans {
             self.remove_rootfs(container)?;
         }
@@ -196,7 +203,9 @@ const POINTS: [(&str, Point); 10] = [
 fn fill_init(init: &Path, lower: &[PathBuf]) -> Result<()> {
     for (path, point) in &POINTS {
         let target = init.join(path);
-        if let Some(parent) = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) =
+            Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty())
+        {
             copy_directory(init, lower, parent)?;
         }
         match point {
@@ -223,7 +232,8 @@ fn copy_directory(init: &Path, lower: &[PathBuf], path: &Path) -> Result<()> {
     fs::create_dir(&target).map_err(failed)?;
     match stack::lookup(lower, path).map_err(Error::file("read", path))? {
         Some((_, below)) if below.is_dir() => {
-            std::os::unix::fs::chown(&target, Some(below.uid()), Some(below.gid())).map_err(failed)?;
+            std::os::unix::fs::chown(&target, Some(below.uid()), Some(below.gid()))
+                .map_err(failed)?;
             make_mode(&target, below.mode() & 0o7777)
         }
         Some(_) => {
@@ -246,10 +256,13 @@ pub(crate) fn read_records(root: &Path, layers: &Arc<Layers>) -> Result<BTreeMap
     for entry in fs::read_dir(root).map_err(Error::file("read", root))? {
         let path = entry.map_err(Error::file("read", root))?.path();
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
-        let record = fs::read(path.join("rootfs.json")).ok().and_then(|raw| serde_json::from_slice::<Record>(&raw).ok());
+        let record = fs::read(path.join("rootfs.json"))
+            .ok()
+            .and_then(|raw| serde_json::from_slice::<Record>(&raw).ok());
         match record {
             Some(record) if !name.starts_with('.') => {
-                let held: Vec<Held> = record.layers.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
+                let held: Vec<Held> =
+                    record.layers.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
                 if held.len() != record.layers.len() {
                     tracing::warn!(container = %name, "a layer of its root file system is missing");
                 }
@@ -276,7 +289,9 @@ fn check_name(container: &str) -> Result<()> {
 
 /// A mount point has another device than the directory it lies in.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
-    let (Some(parent), Ok(own)) = (path.parent(), fs::symlink_metadata(path)) else { return Ok(false) };
+    let (Some(parent), Ok(own)) = (path.parent(), fs::symlink_metadata(path)) else {
+        return Ok(false);
+    };
     let parent = fs::symlink_metadata(parent).map_err(Error::file("stat", parent))?;
     Ok(own.dev() != parent.dev())
 }
@@ -284,7 +299,8 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
 fn unmount_all(merged: &Path) -> Result<()> {
     while is_mounted(merged)? {
         // Detached: a process that still looks at it keeps it alive without standing in the way.
-        rustix::mount::unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(errno("unmount", merged))?;
+        rustix::mount::unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(errno("unmount", merged))?;
     }
     Ok(())
 }
@@ -294,11 +310,21 @@ fn mount_overlay(rootfs: &RootFs) -> Result<()> {
     let mut options = mount_options(&rootfs.lower, rootfs)?;
     if options.as_bytes().len() > OPTIONS_BYTES_MAX {
         // Descriptors make short names of the longest stacks.
-        let short = rootfs.lower.iter().map(|path| by_descriptor(path, &mut open)).collect::<Result<Vec<_>>>()?;
+        let short = rootfs
+            .lower
+            .iter()
+            .map(|path| by_descriptor(path, &mut open))
+            .collect::<Result<Vec<_>>>()?;
         options = mount_options(&short, rootfs)?;
     }
-    rustix::mount::mount("overlay", &rootfs.merged, "overlay", MountFlags::empty(), options.as_c_str())
-        .map_err(errno("mount overlay on", &rootfs.merged))
+    rustix::mount::mount(
+        "overlay",
+        &rootfs.merged,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .map_err(errno("mount overlay on", &rootfs.merged))
 }
 
 fn by_descriptor(path: &Path, open: &mut Vec<OwnedFd>) -> Result<PathBuf> {

@@ -117,4 +117,3 @@ pub struct ImageUsage {
     pub size: u64,
     pub shared: u64,
 }
-

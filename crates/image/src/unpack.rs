@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
 use rustix::io::Errno;
 
 use crate::tarball::{Entry, Kind, RawSink, Reader};
@@ -70,7 +72,10 @@ impl Unpacker {
     }
 
     /// Unpacks the whole stream and reads it to its end.
-    pub fn run<R: Read, S: RawSink + FileSink>(mut self, mut tar: Reader<R, S>) -> Result<(Self, R, S)> {
+    pub fn run<R: Read, S: RawSink + FileSink>(
+        mut self,
+        mut tar: Reader<R, S>,
+    ) -> Result<(Self, R, S)> {
         while let Some(entry) = tar.next_entry().map_err(Error::stream("read layer"))? {
             self.apply(&entry, &mut tar)?;
             self.entries += 1;
@@ -80,10 +85,15 @@ impl Unpacker {
         Ok((self, from, sink))
     }
 
-    fn apply<R: Read, S: RawSink + FileSink>(&mut self, entry: &Entry, tar: &mut Reader<R, S>) -> Result<()> {
+    fn apply<R: Read, S: RawSink + FileSink>(
+        &mut self,
+        entry: &Entry,
+        tar: &mut Reader<R, S>,
+    ) -> Result<()> {
         let at = |cause: Errno| failed(&entry.path, cause.into());
         let path = self.place(&entry.path)?;
-        let Some(name) = path.rsplit(|&byte| byte == b'/').next().filter(|name| !name.is_empty()) else {
+        let Some(name) = path.rsplit(|&byte| byte == b'/').next().filter(|name| !name.is_empty())
+        else {
             return self.root_entry(entry).map_err(at);
         };
         let name = name.to_vec();
@@ -103,9 +113,13 @@ impl Unpacker {
     /// The cleaned path below the root; one that leads out is refused.
     fn place(&self, path: &[u8]) -> Result<Vec<u8>> {
         let clean = clean(path).ok_or_else(|| {
-            Error::Invalid(format!("{:?} is outside of the archive's root", String::from_utf8_lossy(path)))
+            Error::Invalid(format!(
+                "{:?} is outside of the archive's root",
+                String::from_utf8_lossy(path)
+            ))
         })?;
-        let parts: Vec<&[u8]> = [self.prefix.as_slice(), &clean].into_iter().filter(|part| !part.is_empty()).collect();
+        let parts: Vec<&[u8]> =
+            [self.prefix.as_slice(), &clean].into_iter().filter(|part| !part.is_empty()).collect();
         Ok(parts.join(&b'/'))
     }
 
@@ -142,7 +156,12 @@ impl Unpacker {
 
     fn make_directories(&mut self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let mut parent = self.open_directory(b"")?;
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+        let ends = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at)
+            .chain([path.len()]);
         let mut start = 0;
         for end in ends {
             let name = OsStr::from_bytes(&path[start..end]);
@@ -174,7 +193,13 @@ impl Unpacker {
         if hidden.is_empty() || hidden == b"." || hidden == b".." {
             return Err(Errno::INVAL);
         }
-        let made = fs::mknodat(self.parent(), OsStr::from_bytes(hidden), FileType::CharacterDevice, Mode::empty(), 0);
+        let made = fs::mknodat(
+            self.parent(),
+            OsStr::from_bytes(hidden),
+            FileType::CharacterDevice,
+            Mode::empty(),
+            0,
+        );
         match made {
             // This layer has the name itself: a directory then hides what is below it.
             Err(Errno::EXIST) => match self.existing(hidden)? {
@@ -191,7 +216,8 @@ impl Unpacker {
 
     /// A path for the calls that take no descriptor.
     fn by_descriptor(&self, name: &[u8]) -> std::path::PathBuf {
-        Path::new(&format!("/proc/self/fd/{}", self.parent().as_raw_fd())).join(OsStr::from_bytes(name))
+        Path::new(&format!("/proc/self/fd/{}", self.parent().as_raw_fd()))
+            .join(OsStr::from_bytes(name))
     }
 
     fn existing(&self, name: &[u8]) -> Result<Option<FileType>, Errno> {
@@ -214,11 +240,19 @@ impl Unpacker {
         let shown = String::from_utf8_lossy(&entry.path).into_owned();
         match self.purpose {
             Purpose::Layer if old == FileType::RegularFile => {
-                return Err(Error::Invalid(format!("{shown}: duplicates of file paths not supported")));
+                return Err(Error::Invalid(format!(
+                    "{shown}: duplicates of file paths not supported"
+                )));
             }
             Purpose::Copy { keep_kind: true, .. } if old_dir != new_dir => {
-                let (old, new) = if old_dir { ("directory", "non-directory") } else { ("non-directory", "directory") };
-                return Err(Error::Invalid(format!("cannot overwrite {old} {shown:?} with {new} {shown:?}")));
+                let (old, new) = if old_dir {
+                    ("directory", "non-directory")
+                } else {
+                    ("non-directory", "directory")
+                };
+                return Err(Error::Invalid(format!(
+                    "cannot overwrite {old} {shown:?} with {new} {shown:?}"
+                )));
             }
             _ => {}
         }
@@ -261,7 +295,8 @@ impl Unpacker {
                     _ => FileType::Fifo,
                 };
                 let device = fs::makedev(entry.major, entry.minor);
-                fs::mknodat(parent, os_name, kind, Mode::from_raw_mode(entry.mode), device).map_err(at)?;
+                fs::mknodat(parent, os_name, kind, Mode::from_raw_mode(entry.mode), device)
+                    .map_err(at)?;
             }
             Kind::Other(flag) => {
                 return Err(Error::Invalid(format!("unhandled tar header type {flag}")));
@@ -278,8 +313,11 @@ impl Unpacker {
         tar: &mut Reader<R, S>,
     ) -> Result<()> {
         let at = |cause: Errno| failed(&entry.path, cause.into());
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(self.parent(), OsStr::from_bytes(name), flags, Mode::from_raw_mode(0o600)).map_err(at)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            fs::openat(self.parent(), OsStr::from_bytes(name), flags, Mode::from_raw_mode(0o600))
+                .map_err(at)?;
         let mut file = File::from(file);
         tar.sink.file(path, entry.size).map_err(|cause| failed(&entry.path, cause))?;
         tar.payload(&mut file).map_err(|cause| failed(&entry.path, cause))?;
@@ -296,11 +334,16 @@ impl Unpacker {
     fn hard_link(&mut self, entry: &Entry, name: &[u8]) -> Result<()> {
         let target = self.place(&entry.link).map_err(|_| {
             let shown = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
-            Error::Invalid(format!("invalid hardlink {:?} -> {:?}", shown(&entry.path), shown(&entry.link)))
+            Error::Invalid(format!(
+                "invalid hardlink {:?} -> {:?}",
+                shown(&entry.path),
+                shown(&entry.link)
+            ))
         })?;
         let at = |cause: Errno| failed(&entry.path, cause.into());
         let split = target.iter().rposition(|&byte| byte == b'/');
-        let (directory, last) = split.map_or((&b""[..], &target[..]), |at| (&target[..at], &target[at + 1..]));
+        let (directory, last) =
+            split.map_or((&b""[..], &target[..]), |at| (&target[..at], &target[at + 1..]));
         let directory = self.open_directory(directory).map_err(at)?;
         let (last, name) = (OsStr::from_bytes(last), OsStr::from_bytes(name));
         fs::linkat(&directory, last, self.parent(), name, AtFlags::empty()).map_err(at)
@@ -331,9 +374,17 @@ impl Unpacker {
                 return fs::fchmod(&directory, Mode::from_raw_mode(entry.mode & !0o2000));
             }
             _ => {
-                let node = fs::openat(parent, os_name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                let node = fs::openat(
+                    parent,
+                    os_name,
+                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
                 if FileType::from_raw_mode(fs::fstat(&node)?.st_mode) != FileType::Symlink {
-                    fs::chmod(format!("/proc/self/fd/{}", node.as_raw_fd()), Mode::from_raw_mode(entry.mode))?;
+                    fs::chmod(
+                        format!("/proc/self/fd/{}", node.as_raw_fd()),
+                        Mode::from_raw_mode(entry.mode),
+                    )?;
                 }
             }
         }
@@ -344,7 +395,8 @@ impl Unpacker {
         for (path, (mode, mtime)) in std::mem::take(&mut self.directories).into_iter().rev() {
             let shown = if path.is_empty() { b".".as_slice() } else { &path };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let opened = fs::openat2(&self.root, OsStr::from_bytes(shown), flags, Mode::empty(), confined());
+            let opened =
+                fs::openat2(&self.root, OsStr::from_bytes(shown), flags, Mode::empty(), confined());
             match opened {
                 Ok(directory) => {
                     let at = |cause: Errno| failed(shown, cause.into());
@@ -395,7 +447,11 @@ fn set_owner(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Errno> {
 /// overlayfs reads `trusted.overlay.*` of a lower directory as orders: an archive may not give any.
 fn wanted_xattrs(entry: &Entry) -> impl Iterator<Item = (&OsStr, &[u8])> {
     let wanted = |key: &[u8]| !key.starts_with(b"trusted.") && !key.starts_with(b"user.overlay.");
-    entry.xattrs.iter().filter(move |(key, _)| wanted(key)).map(|(key, value)| (OsStr::from_bytes(key), value.as_slice()))
+    entry
+        .xattrs
+        .iter()
+        .filter(move |(key, _)| wanted(key))
+        .map(|(key, value)| (OsStr::from_bytes(key), value.as_slice()))
 }
 
 /// A file system without extended attributes loses them, as with Docker.

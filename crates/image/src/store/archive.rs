@@ -7,7 +7,12 @@ use super::Store;
 use crate::{Error, Image, ProgressSender, Result};
 
 impl Store {
-    pub fn load(&self, _tar: impl Read, _quiet: bool, _progress: &ProgressSender) -> Result<Vec<Arc<Image>>> {
+    pub fn load(
+        &self,
+        _tar: impl Read,
+        _quiet: bool,
+        _progress: &ProgressSender,
+    ) -> Result<Vec<Arc<Image>>> {
         Err(Error::NotSupported("load is not supported by skep yet: use docker import".into()))
     }
 

@@ -75,9 +75,13 @@ impl Platform {
         let mut parts = text.split('/');
         let mut part = || parts.next().unwrap_or_default().to_ascii_lowercase();
         let (os, architecture, variant) = (part(), part(), part());
-        let valid = |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+        let valid = |part: &str| {
+            part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        };
         if parts.next().is_some() || !valid(&os) || !valid(&architecture) || !valid(&variant) {
-            return Err(Error::Invalid(format!("{text:?} is an invalid OS component of platform: must match os/architecture/variant")));
+            return Err(Error::Invalid(format!(
+                "{text:?} is an invalid OS component of platform: must match os/architecture/variant"
+            )));
         }
         Ok(Self { os, architecture, variant }.or_host())
     }
@@ -96,7 +100,11 @@ impl Platform {
                     "i386" => "386",
                     other => other,
                 };
-                Self { os: self.os.clone(), architecture: architecture.into(), variant: self.variant.clone() }
+                Self {
+                    os: self.os.clone(),
+                    architecture: architecture.into(),
+                    variant: self.variant.clone(),
+                }
             }
         }
     }

@@ -19,7 +19,10 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::layers::{Held, Layers, replace, sync_parent, write_synced};
-use crate::{Config, Digest, Error, HistoryEntry, Image, ImageUsage, LayerUsage, Options, Reference, Registries};
+use crate::{
+    Config, Digest, Error, HistoryEntry, Image, ImageUsage, LayerUsage, Options, Reference,
+    Registries,
+};
 use crate::{Result, Usage};
 
 pub(crate) use import::now;
@@ -72,7 +75,8 @@ impl Store {
         }
         crate::layers::make_mode(root, 0o711)?;
         let layers = Layers::open(&root.join("layers"))?;
-        let mut state = State { names: Names::read(&root.join("repositories.json"))?, ..State::default() };
+        let mut state =
+            State { names: Names::read(&root.join("repositories.json"))?, ..State::default() };
         read_images(&root.join("images"), &layers, &mut state)?;
         let images: BTreeSet<Digest> = state.images.keys().copied().collect();
         state.names.retain(&images);
@@ -156,7 +160,12 @@ impl Store {
         Ok(())
     }
 
-    fn change_meta(&self, state: &mut State, image: &Digest, change: impl FnOnce(&mut Meta)) -> Result<()> {
+    fn change_meta(
+        &self,
+        state: &mut State,
+        image: &Digest,
+        change: impl FnOnce(&mut Meta),
+    ) -> Result<()> {
         if let Some(known) = state.images.get_mut(image) {
             change(&mut known.meta);
             let path = self.inner.root.join("images").join(image.hex()).join("meta.json");
@@ -170,7 +179,9 @@ impl Store {
         let config = Config::parse(raw)?;
         let have: Vec<Digest> = held.iter().map(|held| held.info.diff_id).collect();
         if have != config.rootfs.diff_ids {
-            return Err(Error::Invalid("layers from manifest don't match image configuration".into()));
+            return Err(Error::Invalid(
+                "layers from manifest don't match image configuration".into(),
+            ));
         }
         if have.len() > crate::rootfs::LAYERS_MAX {
             return Err(Error::Invalid("max depth exceeded".into()));
@@ -204,7 +215,10 @@ impl Store {
                 true => 0,
                 false => {
                     let diff_id = layers.next().ok_or_else(|| {
-                        Error::System(format!("too many non-empty layers in History section of image {}", image.id))
+                        Error::System(format!(
+                            "too many non-empty layers in History section of image {}",
+                            image.id
+                        ))
                     })?;
                     self.inner.layers.info(diff_id).map_or(0, |info| info.size)
                 }
@@ -237,15 +251,26 @@ impl Store {
             let distinct: BTreeSet<&Digest> = known.config.rootfs.diff_ids.iter().collect();
             for diff_id in distinct {
                 let bytes = self.inner.layers.info(diff_id).map_or(0, |info| info.size);
-                layers.entry(*diff_id).or_insert(LayerUsage { diff_id: *diff_id, bytes, images: 0 }).images += 1;
+                layers
+                    .entry(*diff_id)
+                    .or_insert(LayerUsage { diff_id: *diff_id, bytes, images: 0 })
+                    .images += 1;
             }
         }
         let shared = |known: &Known| {
             let distinct: BTreeSet<&Digest> = known.config.rootfs.diff_ids.iter().collect();
-            distinct.iter().filter_map(|id| layers.get(id)).filter(|l| l.images > 1).map(|l| l.bytes).sum()
+            distinct
+                .iter()
+                .filter_map(|id| layers.get(id))
+                .filter(|l| l.images > 1)
+                .map(|l| l.bytes)
+                .sum()
         };
-        let images =
-            state.images.iter().map(|(id, known)| (*id, ImageUsage { size: known.size, shared: shared(known) })).collect();
+        let images = state
+            .images
+            .iter()
+            .map(|(id, known)| (*id, ImageUsage { size: known.size, shared: shared(known) }))
+            .collect();
         let layers_bytes = layers.values().map(|layer| layer.bytes).sum();
         Usage { layers_bytes, images, layers: layers.into_values().collect() }
     }
@@ -267,7 +292,11 @@ impl State {
     }
 
     fn children(&self, id: &Digest) -> Vec<Digest> {
-        self.images.iter().filter(|(_, known)| known.meta.parent == Some(*id)).map(|(id, _)| *id).collect()
+        self.images
+            .iter()
+            .filter(|(_, known)| known.meta.parent == Some(*id))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     fn resolve(&self, name: &str) -> Result<Image> {
@@ -293,7 +322,10 @@ impl State {
     /// The one image whose id begins so.
     fn by_prefix(&self, name: &str) -> Result<Option<Digest>> {
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if prefix.is_empty() || prefix.len() > 64 || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if prefix.is_empty()
+            || prefix.len() > 64
+            || !prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
             return Ok(None);
         }
         let mut found = self.images.keys().filter(|id| id.hex().starts_with(prefix));
@@ -315,7 +347,8 @@ fn read_images(root: &Path, layers: &Arc<Layers>, state: &mut State) -> Result<(
         };
         let file = path.join("config.json");
         let raw = fs::read(&file).map_err(Error::file("read", &file))?;
-        let meta = fs::read(path.join("meta.json")).ok().and_then(|raw| serde_json::from_slice(&raw).ok());
+        let meta =
+            fs::read(path.join("meta.json")).ok().and_then(|raw| serde_json::from_slice(&raw).ok());
         let config = match Config::parse(&raw) {
             Ok(config) if Digest::of(&raw) == id => config,
             _ => {
@@ -323,14 +356,17 @@ fn read_images(root: &Path, layers: &Arc<Layers>, state: &mut State) -> Result<(
                 continue;
             }
         };
-        let held: Vec<Held> = config.rootfs.diff_ids.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
+        let held: Vec<Held> =
+            config.rootfs.diff_ids.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
         if held.len() != config.rootfs.diff_ids.len() {
             tracing::warn!(image = %id, "a layer is missing; the image is not used");
             continue;
         }
         let size = held.iter().map(|held| held.info.size).sum();
         held.into_iter().for_each(Held::keep);
-        state.images.insert(id, Known { config: Arc::new(config), meta: meta.unwrap_or_default(), size });
+        state
+            .images
+            .insert(id, Known { config: Arc::new(config), meta: meta.unwrap_or_default(), size });
     }
     Ok(())
 }
@@ -341,7 +377,9 @@ pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path).map_err(Error::file("remove", path)),
+        Ok(found) if found.is_dir() => {
+            fs::remove_dir_all(path).map_err(Error::file("remove", path))
+        }
         Ok(_) => fs::remove_file(path).map_err(Error::file("remove", path)),
         Err(_) => Ok(()),
     }

@@ -19,8 +19,9 @@ pub(crate) struct Names {
 impl Names {
     pub fn read(path: &Path) -> Result<Self> {
         match fs::read(path) {
-            Ok(raw) => serde_json::from_slice(&raw)
-                .map_err(|cause| Error::System(format!("{}: {cause}; restore or remove the file", path.display()))),
+            Ok(raw) => serde_json::from_slice(&raw).map_err(|cause| {
+                Error::System(format!("{}: {cause}; restore or remove the file", path.display()))
+            }),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(cause) => Err(Error::file("read", path)(cause)),
         }
@@ -62,12 +63,17 @@ impl Names {
     /// Every tag of a repository.
     pub fn tags(&self, repository: &Reference) -> Vec<(Reference, Digest)> {
         let same = |name: &Reference| name.tag().is_some() && name.name() == repository.name();
-        self.names.iter().filter(|(name, _)| same(name)).map(|(name, id)| (name.clone(), *id)).collect()
+        self.names
+            .iter()
+            .filter(|(name, _)| same(name))
+            .map(|(name, id)| (name.clone(), *id))
+            .collect()
     }
 
     /// `RepoTags` and `RepoDigests`.
     pub fn of(&self, image: &Digest) -> (Vec<String>, Vec<String>) {
-        let (digests, tags): (Vec<_>, Vec<_>) = self.all(image).into_iter().partition(|name| name.digest().is_some());
+        let (digests, tags): (Vec<_>, Vec<_>) =
+            self.all(image).into_iter().partition(|name| name.digest().is_some());
         let shown = |names: Vec<Reference>| names.iter().map(Reference::familiar).collect();
         (shown(tags), shown(digests))
     }

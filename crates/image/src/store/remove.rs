@@ -63,7 +63,9 @@ impl Store {
             self.untag(&mut state, vec![reference.clone()], &mut records)?;
             let left = state.names.all(&image.id);
             let same = |other: &&Reference| other.name() == reference.name();
-            if reference.tag().is_some() && !left.iter().filter(same).any(|other| other.tag().is_some()) {
+            if reference.tag().is_some()
+                && !left.iter().filter(same).any(|other| other.tag().is_some())
+            {
                 let digests = left.iter().filter(same).cloned().collect();
                 self.untag(&mut state, digests, &mut records)?;
             }
@@ -77,7 +79,12 @@ impl Store {
     }
 
     /// Removes the images that `wanted` accepts and nothing uses: those without a tag, or all.
-    pub fn prune(&self, dangling_only: bool, wanted: &dyn Fn(&Image) -> bool, users: &[User]) -> Result<Pruned> {
+    pub fn prune(
+        &self,
+        dangling_only: bool,
+        wanted: &dyn Fn(&Image) -> bool,
+        users: &[User],
+    ) -> Result<Pruned> {
         let sizes = self.chain_sizes();
         let mut pruned = Pruned::default();
         for image in self.list() {
@@ -121,13 +128,21 @@ impl Store {
         for known in state.images.values() {
             let diff_ids = &known.config.rootfs.diff_ids;
             for (chain, diff_id) in chain_ids(diff_ids).iter().zip(diff_ids) {
-                sizes.insert(chain.to_string(), self.inner.layers.info(diff_id).map_or(0, |info| info.size));
+                sizes.insert(
+                    chain.to_string(),
+                    self.inner.layers.info(diff_id).map_or(0, |info| info.size),
+                );
             }
         }
         sizes
     }
 
-    fn untag(&self, state: &mut State, names: Vec<Reference>, records: &mut Vec<Deleted>) -> Result<()> {
+    fn untag(
+        &self,
+        state: &mut State,
+        names: Vec<Reference>,
+        records: &mut Vec<Deleted>,
+    ) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
@@ -153,7 +168,11 @@ impl Store {
         let mind = Mind { active_reference: !remove.force, stopped_container: !remove.force };
         if let Err(conflict) = check(state, &id, mind, users) {
             let dangling = state.names.all(&id).is_empty() && state.children(&id).is_empty();
-            return if quiet && (!dangling || conflict.used) { Ok(()) } else { Err(conflict.into()) };
+            return if quiet && (!dangling || conflict.used) {
+                Ok(())
+            } else {
+                Err(conflict.into())
+            };
         }
         self.untag(state, state.names.all(&id), records)?;
         let Some(known) = state.images.remove(&id) else { return Ok(()) };
@@ -163,8 +182,11 @@ impl Store {
         sync_parent(&path)?;
         remove_if_there(&old)?;
         records.push(Deleted::Deleted(id.to_string()));
-        let kept: BTreeSet<Digest> =
-            state.images.values().flat_map(|known| chain_ids(&known.config.rootfs.diff_ids)).collect();
+        let kept: BTreeSet<Digest> = state
+            .images
+            .values()
+            .flat_map(|known| chain_ids(&known.config.rootfs.diff_ids))
+            .collect();
         let diff_ids = &known.config.rootfs.diff_ids;
         for chain in chain_ids(diff_ids).iter().rev().filter(|chain| !kept.contains(chain)) {
             records.push(Deleted::Deleted(chain.to_string()));
@@ -190,15 +212,21 @@ fn check(state: &State, id: &Digest, mind: Mind, users: &[User]) -> Result<(), C
         return against(true, false, "image has dependent child images".into());
     }
     if let Some(user) = user(true) {
-        return against(true, true, format!("image is being used by running container {}", short(user)));
+        return against(
+            true,
+            true,
+            format!("image is being used by running container {}", short(user)),
+        );
     }
     if mind.active_reference && !state.names.all(id).is_empty() {
         return against(false, false, "image is referenced in multiple repositories".into());
     }
     match user(false) {
-        Some(user) if mind.stopped_container => {
-            against(false, true, format!("image is being used by stopped container {}", short(user)))
-        }
+        Some(user) if mind.stopped_container => against(
+            false,
+            true,
+            format!("image is being used by stopped container {}", short(user)),
+        ),
         _ => Ok(()),
     }
 }

@@ -49,7 +49,10 @@ fn store() -> (tempfile::TempDir, Store) {
 
 fn import(store: &Store, tar: &[u8], name: &str) -> crate::Result<std::sync::Arc<crate::Image>> {
     let reference = (!name.is_empty()).then(|| Reference::parse(name).unwrap());
-    store.import(tar, &Import { reference, changes: vec!["CMD [\"sh\"]".into()], ..Import::default() })
+    store.import(
+        tar,
+        &Import { reference, changes: vec!["CMD [\"sh\"]".into()], ..Import::default() },
+    )
 }
 
 /// Unmounts also when the test fails.
@@ -80,10 +83,12 @@ fn an_imported_image_becomes_a_root_file_system_and_its_changes_an_image() {
     fs::write(root.join("gone/b"), "b").unwrap();
     fs::remove_file(root.join("bin/sh")).unwrap();
     symlink("/etc", root.join("link")).unwrap();
-    let shown: Vec<String> = store.diff("c1").unwrap().iter().map(|c| format!("{}{}", kind(c.kind), c.path)).collect();
+    let shown: Vec<String> =
+        store.diff("c1").unwrap().iter().map(|c| format!("{}{}", kind(c.kind), c.path)).collect();
     assert_eq!(shown, ["C/bin", "D/bin/sh", "C/etc", "A/etc/new", "C/gone", "A/gone/b", "A/link"]);
 
-    let commit = Commit { reference: Some(Reference::parse("base:2").unwrap()), ..Commit::default() };
+    let commit =
+        Commit { reference: Some(Reference::parse("base:2").unwrap()), ..Commit::default() };
     let next = store.commit("c1", &commit).unwrap();
     assert_eq!(next.parent, Some(image.id));
     store.prepare_rootfs("c2", &next).unwrap();
@@ -138,52 +143,102 @@ fn a_hostile_layer_changes_nothing_outside() {
     let absolute = outside.display().to_string();
     let attacks: Vec<(&str, Vec<(String, Kind, String)>, bool)> = vec![
         ("dotdot", vec![(format!("{up}/file"), Kind::File, "x".into())], false),
-        ("absolute link, then through it", vec![
-            ("l".into(), Kind::Symlink, absolute.clone()),
-            ("l/file".into(), Kind::File, "x".into()),
-        ], false),
-        ("relative link, then through it", vec![
-            ("l".into(), Kind::Symlink, up.clone()),
-            ("l/evil".into(), Kind::File, "x".into()),
-        ], false),
-        ("hard link above the root", vec![("h".into(), Kind::HardLink, format!("{up}/file"))], false),
-        ("hard link to an absolute name", vec![("h".into(), Kind::HardLink, format!("{absolute}/file"))], false),
-        ("hard link through a link", vec![
-            ("l".into(), Kind::Symlink, absolute.clone()),
-            ("h".into(), Kind::HardLink, "l/file".into()),
-        ], false),
-        ("whiteout above the root", vec![(format!("{up}/.wh.file"), Kind::File, String::new())], false),
+        (
+            "absolute link, then through it",
+            vec![
+                ("l".into(), Kind::Symlink, absolute.clone()),
+                ("l/file".into(), Kind::File, "x".into()),
+            ],
+            false,
+        ),
+        (
+            "relative link, then through it",
+            vec![
+                ("l".into(), Kind::Symlink, up.clone()),
+                ("l/evil".into(), Kind::File, "x".into()),
+            ],
+            false,
+        ),
+        (
+            "hard link above the root",
+            vec![("h".into(), Kind::HardLink, format!("{up}/file"))],
+            false,
+        ),
+        (
+            "hard link to an absolute name",
+            vec![("h".into(), Kind::HardLink, format!("{absolute}/file"))],
+            false,
+        ),
+        (
+            "hard link through a link",
+            vec![
+                ("l".into(), Kind::Symlink, absolute.clone()),
+                ("h".into(), Kind::HardLink, "l/file".into()),
+            ],
+            false,
+        ),
+        (
+            "whiteout above the root",
+            vec![(format!("{up}/.wh.file"), Kind::File, String::new())],
+            false,
+        ),
         ("whiteout of the parent", vec![("a/.wh...".into(), Kind::File, String::new())], false),
-        ("whiteout through a link", vec![
-            ("l".into(), Kind::Symlink, absolute.clone()),
-            ("l/.wh.file".into(), Kind::File, String::new()),
-        ], false),
-        ("a file over a link", vec![
-            ("l".into(), Kind::Symlink, format!("{absolute}/file")),
-            ("l".into(), Kind::File, "x".into()),
-        ], true),
-        ("a directory over a link", vec![
-            ("l".into(), Kind::Symlink, absolute.clone()),
-            ("l/".into(), Kind::Directory, String::new()),
-        ], true),
-        ("the same file twice", vec![
-            ("f".into(), Kind::File, "1".into()),
-            ("f".into(), Kind::File, "2".into()),
-        ], false),
+        (
+            "whiteout through a link",
+            vec![
+                ("l".into(), Kind::Symlink, absolute.clone()),
+                ("l/.wh.file".into(), Kind::File, String::new()),
+            ],
+            false,
+        ),
+        (
+            "a file over a link",
+            vec![
+                ("l".into(), Kind::Symlink, format!("{absolute}/file")),
+                ("l".into(), Kind::File, "x".into()),
+            ],
+            true,
+        ),
+        (
+            "a directory over a link",
+            vec![
+                ("l".into(), Kind::Symlink, absolute.clone()),
+                ("l/".into(), Kind::Directory, String::new()),
+            ],
+            true,
+        ),
+        (
+            "the same file twice",
+            vec![("f".into(), Kind::File, "1".into()), ("f".into(), Kind::File, "2".into())],
+            false,
+        ),
         ("an unknown kind", vec![("f".into(), Kind::Other(b'Z'), String::new())], false),
     ];
     let before = fs::metadata(outside.join("file")).unwrap();
     for (what, entries, fine) in attacks {
-        let entries: Vec<(&str, Kind, &str)> = entries.iter().map(|(p, k, t)| (p.as_str(), *k, t.as_str())).collect();
+        let entries: Vec<(&str, Kind, &str)> =
+            entries.iter().map(|(p, k, t)| (p.as_str(), *k, t.as_str())).collect();
         let result = import(&store, &tar(&entries), "");
-        assert_eq!(result.is_ok(), fine, "{what}: {:?}", result.err().map(|error| error.to_string()));
+        assert_eq!(
+            result.is_ok(),
+            fine,
+            "{what}: {:?}",
+            result.err().map(|error| error.to_string())
+        );
         assert_eq!(fs::read_to_string(outside.join("file")).unwrap(), "untouched", "{what}");
         let after = fs::metadata(outside.join("file")).unwrap();
-        assert_eq!((after.mode(), after.nlink(), after.mtime()), (before.mode(), 1, before.mtime()), "{what}");
+        assert_eq!(
+            (after.mode(), after.nlink(), after.mtime()),
+            (before.mode(), 1, before.mtime()),
+            "{what}"
+        );
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{what}");
     }
     let left = fs::read_dir(store.root().join("layers")).unwrap();
-    let left: Vec<_> = left.map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| n.starts_with('.')).collect();
+    let left: Vec<_> = left
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with('.'))
+        .collect();
     assert_eq!(left, [] as [String; 0], "a refused layer leaves nothing");
 }
 
@@ -195,7 +250,15 @@ fn overlay_orders_in_an_archive_are_not_obeyed() {
         (b"trusted.overlay.redirect".to_vec(), b"/etc".to_vec()),
         (b"user.fine".to_vec(), b"1".to_vec()),
     ];
-    writer.entry(&Entry { path: b"d/".to_vec(), kind: Kind::Directory, mode: 0o2755, xattrs, ..Entry::default() }).unwrap();
+    writer
+        .entry(&Entry {
+            path: b"d/".to_vec(),
+            kind: Kind::Directory,
+            mode: 0o2755,
+            xattrs,
+            ..Entry::default()
+        })
+        .unwrap();
     let image = import(&store, &writer.finish().unwrap(), "").unwrap();
     let directory = store.inner.layers.diff_dir(&image.config.rootfs.diff_ids[0]).join("d");
     let mut value = [0u8; 16];
@@ -210,11 +273,20 @@ fn a_new_start_keeps_images_and_removes_what_a_crash_left() {
     let root = directory.path().join("image");
     let image = import(&store, &small(), "keep").unwrap();
     store.prepare_rootfs("c1", &image).unwrap();
-    for junk in ["layers/.new-1-1", "images/.new-x", "rootfs/.new-c9", "rootfs/c8", &format!("layers/{}", "a".repeat(64))] {
+    for junk in [
+        "layers/.new-1-1",
+        "images/.new-x",
+        "rootfs/.new-c9",
+        "rootfs/c8",
+        &format!("layers/{}", "a".repeat(64)),
+    ] {
         fs::create_dir_all(root.join(junk)).unwrap();
     }
-    fs::write(root.join(format!("layers/{}/layer.json", "a".repeat(64))), format!(
-        "{{\"diff_id\":\"sha256:{}\",\"size\":1,\"tar_size\":1}}", "a".repeat(64))).unwrap();
+    fs::write(
+        root.join(format!("layers/{}/layer.json", "a".repeat(64))),
+        format!("{{\"diff_id\":\"sha256:{}\",\"size\":1,\"tar_size\":1}}", "a".repeat(64)),
+    )
+    .unwrap();
     drop(store);
     let store = Store::open(&root, Options::default()).unwrap();
     assert_eq!(*store.resolve("keep").unwrap(), *store.image(&image.id).unwrap());
@@ -238,17 +310,30 @@ fn removal_follows_docker_s_rules() {
     store.tag(&image.id, &Reference::parse("a:1").unwrap()).unwrap();
     assert_eq!(
         text(store.remove(&image.id.short(), none, &[])),
-        format!("conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories", image.id.short())
+        format!(
+            "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+            image.id.short()
+        )
     );
     let user = User { image: image.id, container: "c".repeat(64), running: true };
     store.remove("b:1", none, std::slice::from_ref(&user)).unwrap();
     assert_eq!(
         text(store.remove("a:1", none, std::slice::from_ref(&user))),
-        format!("conflict: unable to remove repository reference \"a:1\" (must force) - container cccccccccccc is using its referenced image {}", image.id.short())
+        format!(
+            "conflict: unable to remove repository reference \"a:1\" (must force) - container cccccccccccc is using its referenced image {}",
+            image.id.short()
+        )
     );
     assert_eq!(
-        text(store.remove(&image.id.hex(), Remove { force: true, ..none }, std::slice::from_ref(&user))),
-        format!("conflict: unable to delete {} (cannot be forced) - image is being used by running container cccccccccccc", image.id.short())
+        text(store.remove(
+            &image.id.hex(),
+            Remove { force: true, ..none },
+            std::slice::from_ref(&user)
+        )),
+        format!(
+            "conflict: unable to delete {} (cannot be forced) - image is being used by running container cccccccccccc",
+            image.id.short()
+        )
     );
     assert_eq!(text(store.remove("nope", none, &[])), "No such image: nope:latest");
     let pruned = store.prune(false, &|_| true, &[]).unwrap();

@@ -6,7 +6,9 @@ use super::Store;
 use crate::{Credentials, Distribution, Error, Image, Platform, ProgressSender, Reference, Result};
 
 fn not_ready<T>() -> Result<T> {
-    Err(Error::NotSupported("registries are not supported by skep yet: use docker load or docker import".into()))
+    Err(Error::NotSupported(
+        "registries are not supported by skep yet: use docker load or docker import".into(),
+    ))
 }
 
 impl Store {

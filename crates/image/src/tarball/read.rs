@@ -66,13 +66,18 @@ impl<R: Read, S: RawSink> Reader<R, S> {
         let mut extended = Extended::default();
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = number(&header[124..136]).ok_or_else(|| bad("tar: invalid size in a header"))?;
+            let size =
+                number(&header[124..136]).ok_or_else(|| bad("tar: invalid size in a header"))?;
             match header[156] {
                 b'g' => drop(self.special(size)?),
                 b'x' => read_pax(&self.special(size)?, &mut extended)?,
                 b'L' => extended.path = Some(until_nul(&self.special(size)?)),
                 b'K' => extended.link = Some(until_nul(&self.special(size)?)),
-                b'S' => return Err(bad("tar: sparse files are not supported; write the archive without --sparse")),
+                b'S' => {
+                    return Err(bad(
+                        "tar: sparse files are not supported; write the archive without --sparse",
+                    ));
+                }
                 _ => {
                     let entry = entry(&header, size, extended)?;
                     self.left = entry.size;
@@ -133,9 +138,12 @@ impl<R: Read, S: RawSink> Reader<R, S> {
             return Ok(None);
         }
         let stored = number(&block[148..156]).ok_or_else(|| bad("tar: invalid header"))?;
-        let unsigned: u64 = (0..BLOCK).map(|at| if (148..156).contains(&at) { 32 } else { u64::from(block[at]) }).sum();
-        let signed: i64 =
-            (0..BLOCK).map(|at| if (148..156).contains(&at) { 32 } else { i64::from(block[at] as i8) }).sum();
+        let unsigned: u64 = (0..BLOCK)
+            .map(|at| if (148..156).contains(&at) { 32 } else { u64::from(block[at]) })
+            .sum();
+        let signed: i64 = (0..BLOCK)
+            .map(|at| if (148..156).contains(&at) { 32 } else { i64::from(block[at] as i8) })
+            .sum();
         if stored != unsigned && i64::try_from(stored) != Ok(signed) {
             return Err(bad("tar: invalid header: the checksum does not match"));
         }
@@ -159,7 +167,9 @@ impl<R: Read, S: RawSink> Reader<R, S> {
     /// A long name or an extended header.
     fn special(&mut self, size: u64) -> io::Result<Vec<u8>> {
         if size > SPECIAL_BYTES_MAX {
-            return Err(bad(format!("tar: an extended header of {size} bytes is larger than {SPECIAL_BYTES_MAX}")));
+            return Err(bad(format!(
+                "tar: an extended header of {size} bytes is larger than {SPECIAL_BYTES_MAX}"
+            )));
         }
         let mut content = Vec::with_capacity(size as usize);
         while (content.len() as u64) < size {
@@ -203,7 +213,9 @@ fn entry(header: &[u8; BLOCK], size: u64, extended: Extended) -> io::Result<Entr
         other => Kind::Other(other),
     };
     let id = |value: Option<u64>, what: &str| {
-        value.and_then(|value| u32::try_from(value).ok()).ok_or_else(|| bad(format!("tar: invalid {what} in a header")))
+        value
+            .and_then(|value| u32::try_from(value).ok())
+            .ok_or_else(|| bad(format!("tar: invalid {what} in a header")))
     };
     let device = matches!(kind, Kind::Char | Kind::Block);
     let size = extended.size.unwrap_or(size);
@@ -213,7 +225,8 @@ fn entry(header: &[u8; BLOCK], size: u64, extended: Extended) -> io::Result<Entr
     Ok(Entry {
         kind,
         link: extended.link.unwrap_or_else(|| until_nul(&header[157..257])),
-        mode: (field(100..108).ok_or_else(|| bad("tar: invalid mode in a header"))? & 0o7777) as u32,
+        mode: (field(100..108).ok_or_else(|| bad("tar: invalid mode in a header"))? & 0o7777)
+            as u32,
         uid: extended.uid.map_or_else(|| id(field(108..116), "owner"), Ok)?,
         gid: extended.gid.map_or_else(|| id(field(116..124), "group"), Ok)?,
         // A link carries no content whatever its size field says; some writers put the target's size there.
@@ -238,8 +251,12 @@ fn number(field: &[u8]) -> Option<u64> {
             (value >> 55 == 0).then_some(value << 8 | u64::from(byte))
         });
     }
-    let text: Vec<u8> =
-        field.iter().copied().skip_while(|byte| *byte == b' ').take_while(|&byte| byte != 0 && byte != b' ').collect();
+    let text: Vec<u8> = field
+        .iter()
+        .copied()
+        .skip_while(|byte| *byte == b' ')
+        .take_while(|&byte| byte != 0 && byte != b' ')
+        .collect();
     text.iter().try_fold(0u64, |value, &digit| match digit {
         b'0'..=b'7' if value >> 61 == 0 => Some(value << 3 | u64::from(digit - b'0')),
         _ => None,
@@ -275,7 +292,9 @@ fn read_pax(mut content: &[u8], into: &mut Extended) -> io::Result<()> {
             b"gid" => into.gid = Some(text(value).parse().map_err(|_| broken())?),
             b"mtime" => into.mtime = Some(pax_time(value).ok_or_else(broken)?),
             _ if key.starts_with(b"GNU.sparse.") => {
-                return Err(bad("tar: sparse files are not supported; write the archive without --sparse"));
+                return Err(bad(
+                    "tar: sparse files are not supported; write the archive without --sparse",
+                ));
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {

@@ -38,8 +38,13 @@ fn read(bytes: &[u8]) -> std::io::Result<Vec<(Entry, Vec<u8>)>> {
 }
 
 fn file(path: &str, content: &[u8]) -> (Entry, Vec<u8>) {
-    let entry =
-        Entry { path: path.into(), mode: 0o644, size: content.len() as u64, mtime: (1_700_000_000, 0), ..Entry::default() };
+    let entry = Entry {
+        path: path.into(),
+        mode: 0o644,
+        size: content.len() as u64,
+        mtime: (1_700_000_000, 0),
+        ..Entry::default()
+    };
     (entry, content.to_vec())
 }
 
@@ -48,7 +53,13 @@ fn long_names_big_owners_and_attributes_survive() {
     let (mut odd, content) = file(&format!("{}/{}", "d".repeat(150), "n".repeat(140)), b"x");
     odd.uid = 70_000_000;
     odd.xattrs = vec![(b"user.key".to_vec(), b"a=b\n\0c".to_vec())];
-    let link = Entry { path: "l".into(), kind: Kind::Symlink, link: "t".repeat(300).into(), mode: 0o777, ..Entry::default() };
+    let link = Entry {
+        path: "l".into(),
+        kind: Kind::Symlink,
+        link: "t".repeat(300).into(),
+        mode: 0o777,
+        ..Entry::default()
+    };
     let umlaut = file("\u{fc}ber", b"");
     let split = file(&format!("{}/{}", "p".repeat(120), "q".repeat(60)), &[7; 1000]);
     let all = [(odd, content), (link, vec![]), umlaut, split];
