@@ -4,28 +4,236 @@
 //! here follows from the stored objects. A plan is a wish over committed state; changes that are
 //! not carried out are wished again by the next plan.
 
+mod books;
+mod network;
+mod service;
+pub mod subnet;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
-use store::{Change, Store, Touched};
+use store::transaction::timestamp;
+use store::{Change, Kind, Store, Touched, access};
+use wire::swarmkit as pb;
+
+use books::Books;
+pub use books::VNI_OPTION;
+pub use service::wanted_networks;
+use task::Wait;
+
+/// Changes in one plan; what is beyond waits for the next.
+const PLAN_MAX: usize = store::ACTIONS_MAX;
 
 pub struct Allocator {
-    _dice: ChaCha8Rng,
+    /// `None` until the store was read.
+    books: Option<Books>,
+    /// What may lack something: looked at by each plan until nothing is missing.
+    dirty: BTreeSet<(Rank, String)>,
+    /// Why a network or a service cannot be served; told on the tasks that want it.
+    stuck: BTreeMap<(Rank, String), String>,
+}
+
+/// The order in which things are allocated: services before tasks, so that a virtual address is
+/// lower than the addresses behind it; ingress before all.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Ingress,
+    Network,
+    Service,
+    Task,
+    Node,
 }
 
 impl Allocator {
-    pub fn new(dice: ChaCha8Rng) -> Self {
-        Self { _dice: dice }
+    /// Nothing is left to chance here; the generator is taken so that all planners are made alike.
+    pub fn new(_dice: ChaCha8Rng) -> Self {
+        Self { books: None, dirty: BTreeSet::new(), stuck: BTreeMap::new() }
     }
 
     /// What should change now. `touched` is everything that was applied since the last call; the
     /// first call reads the whole store instead.
     #[must_use]
-    pub fn plan(&mut self, _now: Instant, _store: &Store, _touched: &[Touched]) -> Vec<Change> {
-        Vec::new()
+    pub fn plan(&mut self, now: Instant, store: &Store, touched: &[Touched]) -> Vec<Change> {
+        let mut books = match self.books.take() {
+            Some(books) => self.catch_up(books, store, touched),
+            None => {
+                self.look_at_everything(store);
+                Books::read(store)
+            }
+        };
+        let mut changes = Vec::new();
+        for (rank, id) in self.dirty.clone() {
+            if changes.len() >= PLAN_MAX {
+                break;
+            }
+            let outcome = match rank {
+                Rank::Ingress | Rank::Network => plan_network(&mut books, store, &id),
+                Rank::Service => self.plan_service(&mut books, store, &id),
+                Rank::Task => self.plan_task(&mut books, store, now, &id),
+                Rank::Node => plan_node(&mut books, store, &id),
+            };
+            let key = (rank, id);
+            self.stuck.remove(&key);
+            match outcome {
+                Outcome::Done => {
+                    self.dirty.remove(&key);
+                }
+                Outcome::Wish(change) => changes.push(change),
+                Outcome::Wait => {}
+                Outcome::Stuck(why) => {
+                    self.stuck.insert(key, why);
+                }
+            }
+        }
+        self.books = Some(books);
+        changes
     }
 
     /// When [`Self::plan`] has something to do although nothing was applied.
     pub fn deadline(&self) -> Option<Instant> {
         None
+    }
+
+    fn catch_up(&mut self, mut books: Books, store: &Store, touched: &[Touched]) -> Books {
+        books.settle();
+        for touched in touched {
+            books.apply(touched);
+            for (kind, id) in books::affected(touched) {
+                self.look_at(store, kind, id);
+            }
+            if touched.kind == Kind::Network {
+                self.look_at_users(store, &touched.id);
+            }
+        }
+        books
+    }
+
+    fn look_at(&mut self, store: &Store, kind: Kind, id: String) {
+        let rank = match kind {
+            Kind::Network => {
+                let network = store.get::<pb::Network>(&id);
+                let ingress = network.is_some_and(|n| store::tables::is_ingress(n));
+                if ingress { Rank::Ingress } else { Rank::Network }
+            }
+            Kind::Service => Rank::Service,
+            Kind::Task => Rank::Task,
+            Kind::Node => Rank::Node,
+            _ => return,
+        };
+        self.dirty.insert((rank, id));
+    }
+
+    /// A network that came may be what others wait for; ingress is on every node.
+    fn look_at_users(&mut self, store: &Store, network: &str) {
+        let services = store.services_using_network(network).map(|service| service.id.clone());
+        self.dirty.extend(services.map(|id| (Rank::Service, id)));
+        let stored = store.get::<pb::Network>(network);
+        if stored.is_some_and(|network| store::tables::is_ingress(network)) {
+            let services = store.all::<pb::Service>().map(|service| service.id.clone());
+            self.dirty.extend(services.map(|id| (Rank::Service, id)));
+            let nodes = store.all::<pb::Node>().map(|node| node.id.clone());
+            self.dirty.extend(nodes.map(|id| (Rank::Node, id)));
+        }
+    }
+
+    fn look_at_everything(&mut self, store: &Store) {
+        self.dirty.clear();
+        for network in store.all::<pb::Network>() {
+            self.look_at(store, Kind::Network, network.id.clone());
+        }
+        let services = store.all::<pb::Service>().map(|service| service.id.clone());
+        self.dirty.extend(services.map(|id| (Rank::Service, id)));
+        let tasks = store.all::<pb::Task>().filter(|task| needs_allocation(task));
+        self.dirty.extend(tasks.map(|task| (Rank::Task, task.id.clone())));
+        let nodes = store.all::<pb::Node>().map(|node| node.id.clone());
+        self.dirty.extend(nodes.map(|id| (Rank::Node, id)));
+    }
+}
+
+fn needs_allocation(task: &pb::Task) -> bool {
+    access::state(task) < access::TaskState::Pending && access::is_wanted(task)
+}
+
+/// What came of looking at one object.
+enum Outcome {
+    /// It has all it needs.
+    Done,
+    Wish(Change),
+    /// Something else comes first.
+    Wait,
+    Stuck(String),
+}
+
+impl Allocator {
+    fn plan_service(&self, books: &mut Books, store: &Store, id: &str) -> Outcome {
+        let Some(service) = store.get::<pb::Service>(id) else { return Outcome::Done };
+        for wanted in service.spec.iter().flat_map(wanted_networks) {
+            let network = service::resolve(store, &wanted.target);
+            let key = network.map(|network| (Rank::Network, network.id.clone()));
+            if let Some((network, why)) =
+                network.zip(key.and_then(|key| self.stuck.get(&key)))
+            {
+                return Outcome::Stuck(service::in_network(network, why));
+            }
+        }
+        match service::endpoint(books, store, service) {
+            Ok(endpoint) if endpoint == service.endpoint => Outcome::Done,
+            Ok(endpoint) => {
+                let service = pb::Service { endpoint, ..pb::Service::clone(service) };
+                Outcome::Wish(Change::update(service))
+            }
+            Err(why) => Outcome::Stuck(why),
+        }
+    }
+
+    /// A task is allocated when its service is; what keeps the service waiting is told on the task.
+    fn plan_task(&self, books: &mut Books, store: &Store, now: Instant, id: &str) -> Outcome {
+        let task = store.get::<pb::Task>(id).filter(|task| needs_allocation(task));
+        let Some(task) = task else { return Outcome::Done };
+        let service = (Rank::Service, task.service_id.clone());
+        let outcome = match (self.stuck.get(&service), self.dirty.contains(&service)) {
+            (Some(why), _) => Err(Wait::Because(why.clone())),
+            (None, true) => Err(Wait::Soon),
+            (None, false) => task::allocate(books, store, &timestamp(now), task),
+        };
+        match outcome {
+            Ok(allocated) => Outcome::Wish(Change::update(allocated)),
+            Err(Wait::Soon) => Outcome::Wait,
+            Err(Wait::Because(why)) => {
+                let mut told = pb::Task::clone(task);
+                let status = told.status.get_or_insert_default();
+                if status.err == why {
+                    return Outcome::Stuck(why);
+                }
+                status.err = why;
+                status.timestamp = Some(timestamp(now));
+                Outcome::Wish(Change::update(told))
+            }
+        }
+    }
+}
+
+fn plan_network(books: &mut Books, store: &Store, id: &str) -> Outcome {
+    match store.get::<pb::Network>(id) {
+        Some(network) if !network::is_allocated(network) => {
+            match network::allocate(books, store, network) {
+                Ok(allocated) => Outcome::Wish(Change::update(allocated)),
+                Err(why) => Outcome::Stuck(why),
+            }
+        }
+        _ => Outcome::Done,
+    }
+}
+
+fn plan_node(books: &mut Books, store: &Store, id: &str) -> Outcome {
+    let Some(node) = store.get::<pb::Node>(id) else { return Outcome::Done };
+    match task::allocate_node(books, store, node) {
+        (Some(node), _) => Outcome::Wish(Change::update(node)),
+        (None, Ok(())) => Outcome::Done,
+        (None, Err(why)) => Outcome::Stuck(why),
     }
 }

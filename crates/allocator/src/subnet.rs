@@ -162,7 +162,7 @@ impl Pool {
             Some(other) => *other == holder,
             None => {
                 if (self.first..=self.last).contains(&at)
-                    && holder != Holder::Gateway
+                    && !matches!(holder, Holder::Gateway | Holder::Reserved)
                     && (at > self.cursor || self.cursor > self.last)
                 {
                     self.cursor = at;

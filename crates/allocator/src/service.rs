@@ -1,0 +1,173 @@
+//! A service's endpoint: virtual addresses and published ports.
+
+use std::collections::BTreeSet;
+
+use store::Store;
+use wire::swarmkit as pb;
+
+use crate::books::{Books, address_of, ingress_ports};
+use crate::network;
+use crate::subnet::Holder;
+
+/// A network by its id, or by its name as older clients write it.
+pub fn resolve<'a>(store: &'a Store, target: &str) -> Option<&'a pb::Network> {
+    let by_id = store.get::<pb::Network>(target);
+    by_id.or_else(|| store.by_name::<pb::Network>(target).next()).map(|network| &**network)
+}
+
+/// The networks that a service's tasks are on besides ingress, as the task's spec or, from older
+/// clients, the service's own spec says.
+pub fn wanted_networks(spec: &pb::ServiceSpec) -> &[pb::NetworkAttachmentConfig] {
+    match &spec.task {
+        Some(task) if !task.networks.is_empty() => &task.networks,
+        _ => &spec.networks,
+    }
+}
+
+pub fn publishes_by_ingress(endpoint: Option<&pb::EndpointSpec>) -> bool {
+    endpoint.is_some_and(|endpoint| {
+        let mut ports = endpoint.ports.iter();
+        ports.any(|port| port.publish_mode() == pb::port_config::PublishMode::Ingress)
+    })
+}
+
+/// The endpoint as it should be: the stored one with whatever is still right in it.
+pub fn endpoint(
+    books: &mut Books,
+    store: &Store,
+    service: &pb::Service,
+) -> Result<Option<pb::Endpoint>, String> {
+    let Some(spec) = &service.spec else { return Ok(service.endpoint.clone()) };
+    let networks = vip_networks(store, spec)?;
+    if spec.endpoint.is_none() && networks.is_empty() {
+        return Ok(None);
+    }
+    let old = service.endpoint.clone().unwrap_or_default();
+    Ok(Some(pb::Endpoint {
+        spec: spec.endpoint.clone(),
+        ports: ports(books, store, service, spec.endpoint.as_ref(), &old)?,
+        virtual_ips: virtual_ips(books, service, &networks, &old)?,
+    }))
+}
+
+/// The networks in which the service has a virtual address, ingress first.
+fn vip_networks<'a>(
+    store: &'a Store,
+    spec: &pb::ServiceSpec,
+) -> Result<Vec<&'a pb::Network>, String> {
+    let mut networks = Vec::new();
+    if publishes_by_ingress(spec.endpoint.as_ref()) {
+        networks.push(&**store.ingress_network().ok_or("there is no ingress network")?);
+    }
+    let mode = spec.endpoint.as_ref().map(|endpoint| endpoint.mode());
+    if mode.is_none_or(|mode| mode == pb::endpoint_spec::ResolutionMode::Vip) {
+        for wanted in wanted_networks(spec) {
+            let network = resolve(store, &wanted.target)
+                .ok_or_else(|| format!("network {} not found", wanted.target))?;
+            if network::is_overlay(network) && !networks.iter().any(|n| n.id == network.id) {
+                networks.push(network);
+            }
+        }
+    }
+    match networks.iter().find(|network| !network::is_allocated(network)) {
+        Some(network) => Err(format!("network {} has no subnet yet", network::name(network))),
+        None => Ok(networks),
+    }
+}
+
+fn virtual_ips(
+    books: &mut Books,
+    service: &pb::Service,
+    networks: &[&pb::Network],
+    old: &pb::Endpoint,
+) -> Result<Vec<pb::endpoint::VirtualIp>, String> {
+    let holder = Holder::Service(service.id.clone());
+    let mut vips = Vec::new();
+    for network in networks {
+        let kept = old.virtual_ips.iter().find(|vip| {
+            let address = address_of(&vip.addr);
+            vip.network_id == network.id
+                && address.is_some_and(|address| books.holds(&network.id, address, &holder))
+        });
+        match kept {
+            Some(kept) => vips.push(kept.clone()),
+            None => {
+                let given = books.take(&network.id, &holder).map_err(|full| {
+                    format!("no virtual address for the service: {}", in_network(network, &full))
+                })?;
+                // SwarmKit keeps one virtual address per network; IPv4 is the one that all nodes serve.
+                let addr = given.into_iter().next().unwrap_or_default();
+                vips.push(pb::endpoint::VirtualIp { network_id: network.id.clone(), addr });
+            }
+        }
+    }
+    Ok(vips)
+}
+
+pub fn in_network(network: &pb::Network, why: &str) -> String {
+    format!("network {}: {why}", network::name(network))
+}
+
+fn ports(
+    books: &mut Books,
+    store: &Store,
+    service: &pb::Service,
+    spec: Option<&pb::EndpointSpec>,
+    old: &pb::Endpoint,
+) -> Result<Vec<pb::PortConfig>, String> {
+    let mut ports = spec.map(|spec| spec.ports.clone()).unwrap_or_default();
+    let mut taken: BTreeSet<(i32, u32)> = ports
+        .iter()
+        .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Ingress)
+        .map(|port| (port.protocol, port.published_port))
+        .collect();
+    for port in &mut ports {
+        if port.publish_mode() == pb::port_config::PublishMode::Host {
+            continue;
+        }
+        if port.published_port == 0 {
+            port.published_port = dynamic_port(books, service, port, old, &mut taken)?;
+            continue;
+        }
+        match books.port_holder(port.protocol, port.published_port) {
+            Some(holder) if holder != service.id => {
+                let other = store.get::<pb::Service>(holder);
+                let other = other.map_or(holder, |service| store::Object::name(&**service));
+                return Err(format!(
+                    "port {} is already in use by service {other}",
+                    port.published_port
+                ));
+            }
+            Some(_) => {}
+            None => books.take_port(port.protocol, port.published_port, &service.id),
+        }
+    }
+    Ok(ports)
+}
+
+/// The port that the service had for the same target, or a free one.
+fn dynamic_port(
+    books: &mut Books,
+    service: &pb::Service,
+    port: &pb::PortConfig,
+    old: &pb::Endpoint,
+    taken: &mut BTreeSet<(i32, u32)>,
+) -> Result<u32, String> {
+    let before = ingress_ports(Some(old)).find(|before| {
+        before.name == port.name
+            && before.protocol == port.protocol
+            && before.target_port == port.target_port
+            && !taken.contains(&(before.protocol, before.published_port))
+            && books.port_holder(before.protocol, before.published_port) == Some(&service.id)
+    });
+    let published = match before {
+        Some(before) => before.published_port,
+        None => {
+            let free = books.free_port(port.protocol).ok_or("dynamic port space is exhausted")?;
+            books.take_port(port.protocol, free, &service.id);
+            free
+        }
+    };
+    taken.insert((port.protocol, published));
+    Ok(published)
+}

@@ -1,0 +1,288 @@
+//! Allocation as tables: what is stored, what becomes of it.
+
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use store::Transaction;
+
+use super::*;
+
+/// A store, an allocator, and rounds of plan and commit.
+struct World {
+    store: Store,
+    allocator: Allocator,
+    touched: Vec<Touched>,
+    version: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let dice = ChaCha8Rng::seed_from_u64(1);
+        let mut world = World {
+            store: Store::default(),
+            allocator: Allocator::new(dice),
+            touched: Vec::new(),
+            version: 0,
+        };
+        world.create(network("ingress", true, &[]));
+        world
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) {
+        self.version += 1;
+        let mut transaction = Transaction::new(&self.store);
+        for change in changes {
+            transaction.apply(change).unwrap();
+        }
+        let actions = transaction.finish(Instant::from_nanos(self.version), self.version);
+        self.touched.extend(self.store.apply(actions));
+    }
+
+    fn create<T: store::Object>(&mut self, object: T) {
+        self.commit(vec![Change::create(object)]);
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            let touched = std::mem::take(&mut self.touched);
+            let changes = self.allocator.plan(Instant::from_nanos(1), &self.store, &touched);
+            if changes.is_empty() {
+                return;
+            }
+            self.commit(changes);
+        }
+        panic!("the allocator never comes to rest");
+    }
+
+    fn lead_anew(&mut self) {
+        self.allocator = Allocator::new(ChaCha8Rng::seed_from_u64(2));
+        self.touched.clear();
+    }
+
+    fn end(&mut self, id: &str) {
+        let mut task = pb::Task::clone(self.store.get(id).unwrap());
+        task.set_desired_state(access::TaskState::Shutdown);
+        task.status.as_mut().unwrap().set_state(access::TaskState::Shutdown);
+        self.commit(vec![Change::update(task)]);
+    }
+
+    fn addresses(&self, id: &str) -> Vec<String> {
+        let task = self.store.get::<pb::Task>(id).unwrap();
+        task.networks.iter().flat_map(|n| n.addresses.clone()).collect()
+    }
+
+    fn vips(&self, id: &str) -> Vec<String> {
+        let service = self.store.get::<pb::Service>(id).unwrap();
+        let vips = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
+        vips.map(|vip| vip.addr.clone()).collect()
+    }
+}
+
+fn named(name: &str) -> Option<pb::Annotations> {
+    Some(pb::Annotations { name: name.into(), ..Default::default() })
+}
+
+fn network(name: &str, ingress: bool, subnets: &[&str]) -> pb::Network {
+    let configs = subnets
+        .iter()
+        .map(|subnet| pb::IpamConfig { subnet: (*subnet).into(), ..Default::default() })
+        .collect();
+    let spec = pb::NetworkSpec {
+        annotations: named(name),
+        ingress,
+        ipam: Some(pb::IpamOptions { driver: None, configs }),
+        ..Default::default()
+    };
+    pb::Network { id: name.into(), spec: Some(spec), ..Default::default() }
+}
+
+fn port(published: u32) -> pb::PortConfig {
+    pb::PortConfig { target_port: 80, published_port: published, ..Default::default() }
+}
+
+fn service(name: &str, networks: &[&str], ports: Vec<pb::PortConfig>) -> pb::Service {
+    let networks = networks
+        .iter()
+        .map(|id| pb::NetworkAttachmentConfig { target: (*id).into(), ..Default::default() })
+        .collect();
+    let spec = pb::ServiceSpec {
+        annotations: named(name),
+        task: Some(pb::TaskSpec { networks, ..Default::default() }),
+        endpoint: Some(pb::EndpointSpec { ports, ..Default::default() }),
+        ..Default::default()
+    };
+    pb::Service { id: name.into(), spec: Some(spec), ..Default::default() }
+}
+
+fn task(world: &World, id: &str, service: &str) -> pb::Task {
+    let stored = world.store.get::<pb::Service>(service).unwrap();
+    let mut task = pb::Task {
+        id: id.into(),
+        service_id: service.into(),
+        spec: stored.spec.as_ref().unwrap().task.clone(),
+        ..Default::default()
+    };
+    task.set_desired_state(access::TaskState::Running);
+    task
+}
+
+#[test]
+fn ingress_and_the_first_user_network_get_dockers_numbers() {
+    let mut world = World::new();
+    world.create(network("web", false, &[]));
+    world.settle();
+    for (id, vni, subnet, gateway) in [
+        ("ingress", "4096", "10.0.0.0/24", "10.0.0.1"),
+        ("web", "4097", "10.0.1.0/24", "10.0.1.1"),
+    ] {
+        let network = world.store.get::<pb::Network>(id).unwrap();
+        let driver = network.driver_state.as_ref().unwrap();
+        assert_eq!((driver.name.as_str(), driver.options[VNI_OPTION].as_str()), ("overlay", vni));
+        let ipam = network.ipam.as_ref().unwrap();
+        assert_eq!(ipam.driver.as_ref().unwrap().name, "default");
+        assert_eq!(ipam.configs[0].subnet, subnet);
+        assert_eq!(ipam.configs[0].gateway, gateway);
+        assert_eq!(ipam.configs[0].family(), pb::ipam_config::AddressFamily::Ipv4);
+    }
+}
+
+#[test]
+fn a_service_comes_first_then_its_tasks_then_the_node() {
+    let mut world = World::new();
+    world.create(network("web", false, &[]));
+    world.create(service("s", &["web"], vec![port(8080)]));
+    world.create(task(&world, "t1", "s"));
+    world.create(task(&world, "t2", "s"));
+    world.settle();
+    assert_eq!(world.vips("s"), ["10.0.0.2/24", "10.0.1.2/24"]);
+    assert_eq!(world.addresses("t1"), ["10.0.0.3/24", "10.0.1.3/24"]);
+    assert_eq!(world.addresses("t2"), ["10.0.0.4/24", "10.0.1.4/24"]);
+    let stored = world.store.get::<pb::Task>("t1").unwrap();
+    assert_eq!(access::state(stored), access::TaskState::Pending);
+    assert_eq!(stored.endpoint, world.store.get::<pb::Service>("s").unwrap().endpoint);
+    let attached = stored.networks[1].network.as_ref().unwrap();
+    assert!(attached.driver_state.is_some() && attached.ipam.is_some());
+
+    world.create(pb::Node { id: "n".into(), ..Default::default() });
+    let mut assigned = pb::Task::clone(stored_task(&world, "t1"));
+    assigned.node_id = "n".into();
+    assigned.status.as_mut().unwrap().set_state(access::TaskState::Assigned);
+    world.commit(vec![Change::update(assigned)]);
+    world.settle();
+    let node = world.store.get::<pb::Node>("n").unwrap();
+    let held: Vec<_> = node.attachments.iter().flat_map(|a| a.addresses.clone()).collect();
+    assert_eq!(held, ["10.0.0.5/24", "10.0.1.5/24"]);
+
+    world.end("t1");
+    world.settle();
+    let node = world.store.get::<pb::Node>("n").unwrap();
+    assert_eq!(node.attachments.len(), 1, "only ingress stays");
+}
+
+fn stored_task<'a>(world: &'a World, id: &str) -> &'a pb::Task {
+    world.store.get::<pb::Task>(id).unwrap()
+}
+
+#[test]
+fn an_exhausted_subnet_is_named_on_the_task_and_frees_itself() {
+    let mut world = World::new();
+    world.create(network("tiny", false, &["10.9.0.0/29"]));
+    world.create(service("s", &["tiny"], vec![]));
+    for number in 1..=5 {
+        world.create(task(&world, &format!("t{number}"), "s"));
+    }
+    world.settle();
+    let stuck = stored_task(&world, "t5");
+    assert_eq!(access::state(stuck), access::TaskState::New);
+    assert_eq!(
+        stuck.status.as_ref().unwrap().err,
+        "no address for the task: network tiny: 10.9.0.0/29: 5 of 5 in use by 4 tasks, 1 service"
+    );
+    world.end("t2");
+    world.settle();
+    assert_eq!(world.addresses("t5"), ["10.9.0.4/29"]);
+    assert_eq!(stored_task(&world, "t5").status.as_ref().unwrap().err, "");
+}
+
+#[test]
+fn a_new_leader_gives_nothing_twice() {
+    let mut world = World::new();
+    world.create(network("web", false, &[]));
+    world.create(service("s", &["web"], vec![port(0)]));
+    world.create(task(&world, "t1", "s"));
+    world.settle();
+    world.lead_anew();
+    world.create(service("s2", &["web"], vec![port(0)]));
+    world.create(network("more", false, &[]));
+    world.create(task(&world, "t2", "s"));
+    world.settle();
+    assert_eq!(world.vips("s2")[1], "10.0.1.4/24");
+    assert_eq!(world.addresses("t2"), ["10.0.0.5/24", "10.0.1.5/24"]);
+    let published = |id: &str| {
+        let service = world.store.get::<pb::Service>(id).unwrap();
+        service.endpoint.as_ref().unwrap().ports[0].published_port
+    };
+    assert_eq!((published("s"), published("s2")), (30000, 30001));
+    let more = world.store.get::<pb::Network>("more").unwrap();
+    assert_eq!(more.driver_state.as_ref().unwrap().options[VNI_OPTION], "4098");
+    assert_eq!(more.ipam.as_ref().unwrap().configs[0].subnet, "10.0.2.0/24");
+}
+
+#[test]
+fn a_port_that_is_taken_keeps_the_second_service_waiting_with_the_reason() {
+    let mut world = World::new();
+    world.create(service("a", &[], vec![port(80)]));
+    world.settle();
+    world.create(service("b", &[], vec![port(80)]));
+    world.create(task(&world, "t", "b"));
+    world.settle();
+    let err = &stored_task(&world, "t").status.as_ref().unwrap().err;
+    assert_eq!(err, "port 80 is already in use by service a");
+    world.commit(vec![Change::remove::<pb::Service>("a")]);
+    world.settle();
+    assert_eq!(access::state(stored_task(&world, "t")), access::TaskState::Pending);
+}
+
+#[test]
+fn overlapping_subnets_and_foreign_gateways_are_named() {
+    let mut world = World::new();
+    world.create(network("web", false, &["10.5.0.0/16"]));
+    world.settle();
+    world.create(network("clash", false, &["10.5.3.0/24"]));
+    world.settle();
+    let mut odd = network("odd", false, &["10.6.0.0/24"]);
+    let ipam = odd.spec.as_mut().unwrap().ipam.as_mut().unwrap();
+    ipam.configs[0].gateway = "10.7.0.1".into();
+    world.create(odd);
+    for (service_name, net) in [("s1", "clash"), ("s2", "odd")] {
+        world.create(service(service_name, &[net], vec![]));
+        world.create(task(&world, &format!("of-{service_name}"), service_name));
+    }
+    world.settle();
+    let err = |id: &str| stored_task(&world, id).status.as_ref().unwrap().err.clone();
+    assert_eq!(
+        err("of-s1"),
+        "network clash: subnet 10.5.3.0/24 overlaps 10.5.0.0/16 of network web"
+    );
+    assert_eq!(err("of-s2"), "network odd: gateway 10.7.0.1 is not in 10.6.0.0/24");
+}
+
+#[test]
+fn large_several_and_v6_subnets_serve() {
+    let mut world = World::new();
+    let mut wide = network("wide", false, &["10.32.0.0/29", "10.64.0.0/12", "fd00:5::/64"]);
+    let spec = wide.spec.as_mut().unwrap();
+    spec.ipv6_enabled = true;
+    spec.ipam.as_mut().unwrap().configs[1].reserved =
+        BTreeMap::from([("router".to_owned(), "10.64.0.2".to_owned())]);
+    world.create(wide);
+    world.create(service("s", &["wide"], vec![]));
+    for number in 1..=6 {
+        world.create(task(&world, &format!("t{number}"), "s"));
+    }
+    world.settle();
+    let wide = world.store.get::<pb::Network>("wide").unwrap();
+    assert_eq!(wide.driver_state.as_ref().unwrap().options[VNI_OPTION], "4097,4098");
+    assert_eq!(world.addresses("t1"), ["10.32.0.3/29", "fd00:5::3/64"]);
+    assert_eq!(world.addresses("t5"), ["10.64.0.3/12", "fd00:5::7/64"]);
+}

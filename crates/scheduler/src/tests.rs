@@ -1,0 +1,190 @@
+//! Placement as tables: nodes and tasks in, nodes or reasons out.
+
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use store::Transaction;
+
+use super::*;
+
+fn node(id: &str, labels: &[(&str, &str)]) -> pb::Node {
+    let labels: BTreeMap<String, String> =
+        labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+    let annotations = pb::Annotations { labels, ..Default::default() };
+    let mut status = pb::NodeStatus::default();
+    status.set_state(pb::node_status::State::Ready);
+    pb::Node {
+        id: id.into(),
+        spec: Some(pb::NodeSpec { annotations: Some(annotations), ..Default::default() }),
+        status: Some(status),
+        description: Some(pb::NodeDescription {
+            hostname: id.into(),
+            platform: Some(pb::Platform { architecture: "x86_64".into(), os: "linux".into() }),
+            resources: Some(pb::Resources {
+                nano_cpus: 4_000_000_000,
+                memory_bytes: 1 << 30,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn task(id: &str, spec: pb::TaskSpec) -> pb::Task {
+    let mut status = pb::TaskStatus::default();
+    status.set_state(access::TaskState::Pending);
+    let mut task = pb::Task {
+        id: id.into(),
+        service_id: "s".into(),
+        spec: Some(spec),
+        status: Some(status),
+        ..Default::default()
+    };
+    task.set_desired_state(access::TaskState::Running);
+    task
+}
+
+fn placed(constraints: &[&str]) -> pb::TaskSpec {
+    let placement = pb::Placement {
+        constraints: constraints.iter().map(|text| text.to_string()).collect(),
+        ..Default::default()
+    };
+    pb::TaskSpec { placement: Some(placement), ..Default::default() }
+}
+
+/// Commits the objects, plans until nothing is wished, and gives the store back.
+fn run(nodes: Vec<pb::Node>, tasks: Vec<pb::Task>) -> Store {
+    let mut store = Store::default();
+    let mut scheduler = Scheduler::new(ChaCha8Rng::seed_from_u64(1));
+    let nodes = nodes.into_iter().map(Change::create);
+    let mut changes: Vec<Change> = nodes.chain(tasks.into_iter().map(Change::create)).collect();
+    let mut touched = Vec::new();
+    for version in 1..100 {
+        let mut transaction = Transaction::new(&store);
+        changes.drain(..).for_each(|change| transaction.apply(change).unwrap());
+        let actions = transaction.finish(Instant::from_nanos(version), version);
+        touched.extend(store.apply(actions));
+        changes = scheduler.plan(Instant::from_nanos(version), &store, &touched);
+        touched.clear();
+        if changes.is_empty() {
+            return store;
+        }
+    }
+    panic!("the scheduler never comes to rest");
+}
+
+fn err(store: &Store, id: &str) -> String {
+    store.get::<pb::Task>(id).unwrap().status.as_ref().unwrap().err.clone()
+}
+
+fn count(store: &Store, node: &str) -> usize {
+    store.tasks_of_node(node).count()
+}
+
+#[test]
+fn tasks_spread_evenly_over_ready_nodes() {
+    let mut drained = node("d", &[]);
+    drained.spec.as_mut().unwrap().set_availability(pb::node_spec::Availability::Drain);
+    let tasks = (0..6).map(|n| task(&format!("t{n}"), pb::TaskSpec::default())).collect();
+    let store = run(vec![node("a", &[]), node("b", &[]), node("c", &[]), drained], tasks);
+    let counts: Vec<usize> = ["a", "b", "c", "d"].map(|id| count(&store, id)).into();
+    assert_eq!(counts, [2, 2, 2, 0]);
+    let stored = store.get::<pb::Task>("t0").unwrap();
+    assert_eq!(access::state(stored), access::TaskState::Assigned);
+    assert_eq!(stored.status.as_ref().unwrap().message, ASSIGNED);
+}
+
+#[test]
+fn the_reason_is_swarmkits() {
+    let mut drained = node("d", &[]);
+    drained.spec.as_mut().unwrap().set_availability(pb::node_spec::Availability::Drain);
+    let all = vec![node("a", &[]), node("b", &[("rack", "1")]), drained];
+    let store = run(all.clone(), vec![task("t", placed(&["node.labels.rack == 7"]))]);
+    assert_eq!(
+        err(&store, "t"),
+        "no suitable node (scheduling constraints not satisfied on 2 nodes; \
+         1 node not available for new tasks)"
+    );
+    let big = pb::ResourceRequirements {
+        reservations: Some(pb::Resources { memory_bytes: 1 << 40, ..Default::default() }),
+        ..Default::default()
+    };
+    let spec = pb::TaskSpec { resources: Some(big), ..Default::default() };
+    let store = run(all[..2].to_vec(), vec![task("t", spec)]);
+    assert_eq!(err(&store, "t"), "no suitable node (insufficient resources on 2 nodes)");
+    let mut arm = placed(&[]);
+    let platform = pb::Platform { architecture: "arm64".into(), os: "linux".into() };
+    arm.placement.as_mut().unwrap().platforms.push(platform);
+    let store = run(all[..1].to_vec(), vec![task("t", arm)]);
+    assert_eq!(err(&store, "t"), "no suitable node (unsupported platform on 1 node)");
+    let store = run(vec![], vec![task("t", pb::TaskSpec::default())]);
+    assert_eq!(err(&store, "t"), "no suitable node");
+}
+
+#[test]
+fn reservations_host_ports_and_max_replicas_fill_nodes_up() {
+    let half = pb::ResourceRequirements {
+        reservations: Some(pb::Resources { nano_cpus: 2_000_000_000, ..Default::default() }),
+        ..Default::default()
+    };
+    let spec = pb::TaskSpec { resources: Some(half), ..Default::default() };
+    let store = run(vec![node("a", &[])], (0..3).map(|n| task(&format!("t{n}"), spec.clone())).collect());
+    assert_eq!(count(&store, "a"), 2);
+
+    let port = pb::PortConfig {
+        published_port: 80,
+        publish_mode: pb::port_config::PublishMode::Host as i32,
+        ..Default::default()
+    };
+    let endpoint = pb::Endpoint {
+        spec: Some(pb::EndpointSpec { ports: vec![port], ..Default::default() }),
+        ..Default::default()
+    };
+    let with_port = |id: &str| pb::Task {
+        endpoint: Some(endpoint.clone()),
+        ..task(id, pb::TaskSpec::default())
+    };
+    let store = run(vec![node("a", &[])], vec![with_port("t0"), with_port("t1")]);
+    assert_eq!(count(&store, "a"), 1);
+    assert_eq!(
+        err(&store, "t1"),
+        "no suitable node (host-mode port already in use on 1 node)"
+    );
+
+    let mut one = placed(&[]);
+    one.placement.as_mut().unwrap().max_replicas = 1;
+    let tasks = (0..3).map(|n| task(&format!("t{n}"), one.clone())).collect();
+    let store = run(vec![node("a", &[]), node("b", &[])], tasks);
+    assert_eq!((count(&store, "a"), count(&store, "b")), (1, 1));
+    assert_eq!(err(&store, "t2"), "no suitable node (max replicas per node limit exceed)");
+}
+
+#[test]
+fn a_spread_preference_balances_the_groups_first() {
+    let nodes = vec![
+        node("a1", &[("rack", "a")]),
+        node("a2", &[("rack", "a")]),
+        node("a3", &[("rack", "a")]),
+        node("b1", &[("rack", "b")]),
+    ];
+    let mut spec = placed(&[]);
+    let spread = pb::SpreadOver { spread_descriptor: "node.labels.rack".into() };
+    spec.placement.as_mut().unwrap().preferences.push(pb::PlacementPreference {
+        preference: Some(pb::placement_preference::Preference::Spread(spread)),
+    });
+    let tasks = (0..6).map(|n| task(&format!("t{n}"), spec.clone())).collect();
+    let store = run(nodes, tasks);
+    let counts: Vec<usize> = ["a1", "a2", "a3", "b1"].map(|id| count(&store, id)).into();
+    assert_eq!(counts, [1, 1, 1, 3]);
+}
+
+#[test]
+fn a_waiting_task_goes_as_soon_as_a_node_comes() {
+    let store = run(vec![], vec![task("t", pb::TaskSpec::default())]);
+    assert_eq!(err(&store, "t"), "no suitable node");
+    let waiting = pb::Task::clone(store.get("t").unwrap());
+    let store = run(vec![node("a", &[])], vec![waiting]);
+    assert_eq!(count(&store, "a"), 1);
+    assert_eq!(err(&store, "t"), "");
+}
