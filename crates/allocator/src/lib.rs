@@ -174,9 +174,7 @@ impl Allocator {
         for wanted in service.spec.iter().flat_map(wanted_networks) {
             let network = service::resolve(store, &wanted.target);
             let key = network.map(|network| (Rank::Network, network.id.clone()));
-            if let Some((network, why)) =
-                network.zip(key.and_then(|key| self.stuck.get(&key)))
-            {
+            if let Some((network, why)) = network.zip(key.and_then(|key| self.stuck.get(&key))) {
                 return Outcome::Stuck(service::in_network(network, why));
             }
         }

@@ -50,14 +50,11 @@ pub fn allocate(
         let vnis = vnis(books, &network.id, options.get(VNI_OPTION), v4)?;
         options.insert(VNI_OPTION.to_owned(), vnis);
         let driver = wanted.driver.filter(|driver| !driver.name.is_empty());
-        let driver = driver.unwrap_or_else(|| pb::Driver {
-            name: "default".to_owned(),
-            options: BTreeMap::new(),
-        });
+        let driver = driver
+            .unwrap_or_else(|| pb::Driver { name: "default".to_owned(), options: BTreeMap::new() });
         allocated.ipam = Some(pb::IpamOptions { driver: Some(driver), configs });
     }
-    allocated.driver_state =
-        Some(pb::Driver { name: driver_name(network).to_owned(), options });
+    allocated.driver_state = Some(pb::Driver { name: driver_name(network).to_owned(), options });
     books.add_network(&allocated);
     Ok(allocated)
 }
@@ -142,12 +139,7 @@ fn free_subnet(books: &Books, store: &Store) -> Result<Subnet, String> {
 }
 
 /// One VNI per IPv4 subnet: those asked for, then new ones.
-fn vnis(
-    books: &Books,
-    id: &str,
-    wanted: Option<&String>,
-    count: usize,
-) -> Result<String, String> {
+fn vnis(books: &Books, id: &str, wanted: Option<&String>, count: usize) -> Result<String, String> {
     let mut given: Vec<u32> = Vec::new();
     for text in wanted.into_iter().flat_map(|list| list.split(',')).map(str::trim) {
         let vni = text.parse::<u32>().ok().filter(|vni| *vni > 0 && *vni < 1 << 24);

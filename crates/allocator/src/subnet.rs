@@ -135,7 +135,8 @@ impl Pool {
     /// The next free address.
     pub fn take(&mut self, holder: Holder) -> Option<IpAddr> {
         let start = self.cursor.wrapping_add(1).clamp(self.first, self.last);
-        let free = self.free_from(start, self.last).or_else(|| self.free_from(self.first, start))?;
+        let free =
+            self.free_from(start, self.last).or_else(|| self.free_from(self.first, start))?;
         self.cursor = free;
         self.taken.insert(free, holder);
         Some(address(free, self.subnet.v6))

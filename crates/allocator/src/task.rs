@@ -42,9 +42,8 @@ pub fn allocate(
         attachments.push(attach(books, task, ingress, &pb::NetworkAttachmentConfig::default())?);
     }
     for wanted in &spec.networks {
-        let network = resolve(store, &wanted.target).ok_or_else(|| {
-            Wait::Because(format!("network {} not found", wanted.target))
-        })?;
+        let network = resolve(store, &wanted.target)
+            .ok_or_else(|| Wait::Because(format!("network {} not found", wanted.target)))?;
         attachments.push(attach(books, task, network, wanted)?);
     }
     allocated.networks = attachments;

@@ -131,10 +131,9 @@ fn ingress_and_the_first_user_network_get_dockers_numbers() {
     let mut world = World::new();
     world.create(network("web", false, &[]));
     world.settle();
-    for (id, vni, subnet, gateway) in [
-        ("ingress", "4096", "10.0.0.0/24", "10.0.0.1"),
-        ("web", "4097", "10.0.1.0/24", "10.0.1.1"),
-    ] {
+    for (id, vni, subnet, gateway) in
+        [("ingress", "4096", "10.0.0.0/24", "10.0.0.1"), ("web", "4097", "10.0.1.0/24", "10.0.1.1")]
+    {
         let network = world.store.get::<pb::Network>(id).unwrap();
         let driver = network.driver_state.as_ref().unwrap();
         assert_eq!((driver.name.as_str(), driver.options[VNI_OPTION].as_str()), ("overlay", vni));

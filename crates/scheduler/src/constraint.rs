@@ -148,10 +148,7 @@ mod tests {
             description: Some(pb::NodeDescription {
                 hostname: "host-a".into(),
                 platform: Some(pb::Platform { architecture: "x86_64".into(), os: "linux".into() }),
-                engine: Some(pb::EngineDescription {
-                    labels: engine_labels,
-                    ..Default::default()
-                }),
+                engine: Some(pb::EngineDescription { labels: engine_labels, ..Default::default() }),
                 ..Default::default()
             }),
             status: Some(pb::NodeStatus { addr: "10.1.2.3".into(), ..Default::default() }),

@@ -74,7 +74,7 @@ fn allows(filter: Filter, task: &pb::Task, info: &NodeInfo) -> bool {
         Filter::Resources => has_resources(task, info),
         Filter::Plugins => has_plugins(task, info),
         Filter::Constraints => constraint::satisfied(placement, &info.node),
-        Filter::Platform => runs_platform(placement, info),
+        Filter::Platform => runs_platform(placement, &info.node),
         Filter::HostPorts => host_ports(task).all(|port| !info.host_ports.contains(&port)),
         Filter::MaxReplicas => {
             let most = placement.map_or(0, |placement| placement.max_replicas);
@@ -144,9 +144,10 @@ pub fn architecture(name: &str) -> &str {
     }
 }
 
-fn runs_platform(placement: Option<&pb::Placement>, info: &NodeInfo) -> bool {
+/// Whether a node is one of the platforms that the image was built for.
+pub fn runs_platform(placement: Option<&pb::Placement>, node: &pb::Node) -> bool {
     let wanted = placement.map(|placement| placement.platforms.as_slice()).unwrap_or_default();
-    let Some(own) = info.node.description.as_ref().and_then(|d| d.platform.as_ref()) else {
+    let Some(own) = node.description.as_ref().and_then(|d| d.platform.as_ref()) else {
         return true;
     };
     wanted.is_empty()

@@ -20,7 +20,7 @@ use store::{Change, Kind, Store, Target, Touched, access};
 use wire::swarmkit as pb;
 
 pub use constraint::{Constraint, ConstraintError};
-pub use filter::Filter;
+pub use filter::{Filter, runs_platform};
 use node::NodeInfo;
 
 /// Changes in one plan; what is beyond waits for the next.

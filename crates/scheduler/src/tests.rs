@@ -129,7 +129,8 @@ fn reservations_host_ports_and_max_replicas_fill_nodes_up() {
         ..Default::default()
     };
     let spec = pb::TaskSpec { resources: Some(half), ..Default::default() };
-    let store = run(vec![node("a", &[])], (0..3).map(|n| task(&format!("t{n}"), spec.clone())).collect());
+    let store =
+        run(vec![node("a", &[])], (0..3).map(|n| task(&format!("t{n}"), spec.clone())).collect());
     assert_eq!(count(&store, "a"), 2);
 
     let port = pb::PortConfig {
@@ -147,10 +148,7 @@ fn reservations_host_ports_and_max_replicas_fill_nodes_up() {
     };
     let store = run(vec![node("a", &[])], vec![with_port("t0"), with_port("t1")]);
     assert_eq!(count(&store, "a"), 1);
-    assert_eq!(
-        err(&store, "t1"),
-        "no suitable node (host-mode port already in use on 1 node)"
-    );
+    assert_eq!(err(&store, "t1"), "no suitable node (host-mode port already in use on 1 node)");
 
     let mut one = placed(&[]);
     one.placement.as_mut().unwrap().max_replicas = 1;

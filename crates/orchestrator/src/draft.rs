@@ -1,0 +1,255 @@
+//! One service's tasks, and what is to become of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::Instant;
+use rand::RngCore;
+use store::access::{self, TaskState};
+use store::transaction::timestamp;
+use store::{Change, Store};
+use wire::swarmkit as pb;
+
+pub const RESTART_DELAY: Duration = Duration::from_secs(5);
+
+/// What binds a task's successors to it: a number, or for global services a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SlotKey {
+    Number(u64),
+    Node(String),
+}
+
+/// How the node of a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// In order, or not chosen yet.
+    Firm,
+    /// It does not answer: the task may well run there.
+    Silent,
+    /// The user wants it empty, or it no longer satisfies the constraints.
+    Leaving,
+    /// No longer a member.
+    Gone,
+}
+
+/// Tasks by their slots, the oldest first in each.
+pub type Slots = BTreeMap<SlotKey, Vec<Arc<pb::Task>>>;
+
+pub struct Draft<'a> {
+    pub now: Instant,
+    pub store: &'a Store,
+    pub service: &'a pb::Service,
+    /// What a task made now would be told.
+    pub task_spec: pb::TaskSpec,
+    dice: &'a mut dyn RngCore,
+    slots: Slots,
+    removed: BTreeSet<String>,
+    update_status: Option<pb::UpdateStatus>,
+    wake: Option<Instant>,
+}
+
+impl<'a> Draft<'a> {
+    pub fn new(
+        now: Instant,
+        store: &'a Store,
+        service: &'a pb::Service,
+        dice: &'a mut dyn RngCore,
+    ) -> Self {
+        let mut slots = Slots::new();
+        for task in store.tasks_of_service(&service.id) {
+            slots.entry(key_of(service, task)).or_default().push(task.clone());
+        }
+        for tasks in slots.values_mut() {
+            tasks.sort_by_key(|task| (access::created_at(task.meta.as_ref()), task.id.clone()));
+        }
+        Self {
+            now,
+            store,
+            service,
+            task_spec: task_spec(service),
+            dice,
+            slots,
+            removed: BTreeSet::new(),
+            update_status: None,
+            wake: None,
+        }
+    }
+
+    /// The tasks as this draft would leave them.
+    pub fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    pub fn slot(&self, key: &SlotKey) -> Vec<Arc<pb::Task>> {
+        self.slots.get(key).cloned().unwrap_or_default()
+    }
+
+    fn change(&mut self, task: &pb::Task, change: impl FnOnce(&mut pb::Task)) {
+        let slot = self.slots.get_mut(&key_of(self.service, task));
+        let mut tasks = slot.into_iter().flatten();
+        if let Some(task) = tasks.find(|other| other.id == task.id) {
+            change(Arc::make_mut(task));
+        }
+    }
+
+    pub fn set_desired(&mut self, task: &pb::Task, desired: TaskState) {
+        if task.desired_state() != desired {
+            self.change(task, |task| task.set_desired_state(desired));
+        }
+    }
+
+    /// Nobody will ever report about this task again.
+    pub fn orphan(&mut self, task: &pb::Task) {
+        let now = timestamp(self.now);
+        self.change(task, |task| {
+            let status = task.status.get_or_insert_default();
+            status.set_state(TaskState::Orphaned);
+            status.message = "the node is no longer a member of the swarm".to_owned();
+            status.timestamp = Some(now);
+        });
+    }
+
+    /// Says on the task why it can no longer be where it is.
+    pub fn reject(&mut self, task: &pb::Task, why: &str) {
+        self.change(task, |task| task.status.get_or_insert_default().err = why.to_owned());
+    }
+
+    pub fn remove(&mut self, task: &pb::Task) {
+        if let Some(tasks) = self.slots.get_mut(&key_of(self.service, task)) {
+            tasks.retain(|other| other.id != task.id);
+        }
+        self.removed.insert(task.id.clone());
+    }
+
+    pub fn create(&mut self, key: &SlotKey, desired: TaskState) {
+        let (slot, node) = match key {
+            SlotKey::Number(number) => (*number, String::new()),
+            SlotKey::Node(node) => (0, node.clone()),
+        };
+        let spec = self.service.spec.clone().unwrap_or_default();
+        let mut status = pb::TaskStatus {
+            timestamp: Some(timestamp(self.now)),
+            message: "created".to_owned(),
+            ..Default::default()
+        };
+        status.set_state(TaskState::New);
+        let defaults = self.store.cluster().and_then(|cluster| cluster.spec.as_ref());
+        let defaults = defaults.and_then(|spec| spec.task_defaults.as_ref());
+        let log_driver = self.task_spec.log_driver.clone();
+        let mut task = pb::Task {
+            id: model::swarm_id(self.dice),
+            spec: Some(self.task_spec.clone()),
+            spec_version: self.service.spec_version,
+            service_id: self.service.id.clone(),
+            service_annotations: spec.annotations,
+            slot,
+            node_id: node,
+            status: Some(status),
+            endpoint: Some(pb::Endpoint { spec: spec.endpoint, ..Default::default() }),
+            log_driver: log_driver.or_else(|| defaults?.log_driver.clone()),
+            ..Default::default()
+        };
+        task.set_desired_state(desired);
+        self.slots.entry(key.clone()).or_default().push(Arc::new(task));
+    }
+
+    pub fn set_update_status(&mut self, status: pb::UpdateStatus) {
+        self.update_status = Some(status);
+    }
+
+    pub fn update_status(&self) -> Option<&pb::UpdateStatus> {
+        self.update_status.as_ref().or(self.service.update_status.as_ref())
+    }
+
+    /// Look at this service again at that time.
+    pub fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    pub fn finish(self) -> (Vec<Change>, Option<Instant>) {
+        let mut changes = Vec::new();
+        if let Some(status) = self.update_status {
+            let service = pb::Service { update_status: Some(status), ..self.service.clone() };
+            changes.push(Change::update(service));
+        }
+        // New tasks first: an entry that is cut short must not leave a slot without any.
+        let (created, kept): (Vec<_>, Vec<_>) =
+            self.slots.into_values().flatten().partition(|task| task.meta.is_none());
+        changes.extend(created.into_iter().map(|task| Change::create(pb::Task::clone(&task))));
+        let changed = kept.into_iter().filter(|task| {
+            let stored: Option<&Arc<pb::Task>> = self.store.get(&task.id);
+            stored.is_some_and(|stored| !Arc::ptr_eq(stored, task) && stored != task)
+        });
+        changes.extend(changed.map(|task| Change::update(pb::Task::clone(&task))));
+        changes.extend(self.removed.into_iter().map(Change::remove::<pb::Task>));
+        (changes, self.wake)
+    }
+
+    pub fn ground(&self, task: &pb::Task) -> Ground {
+        if task.node_id.is_empty() {
+            return Ground::Firm;
+        }
+        let Some(node) = self.store.get::<pb::Node>(&task.node_id) else { return Ground::Gone };
+        let placement = self.task_spec.placement.as_ref();
+        if access::node_state(node) == pb::node_status::State::Down {
+            Ground::Silent
+        } else if access::availability(node) == pb::node_spec::Availability::Drain
+            || (!self.is_dirty(task) && !scheduler::constraint::satisfied(placement, node))
+        {
+            Ground::Leaving
+        } else {
+            Ground::Firm
+        }
+    }
+
+    /// Whether a task differs from what the service wants now.
+    pub fn is_dirty(&self, task: &pb::Task) -> bool {
+        if task.spec_version.is_some() && task.spec_version == self.service.spec_version {
+            return false;
+        }
+        let wanted = self.service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
+        let endpoint = task.endpoint.as_ref();
+        if endpoint.is_some_and(|endpoint| endpoint.spec.as_ref() != wanted) {
+            return true;
+        }
+        let mut spec = task.spec.clone().unwrap_or_default();
+        // Once the image is there, other credentials for it are no reason to start anew.
+        let state = access::state(task);
+        if (TaskState::Ready..=TaskState::Running).contains(&state) {
+            let options = pull_options(&self.task_spec).cloned();
+            if let Some(pb::task_spec::Runtime::Container(container)) = &mut spec.runtime {
+                container.pull_options = options;
+            }
+        }
+        // A task that stands where the new placement allows it may stay.
+        if spec.placement != self.task_spec.placement
+            && let Some(node) = self.store.get::<pb::Node>(&task.node_id)
+            && scheduler::constraint::satisfied(self.task_spec.placement.as_ref(), node)
+        {
+            spec.placement = self.task_spec.placement.clone();
+        }
+        spec != self.task_spec
+    }
+}
+
+fn key_of(service: &pb::Service, task: &pb::Task) -> SlotKey {
+    match access::is_global(service) {
+        true => SlotKey::Node(task.node_id.clone()),
+        false => SlotKey::Number(task.slot),
+    }
+}
+
+fn pull_options(spec: &pb::TaskSpec) -> Option<&pb::container_spec::PullOptions> {
+    store::object::container(spec)?.pull_options.as_ref()
+}
+
+/// The task's part of a service's spec; older clients put the networks beside it.
+fn task_spec(service: &pb::Service) -> pb::TaskSpec {
+    let spec = service.spec.clone().unwrap_or_default();
+    let mut task = spec.task.unwrap_or_default();
+    if task.networks.is_empty() {
+        task.networks = spec.networks;
+    }
+    task
+}
