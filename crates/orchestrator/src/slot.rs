@@ -11,10 +11,7 @@ use crate::draft::{Draft, Ground, RESTART_DELAY, SlotKey};
 
 /// A task that came to its end by itself.
 pub fn ended_by_itself(task: &pb::Task) -> bool {
-    matches!(
-        access::state(task),
-        TaskState::Complete | TaskState::Failed | TaskState::Rejected
-    )
+    matches!(access::state(task), TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
 fn stopped(draft: &Draft, task: &pb::Task) -> bool {
@@ -127,20 +124,15 @@ fn retire_doubles(draft: &mut Draft, key: &SlotKey) {
     if let Some(current) = current {
         keep.push(current.id.clone());
     } else {
-        let old = wanted.iter().find(|task| {
-            runs(task) || draft.ground(task) == Ground::Silent
-        });
+        let old = wanted.iter().find(|task| runs(task) || draft.ground(task) == Ground::Silent);
         let new = wanted
             .iter()
             .filter(|task| !runs(task) && draft.ground(task) == Ground::Firm)
             .min_by_key(|task| draft.is_dirty(task));
         keep.extend(old.into_iter().chain(new).map(|task| task.id.clone()));
     }
-    let retired: Vec<Arc<pb::Task>> = wanted
-        .into_iter()
-        .filter(|task| !keep.contains(&task.id))
-        .cloned()
-        .collect();
+    let retired: Vec<Arc<pb::Task>> =
+        wanted.into_iter().filter(|task| !keep.contains(&task.id)).cloned().collect();
     for task in retired {
         draft.set_desired(&task, TaskState::Shutdown);
     }
@@ -150,7 +142,8 @@ fn retire_doubles(draft: &mut Draft, key: &SlotKey) {
 fn promote(draft: &mut Draft, key: &SlotKey) {
     let tasks = draft.slot(key);
     for task in tasks.iter().filter(|task| task.desired_state() == TaskState::Ready) {
-        let others: Vec<Arc<pb::Task>> = tasks.iter().filter(|t| t.id != task.id).cloned().collect();
+        let others: Vec<Arc<pb::Task>> =
+            tasks.iter().filter(|t| t.id != task.id).cloned().collect();
         let born = match &task.meta {
             Some(meta) => access::created_at(Some(meta)),
             None => draft.now,

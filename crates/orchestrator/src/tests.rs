@@ -72,7 +72,8 @@ impl World {
 
     fn deploy(&mut self, image: &str, change: impl FnOnce(&mut pb::ServiceSpec)) {
         let old = self.store.get::<pb::Service>("s").map(|service| pb::Service::clone(service));
-        let mut service = old.clone().unwrap_or(pb::Service { id: "s".into(), ..Default::default() });
+        let mut service =
+            old.clone().unwrap_or(pb::Service { id: "s".into(), ..Default::default() });
         let container = pb::ContainerSpec { image: image.into(), ..Default::default() };
         let spec = service.spec.get_or_insert_default();
         if spec.mode.is_none() {
@@ -393,9 +394,8 @@ fn a_global_service_has_one_task_on_each_node_that_may_have_one() {
         spec.mode = Some(pb::service_spec::Mode::Global(pb::GlobalService {}));
     });
     world.settle();
-    let nodes = |world: &World| {
-        world.running().into_iter().map(|(_, node, _)| node).collect::<Vec<_>>()
-    };
+    let nodes =
+        |world: &World| world.running().into_iter().map(|(_, node, _)| node).collect::<Vec<_>>();
     assert_eq!(nodes(&world), ["a", "b"]);
     world.set_availability("c", pb::node_spec::Availability::Active);
     world.set_availability("a", pb::node_spec::Availability::Drain);

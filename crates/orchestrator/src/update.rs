@@ -53,9 +53,7 @@ fn state_of(draft: &Draft) -> UpdateState {
 fn rolls_back(state: UpdateState) -> bool {
     matches!(
         state,
-        UpdateState::RollbackStarted
-            | UpdateState::RollbackPaused
-            | UpdateState::RollbackCompleted
+        UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted
     )
 }
 
@@ -147,9 +145,9 @@ fn failure(
         for task in tasks.iter().filter(|task| slot::ended_by_itself(task)) {
             let is_new = access::created_at(task.meta.as_ref()) >= start && !draft.is_dirty(task);
             let status = task.status.as_ref();
-            let ended = access::instant(status.and_then(|status| {
-                status.applied_at.as_ref().or(status.timestamp.as_ref())
-            }));
+            let ended = access::instant(
+                status.and_then(|status| status.applied_at.as_ref().or(status.timestamp.as_ref())),
+            );
             let since = running_since.get(&task.id);
             let early = since.is_none_or(|since| ended.since(*since) <= rules.monitor);
             if is_new && early {
@@ -174,12 +172,7 @@ fn pause(draft: &mut Draft, task: &str) {
 }
 
 /// Replaces tasks of the old spec, as many at a time as the rules allow.
-fn start_some(
-    draft: &mut Draft,
-    slots: &[Progress],
-    rules: &Rules,
-    running_since: &RunningSince,
-) {
+fn start_some(draft: &mut Draft, slots: &[Progress], rules: &Rules, running_since: &RunningSince) {
     let mut busy = 0usize;
     for slot in slots {
         busy += usize::from(is_busy(draft, slot, rules, running_since));
@@ -222,9 +215,8 @@ fn is_busy(
 
 fn replace(draft: &mut Draft, key: &SlotKey, start_first: bool) {
     let tasks = draft.slot(key);
-    let runs = |task: &pb::Task| {
-        access::is_wanted(task) && access::state(task) == TaskState::Running
-    };
+    let runs =
+        |task: &pb::Task| access::is_wanted(task) && access::state(task) == TaskState::Running;
     if start_first && tasks.iter().any(|task| runs(task)) {
         draft.create(key, TaskState::Running);
         return;
@@ -239,12 +231,7 @@ fn replace(draft: &mut Draft, key: &SlotKey, start_first: bool) {
 }
 
 /// Everything is new: the update is done once all of it ran for the time of monitoring.
-fn complete(
-    draft: &mut Draft,
-    slots: &[Progress],
-    rules: &Rules,
-    running_since: &RunningSince,
-) {
+fn complete(draft: &mut Draft, slots: &[Progress], rules: &Rules, running_since: &RunningSince) {
     let start = started_at(draft);
     let mut done_at = start;
     for new in slots.iter().filter_map(|slot| slot.new.as_ref()) {
