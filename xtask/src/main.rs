@@ -4,6 +4,7 @@ mod setup;
 mod tidy;
 mod suite;
 mod demo;
+mod conformance;
 
 use std::process::ExitCode;
 
@@ -12,7 +13,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   demo          build skep, make two hosts, run the walk-through, clean up
                 --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
   test          formatting, clippy, tidy, unit, simulation, namespace and end-to-end tests
-  tidy          the checks that no compiler makes";
+  tidy          the checks that no compiler makes
+  conformance   docker-py's own integration tests against skep and against the Docker Engine
+                [--engine skep|dockerd] [MODULE ...]";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +23,7 @@ fn main() -> ExitCode {
         Some("setup") => setup::install(),
         Some("demo") => demo::main(&words[1..]),
         Some("test") => suite::main(&words[1..]),
+        Some("conformance") => conformance::main(&words[1..]),
         Some("tidy") => tidy::main(),
         _ => {
             eprintln!("{USAGE}");

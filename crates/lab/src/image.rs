@@ -14,58 +14,6 @@ pub const IT_WORKS: &str = "<html><body><h1>It works!</h1></body></html>";
 /// The command of the `httpd` image, in Dockerfile form.
 pub const HTTPD_COMMAND: &str = r#"CMD ["httpd","-f","-p","80","-h","/www"]"#;
 
-const APPLETS: &[&str] = &[
-    "sh",
-    "ping",
-    "nslookup",
-    "wget",
-    "ip",
-    "nc",
-    "cat",
-    "mount",
-    "hostname",
-    "sleep",
-    "true",
-    "false",
-    "httpd",
-    "ls",
-    "ps",
-    "echo",
-    "env",
-    "id",
-    "kill",
-    "touch",
-    "mkdir",
-    "rm",
-    "dd",
-    "head",
-    "tail",
-    "grep",
-    "awk",
-    "seq",
-    "date",
-    "test",
-    "stat",
-    "chmod",
-    "chown",
-    "ln",
-    "find",
-    "traceroute",
-    "udpsvd",
-    "tcpsvd",
-    "df",
-    "md5sum",
-    "top",
-    "stty",
-    "vi",
-    "netstat",
-    "yes",
-    "sync",
-    "uname",
-    "readlink",
-    "wc",
-];
-
 /// Writes `httpd.tar`, a root file system with busybox, a page and a script that tells who asked.
 pub fn httpd(folder: &Path) -> Result<PathBuf> {
     let root = folder.join("httpd-root");
@@ -78,7 +26,8 @@ pub fn httpd(folder: &Path) -> Result<PathBuf> {
         .find(|path| Path::new(path).exists())
         .context("busybox is missing: install the package busybox-static")?;
     fs::copy(busybox, root.join("bin/busybox"))?;
-    for applet in APPLETS {
+    // `httpd` and all others; a link of its own name would hide the program.
+    for applet in sh("busybox --list")?.lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", root.join("bin").join(applet))?;
     }
     fs::write(
