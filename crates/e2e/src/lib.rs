@@ -15,6 +15,13 @@ pub fn hosts(count: usize) -> Result<Lab> {
     Ok(lab)
 }
 
+/// Like [`hosts`], for what only skep promises.
+pub fn hosts_of_skep(count: usize) -> Result<Lab> {
+    let lab = Lab::up(&Plan::skep(count)?)?;
+    lab.import_httpd("httpd:latest")?;
+    Ok(lab)
+}
+
 /// Runs `docker <line>` and wants it to fail with a message that holds `expected`.
 pub fn refused(host: &Host, line: &str, expected: &str) -> Result<()> {
     let words: Vec<&str> = line.split_whitespace().collect();
