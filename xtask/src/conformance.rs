@@ -12,12 +12,39 @@ use lab::{Engine, Lab, Plan};
 use crate::{setup, suite};
 
 /// The release whose tests are run, and what they need beside it, as its own list pins it.
-const PACKAGES: &[&str] = &["docker==7.0.0", "pytest==7.4.2", "pytest-timeout==2.1.0", "requests==2.31.0", "urllib3==1.26.18", "websocket-client==1.3.3", "paramiko", "setuptools"];
+const PACKAGES: &[&str] = &[
+    "docker==7.0.0",
+    "pytest==7.4.2",
+    "pytest-timeout==2.1.0",
+    "requests==2.31.0",
+    "urllib3==1.26.18",
+    "websocket-client==1.3.3",
+    "paramiko",
+    "setuptools",
+];
 /// What skep answers for; build, plugins and checkpoints are not among it.
 const MODULES: &[&str] = &[
-    "api_client", "api_container", "api_exec", "api_healthcheck", "api_image", "api_network", "api_volume", "client",
-    "errors", "models_containers", "models_images", "models_networks", "models_resources", "models_volumes",
-    "regression", "api_swarm", "api_service", "api_config", "api_secret", "models_nodes", "models_services",
+    "api_client",
+    "api_container",
+    "api_exec",
+    "api_healthcheck",
+    "api_image",
+    "api_network",
+    "api_volume",
+    "client",
+    "errors",
+    "models_containers",
+    "models_images",
+    "models_networks",
+    "models_resources",
+    "models_volumes",
+    "regression",
+    "api_swarm",
+    "api_service",
+    "api_config",
+    "api_secret",
+    "models_nodes",
+    "models_services",
     "models_swarm",
 ];
 /// Names under which the tests expect an image.
@@ -39,8 +66,11 @@ pub fn main(words: &[String]) -> Result<()> {
     let (Some(skep), Some(dockerd)) = (outcomes.get("Skep"), outcomes.get("Dockerd")) else {
         return Ok(());
     };
-    let worse: Vec<&String> =
-        dockerd.iter().filter(|(name, result)| *result == "PASSED" && skep.get(*name) != Some(result)).map(|(n, _)| n).collect();
+    let worse: Vec<&String> = dockerd
+        .iter()
+        .filter(|(name, result)| *result == "PASSED" && skep.get(*name) != Some(result))
+        .map(|(n, _)| n)
+        .collect();
     for name in &worse {
         println!("only the Docker Engine passes {name}");
     }
@@ -76,10 +106,13 @@ fn prepare() -> Result<PathBuf> {
     let python = folder.join("python");
     if !python.join("bin/pytest").exists() {
         fs::create_dir_all(&folder)?;
-        run(Command::new("python3").args(["-m", "venv"]).arg(&python)).context("python3 with venv is needed")?;
+        run(Command::new("python3").args(["-m", "venv"]).arg(&python))
+            .context("python3 with venv is needed")?;
         run(Command::new(python.join("bin/pip")).args(["install", "--quiet"]).args(PACKAGES))?;
         let mut download = Command::new(python.join("bin/pip"));
-        download.args(["download", "--quiet", "--no-deps", "--no-binary", ":all:", PACKAGES[0], "-d"]).arg(&folder);
+        download
+            .args(["download", "--quiet", "--no-deps", "--no-binary", ":all:", PACKAGES[0], "-d"])
+            .arg(&folder);
         run(&mut download)?;
         let archive = folder.join("docker-7.0.0.tar.gz");
         run(Command::new("tar").arg("-C").arg(&folder).arg("-xf").arg(archive))?;
@@ -88,7 +121,11 @@ fn prepare() -> Result<PathBuf> {
 }
 
 /// The outcome of each test by its name.
-fn run_against(engine: Engine, tests: &Path, modules: &[String]) -> Result<BTreeMap<String, String>> {
+fn run_against(
+    engine: Engine,
+    tests: &Path,
+    modules: &[String],
+) -> Result<BTreeMap<String, String>> {
     let plan = Plan { engines: vec![engine], ..Plan::skep(1)? };
     let lab = Lab::up(&plan)?;
     for image in IMAGES {
@@ -98,8 +135,18 @@ fn run_against(engine: Engine, tests: &Path, modules: &[String]) -> Result<BTree
     // The tests run on the host: some connect to what they publish.
     let host = lab.host(1);
     let pytest = tests.join("python/bin/python").display().to_string();
-    let mut command = host.inside(&["env", "-C", &tests.join("docker-7.0.0").display().to_string(), &pytest]);
-    command.args(["-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "--timeout", TEST_SECONDS_MAX]);
+    let mut command =
+        host.inside(&["env", "-C", &tests.join("docker-7.0.0").display().to_string(), &pytest]);
+    command.args([
+        "-m",
+        "pytest",
+        "-v",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        TEST_SECONDS_MAX,
+    ]);
     command.args(files).env("DOCKER_HOST", host.docker_host()).env("DOCKER_CONFIG", &host.cli);
     let said = output(&mut command)?;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -122,7 +169,10 @@ fn parse_outcomes(text: &str) -> BTreeMap<String, String> {
         if let (Some(name), Some(result)) = (words.next(), words.next())
             && ["PASSED", "FAILED", "ERROR", "SKIPPED", "XFAIL", "XPASS"].contains(&result)
         {
-            outcomes.insert(name.trim_start_matches("tests/integration/").to_owned(), result.to_owned());
+            outcomes.insert(
+                name.trim_start_matches("tests/integration/").to_owned(),
+                result.to_owned(),
+            );
         }
     }
     outcomes
@@ -133,7 +183,11 @@ fn counts(outcomes: &BTreeMap<String, String>) -> String {
     for result in outcomes.values() {
         *counts.entry(result).or_default() += 1;
     }
-    counts.iter().map(|(result, count)| format!("{count} {}", result.to_lowercase())).collect::<Vec<_>>().join(", ")
+    counts
+        .iter()
+        .map(|(result, count)| format!("{count} {}", result.to_lowercase()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]

@@ -15,7 +15,10 @@ fn one_host() -> Result<()> {
             ("a container prints and ends", a_container_prints_and_ends),
             ("an exit code is passed on", an_exit_code_is_passed_on),
             ("standard input reaches the container", standard_input_reaches_the_container),
-            ("a detached container runs until it is stopped", a_detached_container_runs_until_it_is_stopped),
+            (
+                "a detached container runs until it is stopped",
+                a_detached_container_runs_until_it_is_stopped,
+            ),
             ("exec runs beside the first process", exec_runs_beside_the_first_process),
             ("logs hold what was printed", logs_hold_what_was_printed),
             ("names are unique", names_are_unique),
@@ -26,7 +29,10 @@ fn one_host() -> Result<()> {
             ("a restart policy brings a container back", a_restart_policy_brings_a_container_back),
             ("health is checked", health_is_checked),
             ("limits are set", limits_are_set),
-            ("images are tagged, saved, loaded and removed", images_are_tagged_saved_loaded_and_removed),
+            (
+                "images are tagged, saved, loaded and removed",
+                images_are_tagged_saved_loaded_and_removed,
+            ),
             ("a change is seen, committed and exported", a_change_is_seen_and_committed),
             ("events tell what happened", events_tell_what_happened),
             ("unknown things are named", unknown_things_are_named),
@@ -103,7 +109,15 @@ fn exec_runs_beside_the_first_process(lab: &Lab) -> Result<()> {
 
 fn logs_hold_what_was_printed(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
-    host.docker(&["run", "--name", "logs", "httpd", "sh", "-c", "for i in 1 2 3; do echo line $i; done"])?;
+    host.docker(&[
+        "run",
+        "--name",
+        "logs",
+        "httpd",
+        "sh",
+        "-c",
+        "for i in 1 2 3; do echo line $i; done",
+    ])?;
     answers(host, "logs logs", "line 1\nline 2\nline 3")?;
     answers(host, "logs --tail 1 logs", "line 3")?;
     let stamped = host.dk("logs -t --tail 1 logs")?;
@@ -166,12 +180,27 @@ fn a_bind_mount_shows_the_hosts_folder(lab: &Lab) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("f"), "host\n")?;
     answers(host, &format!("run --rm -v {}:/s httpd cat /s/f", folder.display()), "host")?;
-    refused(host, "run --rm --mount type=bind,src=/no/such/place,dst=/s httpd true", "/no/such/place")
+    refused(
+        host,
+        "run --rm --mount type=bind,src=/no/such/place,dst=/s httpd true",
+        "/no/such/place",
+    )
 }
 
 fn a_restart_policy_brings_a_container_back(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
-    host.docker(&["run", "-d", "--name", "again", "--restart", "on-failure:2", "httpd", "sh", "-c", "exit 3"])?;
+    host.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "again",
+        "--restart",
+        "on-failure:2",
+        "httpd",
+        "sh",
+        "-c",
+        "exit 3",
+    ])?;
     lab::host::wait_until(std::time::Duration::from_secs(20), || {
         Ok(host.dk("inspect -f {{.RestartCount}}/{{.State.Status}} again")? == "2/exited")
     })?;
@@ -181,7 +210,19 @@ fn a_restart_policy_brings_a_container_back(lab: &Lab) -> Result<()> {
 
 fn health_is_checked(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
-    host.docker(&["run", "-d", "--name", "well", "--health-cmd", "test -f /tmp/ok", "--health-interval", "1s", "--health-retries", "2", "httpd"])?;
+    host.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "well",
+        "--health-cmd",
+        "test -f /tmp/ok",
+        "--health-interval",
+        "1s",
+        "--health-retries",
+        "2",
+        "httpd",
+    ])?;
     let is = |state: &str| {
         lab::host::wait_until(std::time::Duration::from_secs(20), || {
             Ok(host.dk("inspect -f {{.State.Health.Status}} well")? == state)
@@ -196,12 +237,28 @@ fn health_is_checked(lab: &Lab) -> Result<()> {
 fn limits_are_set(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk("run -d --name small -m 64m --pids-limit 50 --cpus 0.5 httpd")?;
-    answers(host, "inspect -f {{.HostConfig.Memory}}/{{.HostConfig.PidsLimit}}/{{.HostConfig.NanoCpus}} small", "67108864/50/500000000")?;
+    answers(
+        host,
+        "inspect -f {{.HostConfig.Memory}}/{{.HostConfig.PidsLimit}}/{{.HostConfig.NanoCpus}} small",
+        "67108864/50/500000000",
+    )?;
     let stats = host.dk("stats --no-stream --format {{.MemUsage}} small")?;
     ensure!(stats.contains("64MiB"), "{stats}");
     host.dk("rm -f small")?;
     // A container over its memory is ended, and the reason is told.
-    let output = host.try_docker(&["run", "--name", "fat", "-m", "8m", "--memory-swap", "8m", "httpd", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1"])?;
+    let output = host.try_docker(&[
+        "run",
+        "--name",
+        "fat",
+        "-m",
+        "8m",
+        "--memory-swap",
+        "8m",
+        "httpd",
+        "sh",
+        "-c",
+        "dd if=/dev/zero of=/dev/null bs=64M count=1",
+    ])?;
     ensure!(!output.status.success(), "a container used more than its limit");
     // The Docker Engine does not learn of it where cgroups are v1 beside v2.
     if host.engine == lab::Engine::Skep {
@@ -226,7 +283,15 @@ fn images_are_tagged_saved_loaded_and_removed(lab: &Lab) -> Result<()> {
 
 fn a_change_is_seen_and_committed(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
-    host.docker(&["run", "--name", "changed", "httpd", "sh", "-c", "echo new > /tmp/new; rm /www/index.html"])?;
+    host.docker(&[
+        "run",
+        "--name",
+        "changed",
+        "httpd",
+        "sh",
+        "-c",
+        "echo new > /tmp/new; rm /www/index.html",
+    ])?;
     let diff = host.dk("diff changed")?;
     ensure!(diff.contains("A /tmp/new") && diff.contains("D /www/index.html"), "{diff}");
     host.dk("commit changed mine:1")?;
@@ -241,9 +306,22 @@ fn events_tell_what_happened(lab: &Lab) -> Result<()> {
     host.dk("run --rm --name seen httpd true")?;
     let until = host.sh("date +%s")?.parse::<u64>()? + 1;
     let format = "{{.Type}} {{.Action}}";
-    let events = host.docker(&["events", "--since", &since, "--until", &until.to_string(), "--filter", "container=seen", "--format", format])?;
+    let events = host.docker(&[
+        "events",
+        "--since",
+        &since,
+        "--until",
+        &until.to_string(),
+        "--filter",
+        "container=seen",
+        "--format",
+        format,
+    ])?;
     for action in ["create", "attach", "start", "die", "destroy"] {
-        ensure!(events.lines().any(|line| line == format!("container {action}")), "{action} is missing: {events}");
+        ensure!(
+            events.lines().any(|line| line == format!("container {action}")),
+            "{action} is missing: {events}"
+        );
     }
     Ok(())
 }
@@ -261,8 +339,7 @@ fn bad_input_changes_nothing(lab: &Lab) -> Result<()> {
     let before = host.dk("ps -aq")?;
     refused(host, "create -p 99999:80 httpd", "nvalid")?;
     refused(host, "create -v relative:x:y:z httpd", "nvalid")?;
-    refused(host, "create --network nowhere --name lost httpd", "network nowhere not found").or_else(|_| {
-        host.dk("rm lost").map(drop)
-    })?;
+    refused(host, "create --network nowhere --name lost httpd", "network nowhere not found")
+        .or_else(|_| host.dk("rm lost").map(drop))?;
     answers(host, "ps -aq", &before)
 }

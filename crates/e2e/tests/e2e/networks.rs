@@ -15,7 +15,10 @@ fn local_networks() -> Result<()> {
             ("a network has the addresses it was given", a_network_has_the_addresses_it_was_given),
             ("a running container joins and leaves", a_running_container_joins_and_leaves),
             ("an internal network has no way out", an_internal_network_has_no_way_out),
-            ("networks of the host, of none and of another", networks_of_the_host_of_none_and_of_another),
+            (
+                "networks of the host, of none and of another",
+                networks_of_the_host_of_none_and_of_another,
+            ),
             ("wrong networks are refused", wrong_networks_are_refused),
         ],
     )
@@ -40,7 +43,8 @@ fn containers_find_each_other_by_name(lab: &Lab) -> Result<()> {
 fn a_published_port_answers(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk("run -d --name web -p 8080:80 httpd")?;
-    answers(host, "port web", "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080").or_else(|_| answers(host, "port web", "80/tcp -> 0.0.0.0:8080"))?;
+    answers(host, "port web", "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080")
+        .or_else(|_| answers(host, "port web", "80/tcp -> 0.0.0.0:8080"))?;
     for address in ["127.0.0.1", &host.address] {
         let answer = host.sh(&format!("curl -sS --max-time 5 http://{address}:8080/"))?;
         ensure!(answer == lab::image::IT_WORKS, "{address}: {answer}");
@@ -53,7 +57,8 @@ fn a_network_has_the_addresses_it_was_given(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk("network create --subnet 172.30.0.0/16 --gateway 172.30.0.254 --ip-range 172.30.5.0/24 given")?;
     answers(host, "run --rm --network given --ip 172.30.9.9 httpd hostname -i", "172.30.9.9")?;
-    let inspected = host.docker(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "given"])?;
+    let inspected =
+        host.docker(&["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "given"])?;
     ensure!(inspected == "172.30.0.254", "{inspected}");
     let address = host.dk("run --rm --network given httpd hostname -i")?;
     ensure!(address.starts_with("172.30.5."), "{address}");
@@ -77,7 +82,17 @@ fn a_running_container_joins_and_leaves(lab: &Lab) -> Result<()> {
 fn an_internal_network_has_no_way_out(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk("network create --internal inside")?;
-    let out = host.try_docker(&["run", "--rm", "--network", "inside", "httpd", "ping", "-c1", "-W1", "192.168.68.1"])?;
+    let out = host.try_docker(&[
+        "run",
+        "--rm",
+        "--network",
+        "inside",
+        "httpd",
+        "ping",
+        "-c1",
+        "-W1",
+        "192.168.68.1",
+    ])?;
     ensure!(!out.status.success(), "an internal network reached the outside");
     host.dk("network rm inside")?;
     host.dk("run --rm httpd ping -c1 -W2 192.168.68.1").map(drop)

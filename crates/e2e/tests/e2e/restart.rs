@@ -13,7 +13,16 @@ fn containers_outlive_the_daemon() -> Result<()> {
     let host = lab.host(1);
     host.dk("network create net")?;
     host.dk("run -d --name web --network net -p 8080:80 httpd")?;
-    host.docker(&["run", "-d", "--name", "counter", "httpd", "sh", "-c", "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done"])?;
+    host.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "counter",
+        "httpd",
+        "sh",
+        "-c",
+        "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done",
+    ])?;
     host.docker(&["run", "-d", "--name", "short", "httpd", "sh", "-c", "sleep 2; exit 9"])?;
     let started = host.dk("inspect -f {{.State.Pid}} web")?;
     host.kill()?;
@@ -22,9 +31,12 @@ fn containers_outlive_the_daemon() -> Result<()> {
     std::thread::sleep(Duration::from_secs(3));
     host.start()?;
     answers(host, "inspect -f {{.State.Pid}} web", &started)?;
-    wait_until(Duration::from_secs(10), || Ok(host.dk("inspect -f {{.State.Status}}/{{.State.ExitCode}} short")? == "exited/9"))?;
+    wait_until(Duration::from_secs(10), || {
+        Ok(host.dk("inspect -f {{.State.Status}}/{{.State.ExitCode}} short")? == "exited/9")
+    })?;
     answers(host, "exec web wget -qO- http://web/", lab::image::IT_WORKS)?;
-    let numbers: Vec<u32> = host.dk("logs counter")?.lines().filter_map(|line| line.parse().ok()).collect();
+    let numbers: Vec<u32> =
+        host.dk("logs counter")?.lines().filter_map(|line| line.parse().ok()).collect();
     ensure!(numbers.len() > 20, "too few lines: {}", numbers.len());
     ensure!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "the log has a hole");
     host.dk("rm -f web counter short")?;

@@ -56,18 +56,34 @@ fn a_service_is_scaled(lab: &Lab) -> Result<()> {
     host.dk("service scale scaled=1")?;
     until_running(lab, "scaled", 1)?;
     host.dk("service rm scaled")?;
-    wait_until(Duration::from_secs(30), || Ok(lab.host(2).dk("ps -q")?.is_empty() && lab.host(1).dk("ps -q")?.is_empty()))
+    wait_until(Duration::from_secs(30), || {
+        Ok(lab.host(2).dk("ps -q")?.is_empty() && lab.host(1).dk("ps -q")?.is_empty())
+    })
 }
 
 fn a_service_is_updated_and_rolled_back(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk(&format!("{CREATE} --name changed --replicas 2 --env VERSION=1 httpd"))?;
-    let answer = host.dk("service update --env-add VERSION=2 --update-order start-first --detach=false changed")?;
+    let answer = host.dk(
+        "service update --env-add VERSION=2 --update-order start-first --detach=false changed",
+    )?;
     ensure!(answer.contains("converged"), "{answer}");
-    let env = host.docker(&["service", "inspect", "-f", "{{.Spec.TaskTemplate.ContainerSpec.Env}}", "changed"])?;
+    let env = host.docker(&[
+        "service",
+        "inspect",
+        "-f",
+        "{{.Spec.TaskTemplate.ContainerSpec.Env}}",
+        "changed",
+    ])?;
     ensure!(env == "[VERSION=2]", "{env}");
     host.dk("service rollback changed")?;
-    let env = host.docker(&["service", "inspect", "-f", "{{.Spec.TaskTemplate.ContainerSpec.Env}}", "changed"])?;
+    let env = host.docker(&[
+        "service",
+        "inspect",
+        "-f",
+        "{{.Spec.TaskTemplate.ContainerSpec.Env}}",
+        "changed",
+    ])?;
     ensure!(env == "[VERSION=1]", "{env}");
     host.dk("service rm changed").map(drop)
 }
@@ -80,11 +96,19 @@ fn secrets_and_configs_reach_the_task(lab: &Lab) -> Result<()> {
     host.docker(&["config", "create", "conf", &file.display().to_string()])?;
     host.dk(&format!("{CREATE} --name keeper --secret source=key,target=k,mode=0400 --config source=conf,target=/etc/c --constraint node.hostname==sathish-vm1 httpd"))?;
     let task = host.dk("ps -q --filter label=com.docker.swarm.service.name=keeper")?;
-    let seen = host.docker(&["exec", &task, "sh", "-c", "cat /run/secrets/k /etc/c; stat -c %a /run/secrets/k"])?;
+    let seen = host.docker(&[
+        "exec",
+        &task,
+        "sh",
+        "-c",
+        "cat /run/secrets/k /etc/c; stat -c %a /run/secrets/k",
+    ])?;
     ensure!(seen == "s3crets3cret400", "{seen}");
     refused(host, "secret rm key", "in use")?;
     host.dk("service rm keeper")?;
-    wait_until(Duration::from_secs(20), || Ok(host.try_docker(&["secret", "rm", "key"])?.status.success()))?;
+    wait_until(Duration::from_secs(20), || {
+        Ok(host.try_docker(&["secret", "rm", "key"])?.status.success())
+    })?;
     host.dk("config rm conf").map(drop)
 }
 
@@ -105,7 +129,8 @@ fn a_task_that_cannot_be_placed_says_why(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk("service create -q --no-resolve-image --detach --name lost --constraint node.labels.zone==none httpd")?;
     wait_until(Duration::from_secs(10), || {
-        let error = host.docker(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "lost"])?;
+        let error =
+            host.docker(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "lost"])?;
         Ok(error.contains("no suitable node") && error.contains("scheduling constraints"))
     })?;
     host.dk("service rm lost").map(drop)
@@ -121,7 +146,20 @@ fn a_global_service_runs_on_every_node(lab: &Lab) -> Result<()> {
 
 fn service_logs_come_from_every_node(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
-    host.docker(&["service", "create", "-q", "--no-resolve-image", "--name", "talker", "--mode", "global", "httpd", "sh", "-c", "echo hello from $(hostname); sleep 600"])?;
+    host.docker(&[
+        "service",
+        "create",
+        "-q",
+        "--no-resolve-image",
+        "--name",
+        "talker",
+        "--mode",
+        "global",
+        "httpd",
+        "sh",
+        "-c",
+        "echo hello from $(hostname); sleep 600",
+    ])?;
     wait_until(Duration::from_secs(20), || {
         let logs = host.dk("service logs talker")?;
         Ok(logs.lines().filter(|line| line.contains("hello from")).count() == 2)
@@ -132,11 +170,23 @@ fn service_logs_come_from_every_node(lab: &Lab) -> Result<()> {
 fn wrong_services_are_refused(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     host.dk(&format!("{CREATE} --name first -p 8000:80 httpd"))?;
-    refused(host, "service create --no-resolve-image --name first httpd", "name conflicts with an existing object")?;
-    refused(host, "service create --no-resolve-image --name second -p 8000:80 httpd", "already in use by service 'first'")?;
+    refused(
+        host,
+        "service create --no-resolve-image --name first httpd",
+        "name conflicts with an existing object",
+    )?;
+    refused(
+        host,
+        "service create --no-resolve-image --name second -p 8000:80 httpd",
+        "already in use by service 'first'",
+    )?;
     refused(host, "service create --no-resolve-image --name bad_name! httpd", "name")?;
     refused(host, "service inspect nobody", "nobody")?;
-    refused(host, "service create --no-resolve-image --name third --network nowhere httpd", "network nowhere not found")?;
+    refused(
+        host,
+        "service create --no-resolve-image --name third --network nowhere httpd",
+        "network nowhere not found",
+    )?;
     host.dk("service rm first").map(drop)
 }
 
@@ -144,13 +194,17 @@ fn a_node_leaves_and_comes_back(lab: &Lab) -> Result<()> {
     let (manager, worker) = (lab.host(1), lab.host(2));
     worker.dk("swarm leave")?;
     wait_until(Duration::from_secs(40), || {
-        Ok(manager.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?.contains("sathish-vm2 Down"))
+        Ok(manager
+            .docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?
+            .contains("sathish-vm2 Down"))
     })?;
     manager.dk("node rm sathish-vm2")?;
     refused(manager, "swarm leave", "--force")?;
     let token = manager.dk("swarm join-token -q worker")?;
     worker.dk(&format!("swarm join --token {token} {}:2377", manager.address))?;
     wait_until(Duration::from_secs(20), || {
-        Ok(manager.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?.contains("sathish-vm2 Ready"))
+        Ok(manager
+            .docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?
+            .contains("sathish-vm2 Ready"))
     })
 }
