@@ -28,6 +28,7 @@ pub struct Engine {
     pub images: Arc<images::Images>,
     pub volumes: Arc<volumes::Volumes>,
     pub network: network::Network,
+    pub runtime: runtime::Runtime,
     pub containers: containers::Containers,
     pub execs: exec::Execs,
 }
@@ -40,10 +41,23 @@ impl Engine {
         let images = Arc::new(images::Images::open(&config, events.clone()).await?);
         let volumes = Arc::new(volumes::Volumes::open(&config, events.clone()).await?);
         let network = network::Network::open(config.network()?).await?;
+        let runtime = runtime::Runtime::new(runtime::Config {
+            exec_root: config.exec_root.clone(),
+            shim_exe: "/proc/self/exe".into(),
+            cgroup_parent: config.cgroup_parent.clone().unwrap_or_default(),
+        })?;
         let containers = containers::Containers::open(&config)?;
         let execs = exec::Execs::new();
-        let engine =
-            Arc::new(Engine { config, events, images, volumes, network, containers, execs });
+        let engine = Arc::new(Engine {
+            config,
+            events,
+            images,
+            volumes,
+            network,
+            runtime,
+            containers,
+            execs,
+        });
         engine.restore().await?;
         Ok(engine)
     }

@@ -1,18 +1,48 @@
 //! The host's containers: what was asked for, how it stands, and the steps between.
 
-use crate::{Config, Engine, Result};
+mod container;
+mod record;
+mod names;
+mod registry;
+mod create;
+mod validate;
+mod merge;
+mod mounts;
+mod endpoints;
+mod start;
+mod files;
+mod oci;
+mod stop;
+mod exit;
+mod health;
+mod remove;
+mod change;
+mod restore;
 
-pub struct Containers {}
+pub use container::{
+    Container, Health, HealthProbe, Life, Phase, Spec, State, TaskEndpoint, TaskFile, TaskSpec,
+};
+pub use create::{CreateRequest, Created};
+pub use endpoints::{endpoint, parse_port};
+pub use mounts::{MountRecord, MountType};
+pub use registry::Containers;
+pub use remove::RemoveOptions;
+pub use stop::{WaitFor, signal_number};
+pub use validate::size;
 
-impl Containers {
-    pub(crate) fn open(_config: &Config) -> Result<Self> {
-        Ok(Self {})
-    }
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// As Go prints a time in JSON; none is Go's zero.
+pub fn rfc3339(at: Option<OffsetDateTime>) -> String {
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| "0001-01-01T00:00:00Z".into())
 }
 
-impl Engine {
-    /// Adopts the containers that kept running while the daemon was away.
-    pub(crate) async fn restore(&self) -> Result<()> {
-        Ok(())
-    }
+/// Replaces a file as a whole and durably; for the engine's other parts.
+pub(crate) fn replace_file(
+    directory: &std::path::Path,
+    name: &str,
+    text: &[u8],
+) -> crate::error::Result<()> {
+    record::replace(directory, name, text, 0o600, true)
 }

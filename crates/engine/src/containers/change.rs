@@ -1,0 +1,124 @@
+//! `docker rename`, `docker update` and `docker container prune`.
+
+use std::sync::Arc;
+
+use bollard_stubs::models::HostConfig;
+
+use super::container::Phase;
+use super::{oci, validate};
+use crate::Engine;
+use crate::error::{Error, Result};
+
+impl Engine {
+    pub async fn rename(self: &Arc<Self>, name: &str, to: &str) -> Result<()> {
+        let container = self.container(name)?;
+        let _operation = container.operation.lock().await;
+        let old = container.name();
+        let to = to.strip_prefix('/').unwrap_or(to);
+        if to.is_empty() {
+            return Err(Error::bad_parameter("Neither old nor new names may be empty"));
+        }
+        if old == to {
+            return Err(Error::bad_parameter(
+                "Renaming a container with the same name as its current name",
+            ));
+        }
+        if matches!(container.phase(), Phase::Removing | Phase::Dead) {
+            return Err(Error::conflict("container is marked for removal and cannot be renamed"));
+        }
+        let to = self
+            .containers
+            .reserve(Some(to), container.id())
+            .map_err(|error| error.context("Error when allocating new name"))?;
+        let renamed = container.change_spec(|spec| spec.name = to.clone()).map(drop);
+        let renamed = match renamed {
+            Ok(()) if container.is_running() => {
+                self.network.rename(container.id(), &to).await.map_err(Error::from)
+            }
+            other => other,
+        };
+        match renamed {
+            Ok(()) => {
+                self.containers.release(&old, container.id());
+                self.publish(&container, "rename", [("oldName".to_owned(), format!("/{old}"))]);
+                Ok(())
+            }
+            Err(error) => {
+                self.containers.release(&to, container.id());
+                container.change_spec(|spec| spec.name = old.clone())?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over the limits and the restart policy that the request names; gives the warnings.
+    pub async fn update(self: &Arc<Self>, name: &str, change: HostConfig) -> Result<Vec<String>> {
+        let container = self.container(name)?;
+        let _operation = container.operation.lock().await;
+        if matches!(container.phase(), Phase::Removing | Phase::Dead) {
+            return Err(Error::conflict(format!(
+                "Cannot update container {}: container is marked for removal and cannot be \"update\"",
+                container.id()
+            )));
+        }
+        let mut host = container.spec().host_config.clone();
+        apply(&mut host, &change);
+        let mut warnings = Vec::new();
+        validate::resources(&mut host, &mut warnings)?;
+        validate::restart_policy(
+            host.restart_policy.as_ref(),
+            host.auto_remove.unwrap_or_default(),
+        )?;
+        if container.is_running() {
+            self.runtime.update(container.id(), &oci::resources(&host)).await.map_err(|error| {
+                Error::from(error)
+                    .context(format_args!("Cannot update container {}", container.id()))
+            })?;
+        }
+        container.change_spec(|spec| spec.host_config = host)?;
+        self.publish(&container, "update", []);
+        Ok(warnings)
+    }
+}
+
+/// A field that is absent or zero stays as it is.
+fn apply(host: &mut HostConfig, change: &HostConfig) {
+    macro_rules! numbers {
+        ($($field:ident),*) => { $(
+            if change.$field.is_some_and(|value| value != 0) { host.$field = change.$field; }
+        )* };
+    }
+    macro_rules! texts {
+        ($($field:ident),*) => { $(
+            if change.$field.as_ref().is_some_and(|value| !value.is_empty()) {
+                host.$field = change.$field.clone();
+            }
+        )* };
+    }
+    let doubled = host.memory.unwrap_or_default().saturating_mul(2);
+    let swap_follows = host.memory_swap.unwrap_or_default() == doubled
+        && change.memory_swap.unwrap_or_default() == 0
+        && change.memory.unwrap_or_default() > host.memory.unwrap_or_default();
+    numbers!(
+        cpu_shares,
+        memory,
+        blkio_weight,
+        cpu_period,
+        cpu_quota,
+        cpu_realtime_period,
+        cpu_realtime_runtime,
+        memory_reservation,
+        memory_swap,
+        nano_cpus,
+        pids_limit
+    );
+    texts!(cpuset_cpus, cpuset_mems);
+    if swap_follows {
+        host.memory_swap = None;
+    }
+    if let Some(policy) = &change.restart_policy
+        && policy.name.is_some_and(|name| !name.as_ref().is_empty())
+    {
+        host.restart_policy = Some(policy.clone());
+    }
+}

@@ -1,0 +1,196 @@
+//! `docker create`: checks, defaults, file system, volumes, and the spec on disk.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bollard_stubs::models::{ContainerConfig, EndpointSettings, HostConfig, NetworkingConfig};
+use model::ContainerId;
+use time::OffsetDateTime;
+
+use super::container::{Container, Spec, State, TaskSpec};
+use super::{endpoints, merge, mounts, oci, record, validate};
+use crate::Engine;
+use crate::error::{IoContext, Result};
+use crate::images::blocking;
+
+/// `POST /containers/create`, and what the swarm's executor asks for.
+#[derive(Clone, Debug, Default)]
+pub struct CreateRequest {
+    pub name: Option<String>,
+    pub config: ContainerConfig,
+    pub host_config: HostConfig,
+    pub networking: NetworkingConfig,
+    /// `os/arch[/variant]`
+    pub platform: Option<String>,
+    pub task: Option<TaskSpec>,
+}
+
+pub struct Created {
+    pub container: Arc<Container>,
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Makes a container that has not been started; on an error nothing of it is left.
+    pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
+        let mut request = request;
+        let mut warnings = validate::check(&mut request, &self.config)?;
+        let asked = request.config.image.clone().unwrap_or_default();
+        let image = self.images.store.resolve(&asked)?;
+        merge::merge(&mut request.config, &image.config.run())?;
+        validate::check_merged(&request.config)?;
+        oci::check_security(&request.host_config, &self.config)?;
+        let networks = endpoints::wanted(&request)?;
+        let log = self.log_config(&request.host_config)?;
+
+        let id = self.containers.new_id();
+        let name = self.containers.reserve(request.name.as_deref(), &id)?;
+        let made = self.make(&id, name.clone(), image, request, networks, log, &mut warnings).await;
+        match made {
+            Ok(container) => {
+                self.containers.insert(container.clone());
+                self.publish(&container, "create", []);
+                Ok(Created { container, warnings })
+            }
+            Err(error) => {
+                self.containers.release(&name, &id);
+                self.unmake(&id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        id: &ContainerId,
+        name: String,
+        image: Arc<image::Image>,
+        request: CreateRequest,
+        networks: BTreeMap<String, EndpointSettings>,
+        mut log: runtime::LogConfig,
+        warnings: &mut Vec<String>,
+    ) -> Result<Arc<Container>> {
+        let directory = self.containers.root().join(id.as_str());
+        crate::config::make_directory(&directory, 0o710)?;
+        let store = self.images.store.clone();
+        let (container_id, of) = (id.clone(), image.clone());
+        blocking(move || Ok(store.prepare_rootfs(&container_id, &of).map(drop)?)).await?;
+        let mounts = self.resolve_mounts(id, &request, warnings).await?;
+        mounts::check_targets(&mounts)?;
+        if log.path.as_os_str().is_empty() {
+            log.path = directory.join(format!("{id}-json.log"));
+        }
+        let mut config = request.config;
+        if config.hostname.as_deref().unwrap_or_default().is_empty() {
+            config.hostname = Some(default_hostname(id, &request.host_config));
+        }
+        let spec = Spec {
+            id: id.clone(),
+            name,
+            created: OffsetDateTime::now_utc(),
+            image: image.id.to_string(),
+            config,
+            host_config: request.host_config,
+            networks,
+            mounts,
+            log,
+            task: request.task,
+        };
+        record::write_state(&directory, &State::default())?;
+        record::write_spec(&directory, &spec)?;
+        Ok(Arc::new(Container::new(directory, spec, State::default())))
+    }
+
+    /// What a failed create made; errors are told, not returned: the first error is the answer.
+    async fn unmake(&self, id: &ContainerId) {
+        let directory = self.containers.root().join(id.as_str());
+        let store = self.images.store.clone();
+        let container = id.clone();
+        if let Err(error) = blocking(move || Ok(store.remove_rootfs(&container)?)).await {
+            tracing::warn!(container = %id, %error, "root file system of a failed create stays");
+        }
+        if let Err(error) = std::fs::remove_dir_all(&directory).during("remove container directory")
+            && directory.exists()
+        {
+            tracing::warn!(container = %id, %error, "directory of a failed create stays");
+        }
+    }
+
+    /// The driver and its options: the request's, else the daemon's.
+    fn log_config(&self, host: &HostConfig) -> Result<runtime::LogConfig> {
+        let asked = host.log_config.clone().unwrap_or_default();
+        let driver = asked.typ.filter(|driver| !driver.is_empty());
+        let own = driver.is_some();
+        let driver = driver.unwrap_or_else(|| self.config.log_driver.clone());
+        let mut options: BTreeMap<String, String> =
+            asked.config.unwrap_or_default().into_iter().collect();
+        if !own || driver == self.config.log_driver {
+            for (key, value) in &self.config.log_opts {
+                options.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        validate::log_options(&driver, &options)
+    }
+}
+
+/// Docker's: the short id; with the host's network or UTS namespace the host's name.
+fn default_hostname(id: &ContainerId, host: &HostConfig) -> String {
+    let of_host =
+        host.network_mode.as_deref() == Some("host") || host.uts_mode.as_deref() == Some("host");
+    if of_host {
+        return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    }
+    id.chars().take(12).collect()
+}
+
+/// The defaults of a host configuration that `inspect` shows although nobody gave them.
+pub(crate) fn fill_host_defaults(host: &mut HostConfig, config: &crate::Config) {
+    if matches!(host.network_mode.as_deref(), None | Some("") | Some("default")) {
+        host.network_mode = Some("bridge".into());
+    }
+    if host.ipc_mode.as_deref().unwrap_or_default().is_empty() {
+        host.ipc_mode = Some(config.default_ipc_mode.clone());
+    }
+    if host.shm_size.unwrap_or_default() == 0 {
+        host.shm_size = Some(config.default_shm_size);
+    }
+    if host.runtime.as_deref().unwrap_or_default().is_empty() {
+        host.runtime = Some(config.default_runtime.clone());
+    }
+    let log = host.log_config.get_or_insert_with(Default::default);
+    if log.typ.as_deref().unwrap_or_default().is_empty() {
+        log.typ = Some(config.log_driver.clone());
+        let own = log.config.get_or_insert_with(Default::default);
+        for (key, value) in &config.log_opts {
+            own.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    let policy = host.restart_policy.get_or_insert_with(Default::default);
+    if policy.name.is_none_or(|name| name.as_ref().is_empty()) {
+        policy.name = Some(bollard_stubs::models::RestartPolicyNameEnum::NO);
+    }
+    policy.maximum_retry_count.get_or_insert(0);
+}
+
+impl Engine {
+    /// A container's event with its name, image and labels, as Docker sends it.
+    pub fn publish(
+        &self,
+        container: &Container,
+        action: &str,
+        extra: impl IntoIterator<Item = (String, String)>,
+    ) {
+        let spec = container.spec();
+        let mut attributes: BTreeMap<String, String> =
+            spec.config.labels.clone().unwrap_or_default().into_iter().collect();
+        attributes.insert("name".into(), spec.name.clone());
+        attributes.insert("image".into(), spec.config.image.clone().unwrap_or_default());
+        attributes.extend(extra);
+        self.events.publish(
+            crate::events::Type::CONTAINER,
+            action,
+            container.id().as_str(),
+            attributes,
+        );
+    }
+}

@@ -1,0 +1,507 @@
+//! Binds, volumes and tmpfs: from Docker's many forms to one record per mount.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bollard_stubs::models::{Mount, MountTmpfsOptions};
+use model::ContainerId;
+use serde::{Deserialize, Serialize};
+
+use super::create::CreateRequest;
+use crate::Engine;
+use crate::error::{Error, IoContext, Result};
+use crate::images::blocking;
+
+pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountType {
+    #[default]
+    Bind,
+    Volume,
+    Tmpfs,
+}
+
+/// One mount of a container as it will be made at every start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MountRecord {
+    pub kind: MountType,
+    /// The volume's.
+    pub name: String,
+    /// On the host; empty for tmpfs.
+    pub source: String,
+    /// Below `source`, as `volume-subpath` asks.
+    pub subpath: String,
+    pub destination: String,
+    pub driver: String,
+    /// As it was written: `ro,z`.
+    pub mode: String,
+    pub read_only: bool,
+    pub propagation: String,
+    pub non_recursive: bool,
+    /// A missing bind source is made (`-v` does, `--mount` does not).
+    pub create_source: bool,
+    pub no_copy: bool,
+    pub tmpfs_options: Vec<String>,
+    /// `inspect` shows it (`--tmpfs` is not shown, `--mount type=tmpfs` is).
+    pub listed: bool,
+    /// Made for this container: it goes with `rm -v`.
+    pub anonymous: bool,
+}
+
+impl Engine {
+    /// All mounts of a new container; volumes that do not exist yet are made.
+    pub(super) async fn resolve_mounts(
+        &self,
+        id: &ContainerId,
+        request: &CreateRequest,
+        _warnings: &mut Vec<String>,
+    ) -> Result<Vec<MountRecord>> {
+        let mut wanted: BTreeMap<String, MountRecord> = BTreeMap::new();
+        let host = &request.host_config;
+        for from in host.volumes_from.iter().flatten() {
+            for record in self.volumes_from(from)? {
+                wanted.insert(record.destination.clone(), record);
+            }
+        }
+        let driver = host.volume_driver.as_deref().unwrap_or_default();
+        let mut own = Vec::new();
+        for text in host.binds.iter().flatten() {
+            own.push(self.ready_volume(
+                parse_bind(text, driver)?,
+                BTreeMap::new(),
+                BTreeMap::new(),
+            )?);
+        }
+        for mount in host.mounts.iter().flatten() {
+            own.push(self.from_mount(mount, driver)?);
+        }
+        for (destination, options) in host.tmpfs.iter().flatten() {
+            own.push(tmpfs_record(destination, options)?);
+        }
+        check_targets(&own)?;
+        for record in own {
+            wanted.insert(record.destination.clone(), record);
+        }
+        for destination in request.config.volumes.iter().flatten() {
+            let destination = clean(destination)?;
+            if !wanted.contains_key(&destination) {
+                let record = MountRecord {
+                    kind: MountType::Volume,
+                    destination: destination.clone(),
+                    driver: driver.to_owned(),
+                    listed: true,
+                    ..Default::default()
+                };
+                let record = self.ready_volume(record, BTreeMap::new(), BTreeMap::new())?;
+                wanted.insert(destination, record);
+            }
+        }
+        let records: Vec<MountRecord> = wanted.into_values().collect();
+        self.populate(id, &records).await?;
+        Ok(records)
+    }
+
+    fn from_mount(&self, mount: &Mount, driver: &str) -> Result<MountRecord> {
+        let record = parse_mount(mount, driver)?;
+        let options = mount.volume_options.clone().unwrap_or_default();
+        let labels = options.labels.unwrap_or_default().into_iter().collect();
+        let driver_options = options
+            .driver_config
+            .and_then(|driver| driver.options)
+            .unwrap_or_default()
+            .into_iter()
+            .collect();
+        self.ready_volume(record, driver_options, labels)
+    }
+
+    /// Makes the volume behind a record, if it is one, and fills in where it lies.
+    fn ready_volume(
+        &self,
+        mut record: MountRecord,
+        options: BTreeMap<String, String>,
+        mut labels: BTreeMap<String, String>,
+    ) -> Result<MountRecord> {
+        if record.kind != MountType::Volume {
+            return Ok(record);
+        }
+        let name = (!record.name.is_empty()).then_some(record.name.as_str());
+        record.anonymous = name.is_none();
+        if name.is_none() {
+            labels.insert(ANONYMOUS_LABEL.into(), String::new());
+        }
+        let volume = self.volumes.ensure(name, &record.driver, options, labels)?;
+        record.name = volume.name;
+        record.driver = volume.driver;
+        record.source = volume.mountpoint.to_string_lossy().into_owned();
+        Ok(record)
+    }
+
+    /// `--volumes-from container[:ro|rw]`.
+    fn volumes_from(&self, text: &str) -> Result<Vec<MountRecord>> {
+        let (name, mode) = text.split_once(':').unwrap_or((text, ""));
+        if !matches!(mode, "" | "ro" | "rw" | "z" | "Z" | "ro,z" | "ro,Z" | "rw,z" | "rw,Z") {
+            return Err(Error::bad_parameter(format!("invalid mode: {mode}")));
+        }
+        let other = self.container(name)?.spec();
+        Ok(other
+            .mounts
+            .iter()
+            .filter(|record| record.kind != MountType::Tmpfs)
+            .map(|record| MountRecord {
+                read_only: if mode.is_empty() { record.read_only } else { mode.starts_with("ro") },
+                anonymous: false,
+                no_copy: true,
+                ..record.clone()
+            })
+            .collect())
+    }
+
+    /// A fresh volume gets what the image has at its place (unless `nocopy`).
+    async fn populate(&self, id: &ContainerId, records: &[MountRecord]) -> Result<()> {
+        let fresh: Vec<(PathBuf, String)> = records
+            .iter()
+            .filter(|record| record.kind == MountType::Volume && !record.no_copy)
+            .filter(|record| record.subpath.is_empty() && is_empty(Path::new(&record.source)))
+            .map(|record| (PathBuf::from(&record.source), record.destination.clone()))
+            .collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let (store, id) = (self.images.store.clone(), id.clone());
+        blocking(move || {
+            let root = store.mount(&id)?;
+            let copied: Result<()> = fresh
+                .iter()
+                .try_for_each(|(volume, destination)| copy_up(&root, destination, volume));
+            store.unmount(&id)?;
+            copied
+        })
+        .await
+    }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Copies the directory's content, its own mode and owner included, through one tar stream.
+fn copy_up(root: &Path, from: &str, volume: &Path) -> Result<()> {
+    let is_directory =
+        image::copy::stat(root, from).is_ok_and(|stat| stat.mode & GO_MODE_DIRECTORY != 0);
+    if !is_directory {
+        return Ok(());
+    }
+    let (reader, writer) = std::io::pipe().during("make a pipe")?;
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            image::copy::read(root, &format!("{}/.", from.trim_end_matches('/')), writer)
+        });
+        let options = image::copy::WriteOptions { copy_uid_gid: true, ..Default::default() };
+        let written = image::copy::write(volume, "/", reader, options);
+        let read =
+            reading.join().map_err(|_| Error::internal("copying to a volume ended early"))?;
+        written.and(read).map_err(|error| {
+            Error::from(error).context(format_args!("fill the volume of {from} from the image"))
+        })
+    })
+}
+
+/// Go's `os.ModeDir`.
+const GO_MODE_DIRECTORY: u32 = 1 << 31;
+
+/// `source:destination[:options]`, or `destination` alone for an anonymous volume.
+pub(crate) fn parse_bind(text: &str, driver: &str) -> Result<MountRecord> {
+    let invalid = || Error::bad_parameter(format!("invalid volume specification: '{text}'"));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, mode) = match parts.as_slice() {
+        [destination] => ("", *destination, ""),
+        [source, destination] => (*source, *destination, ""),
+        [source, destination, mode] => (*source, *destination, *mode),
+        _ => return Err(invalid()),
+    };
+    if parts.len() > 1 && (source.is_empty() || destination.is_empty()) {
+        return Err(invalid());
+    }
+    let destination = clean(destination)
+        .map_err(|error| Error::bad_parameter(format!("{}: {}", invalid(), error.message)))?;
+    if destination == "/" {
+        return Err(Error::bad_parameter(format!(
+            "invalid volume specification: '{text}': invalid mount config for type \"bind\": invalid specification: destination can't be '/'"
+        )));
+    }
+    let is_bind = source.starts_with('/');
+    let mut record = MountRecord {
+        kind: if is_bind { MountType::Bind } else { MountType::Volume },
+        name: if is_bind { String::new() } else { source.to_owned() },
+        source: if is_bind { source.to_owned() } else { String::new() },
+        destination,
+        driver: if is_bind { String::new() } else { driver.to_owned() },
+        mode: if !is_bind && mode.is_empty() { "z".into() } else { mode.to_owned() },
+        propagation: if is_bind { "rprivate".into() } else { String::new() },
+        create_source: true,
+        listed: true,
+        ..Default::default()
+    };
+    if record.kind == MountType::Volume && parts.len() > 1 {
+        check_volume_name(source)?;
+    }
+    apply_mode(&mut record, mode)?;
+    Ok(record)
+}
+
+fn apply_mode(record: &mut MountRecord, mode: &str) -> Result<()> {
+    for option in mode.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => record.read_only = true,
+            "rw" => record.read_only = false,
+            "nocopy" if record.kind == MountType::Volume => record.no_copy = true,
+            "bind-nonrecursive" => record.non_recursive = true,
+            // Labels of SELinux, and caches of other platforms: without effect here, as in Docker.
+            "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
+                if record.kind == MountType::Bind =>
+            {
+                record.propagation = option.to_owned();
+            }
+            _ => return Err(Error::bad_parameter(format!("invalid mode: {mode}"))),
+        }
+    }
+    Ok(())
+}
+
+fn check_volume_name(name: &str) -> Result<()> {
+    let valid = name.len() > 1
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if valid {
+        return Ok(());
+    }
+    Err(Error::bad_parameter(format!(
+        "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+    )))
+}
+
+/// One entry of `HostConfig.Mounts`.
+fn parse_mount(mount: &Mount, driver: &str) -> Result<MountRecord> {
+    use bollard_stubs::models::MountType as Wire;
+    let kind = match mount.typ {
+        Some(Wire::BIND) => MountType::Bind,
+        Some(Wire::VOLUME) => MountType::Volume,
+        Some(Wire::TMPFS) => MountType::Tmpfs,
+        Some(other) => {
+            return Err(Error::unsupported(format_args!("mounts of type {other}")));
+        }
+        None => return Err(Error::bad_parameter("mount type unknown")),
+    };
+    let word = match kind {
+        MountType::Bind => "bind",
+        MountType::Volume => "volume",
+        MountType::Tmpfs => "tmpfs",
+    };
+    let bad = |text: &str| {
+        Error::bad_parameter(format!("invalid mount config for type \"{word}\": {text}"))
+    };
+    let target = mount.target.as_deref().unwrap_or_default();
+    if target.is_empty() {
+        return Err(bad("field Target must not be empty"));
+    }
+    let destination = clean(target)
+        .map_err(|_| bad(&format!("invalid mount path: '{target}' mount path must be absolute")))?;
+    if destination == "/" {
+        return Err(bad("invalid specification: destination can't be '/'"));
+    }
+    let source = mount.source.clone().unwrap_or_default();
+    let mut record = MountRecord {
+        kind,
+        destination,
+        read_only: mount.read_only.unwrap_or_default(),
+        listed: true,
+        ..Default::default()
+    };
+    match kind {
+        MountType::Bind => bind_mount(mount, source, &mut record, &bad)?,
+        MountType::Volume => volume_mount(mount, source, driver, &mut record, &bad)?,
+        MountType::Tmpfs => {
+            if !source.is_empty() {
+                return Err(bad("field Source must not be specified"));
+            }
+            record.tmpfs_options =
+                tmpfs_options(&mount.tmpfs_options.clone().unwrap_or_default(), record.read_only);
+        }
+    }
+    Ok(record)
+}
+
+fn bind_mount(
+    mount: &Mount,
+    source: String,
+    record: &mut MountRecord,
+    bad: &dyn Fn(&str) -> Error,
+) -> Result<()> {
+    if source.is_empty() {
+        return Err(bad("field Source must not be empty"));
+    }
+    if mount.volume_options.is_some() {
+        return Err(bad("field VolumeOptions must not be specified"));
+    }
+    if !source.starts_with('/') {
+        return Err(bad(&format!("invalid mount path: '{source}' mount path must be absolute")));
+    }
+    let options = mount.bind_options.clone().unwrap_or_default();
+    record.create_source = options.create_mountpoint.unwrap_or_default();
+    if !record.create_source && !Path::new(&source).exists() {
+        return Err(bad(&format!("bind source path does not exist: {source}")));
+    }
+    record.propagation = options
+        .propagation
+        .map(|propagation| propagation.to_string())
+        .filter(|propagation| !propagation.is_empty())
+        .unwrap_or_else(|| "rprivate".into());
+    record.non_recursive = options.non_recursive.unwrap_or_default();
+    record.source = source;
+    Ok(())
+}
+
+fn volume_mount(
+    mount: &Mount,
+    source: String,
+    driver: &str,
+    record: &mut MountRecord,
+    bad: &dyn Fn(&str) -> Error,
+) -> Result<()> {
+    if mount.bind_options.is_some() {
+        return Err(bad("field BindOptions must not be specified"));
+    }
+    if !source.is_empty() {
+        check_volume_name(&source)?;
+    }
+    let options = mount.volume_options.clone().unwrap_or_default();
+    record.no_copy = options.no_copy.unwrap_or_default();
+    record.driver =
+        options.driver_config.and_then(|driver| driver.name).unwrap_or_else(|| driver.to_owned());
+    record.subpath = options.subpath.unwrap_or_default();
+    if record.subpath.starts_with('/') || record.subpath.split('/').any(|part| part == "..") {
+        return Err(bad("subpath must be a relative path within the volume"));
+    }
+    record.mode = "z".into();
+    record.name = source;
+    Ok(())
+}
+
+fn tmpfs_options(options: &MountTmpfsOptions, read_only: bool) -> Vec<String> {
+    let mut words = Vec::new();
+    if let Some(size) = options.size_bytes.filter(|size| *size > 0) {
+        words.push(format!("size={size}"));
+    }
+    if let Some(mode) = options.mode.filter(|mode| *mode > 0) {
+        words.push(format!("mode={mode:o}"));
+    }
+    for option in options.options.iter().flatten() {
+        words.push(option.join("="));
+    }
+    if read_only {
+        words.push("ro".into());
+    }
+    words
+}
+
+/// `--tmpfs /path:options`.
+fn tmpfs_record(destination: &str, options: &str) -> Result<MountRecord> {
+    let destination = clean(destination)?;
+    if destination == "/" {
+        return Err(Error::bad_parameter("invalid specification: destination can't be '/'"));
+    }
+    // Docker's own defaults stand first and yield (moby daemon/oci_linux.go).
+    let mut words: Vec<String> =
+        ["noexec", "nosuid", "nodev"].iter().map(|word| (*word).to_owned()).collect();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        words.retain(|word| {
+            word.strip_prefix("no") != Some(option)
+                && Some(word.as_str()) != option.strip_prefix("no")
+        });
+        words.push(option.to_owned());
+    }
+    Ok(MountRecord {
+        kind: MountType::Tmpfs,
+        destination,
+        read_only: words.iter().any(|word| word == "ro"),
+        tmpfs_options: words,
+        ..Default::default()
+    })
+}
+
+/// Two mounts at one place are refused.
+pub(crate) fn check_targets(records: &[MountRecord]) -> Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for record in records {
+        if !seen.insert(record.destination.as_str()) {
+            return Err(Error::bad_parameter(format!(
+                "Duplicate mount point: {}",
+                record.destination
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An absolute path without `.`, `..` and double slashes.
+pub(crate) fn clean(path: &str) -> Result<String> {
+    if !path.starts_with('/') {
+        return Err(Error::bad_parameter(format!(
+            "invalid mount path: '{path}' mount path must be absolute"
+        )));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(text: &str) -> String {
+        match parse_bind(text, "") {
+            Ok(record) => format!(
+                "{:?} {}{} -> {} ro={} {}",
+                record.kind,
+                record.name,
+                record.source,
+                record.destination,
+                record.read_only,
+                record.propagation
+            ),
+            Err(error) => error.message,
+        }
+    }
+
+    #[test]
+    fn the_forms_of_dash_v() {
+        assert_eq!(bind("/a:/b"), "Bind /a -> /b ro=false rprivate");
+        assert_eq!(bind("/a:/b/../c/:ro,rslave"), "Bind /a -> /c ro=true rslave");
+        assert_eq!(bind("data:/b"), "Volume data -> /b ro=false ");
+        assert_eq!(bind("/b"), "Volume  -> /b ro=false ");
+        assert_eq!(bind("a:b:c:d"), "invalid volume specification: 'a:b:c:d'");
+        assert_eq!(bind("/a:/b:wat"), "invalid mode: wat");
+        assert!(bind("./a:/b").contains("invalid characters for a local volume name"));
+        assert!(bind("/a:b").starts_with("invalid volume specification: '/a:b'"));
+        assert!(bind("/a:/").contains("destination can't be '/'"));
+    }
+
+    #[test]
+    fn tmpfs_options_yield_to_the_user_s() {
+        let record = tmpfs_record("/t", "exec,size=1m").expect("a record");
+        assert_eq!(record.tmpfs_options, ["nosuid", "nodev", "exec", "size=1m"]);
+    }
+}

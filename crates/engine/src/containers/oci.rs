@@ -1,0 +1,353 @@
+//! From Docker's objects to what the runtime runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bollard_stubs::models::{HostConfig, ThrottleDevice};
+use runtime::{
+    BlkioDevice, CgroupNs, ContainerSpec, Device, IpcMode, Mount, MountKind, Namespace, OciRuntime,
+    Propagation, Resources, Seccomp, Ulimit,
+};
+
+use super::container::Spec;
+use super::mounts::{MountRecord, MountType};
+use super::stop;
+use crate::Engine;
+use crate::error::{Error, IoContext, Result};
+use crate::network::SandboxState;
+
+impl Engine {
+    /// Everything the runtime needs; `mounts` are the volumes, binds and the engine's own files.
+    pub(super) fn runtime_spec(
+        &self,
+        spec: &Spec,
+        rootfs: PathBuf,
+        sandbox: &SandboxState,
+        mounts: Vec<Mount>,
+    ) -> Result<ContainerSpec> {
+        let (config, host) = (&spec.config, &spec.host_config);
+        let security = security(host, &self.config)?;
+        let console = host.console_size.clone().unwrap_or_default();
+        let size = |at: usize| console.get(at).map_or(0, |size| u16::try_from(*size).unwrap_or(0));
+        Ok(ContainerSpec {
+            id: spec.id.to_string(),
+            rootfs,
+            args: config.entrypoint.iter().chain(&config.cmd).flatten().cloned().collect(),
+            env: config.env.clone().unwrap_or_default(),
+            cwd: config.working_dir.clone().unwrap_or_default(),
+            user: config.user.clone().unwrap_or_default(),
+            groups: host.group_add.clone().unwrap_or_default(),
+            tty: config.tty.unwrap_or_default(),
+            open_stdin: config.open_stdin.unwrap_or_default(),
+            stdin_once: config.stdin_once.unwrap_or_default(),
+            console_size: (size(0), size(1)),
+            hostname: config.hostname.clone().unwrap_or_default(),
+            domainname: config.domainname.clone().unwrap_or_default(),
+            network: match &sandbox.netns {
+                Some(path) => Namespace::Path(path.clone()),
+                None => Namespace::Host,
+            },
+            ipc: self.ipc(spec)?,
+            pid: self.pid_namespace(host)?,
+            uts: if of_host(&host.uts_mode) { Namespace::Host } else { Namespace::Private },
+            cgroup_ns: match host.cgroupns_mode.map(|mode| mode.to_string()).as_deref() {
+                Some("host") => CgroupNs::Host,
+                Some("private") => CgroupNs::Private,
+                _ => CgroupNs::Default,
+            },
+            mounts,
+            read_only: host.readonly_rootfs.unwrap_or_default(),
+            shm_size: u64::try_from(host.shm_size.unwrap_or_default()).unwrap_or_default(),
+            masked_paths: security.masked_paths,
+            readonly_paths: security.readonly_paths,
+            resources: resources(host),
+            cgroup_parent: host
+                .cgroup_parent
+                .clone()
+                .filter(|parent| !parent.is_empty())
+                .unwrap_or_else(|| self.config.cgroup_parent.clone().unwrap_or_default()),
+            devices: devices(host),
+            device_cgroup_rules: host.device_cgroup_rules.clone().unwrap_or_default(),
+            sysctls: host.sysctls.clone().unwrap_or_default().into_iter().collect(),
+            ulimits: ulimits(host, &self.config.default_ulimits),
+            oom_score_adj: host
+                .oom_score_adj
+                .and_then(|score| i32::try_from(score).ok())
+                .unwrap_or_default(),
+            privileged: host.privileged.unwrap_or_default(),
+            cap_add: host.cap_add.clone().unwrap_or_default(),
+            cap_drop: host.cap_drop.clone().unwrap_or_default(),
+            no_new_privileges: security.no_new_privileges,
+            seccomp: security.seccomp,
+            apparmor: security.apparmor,
+            init: host.init.unwrap_or(self.config.init),
+            stop_signal: stop::signal_number(
+                config.stop_signal.as_deref().filter(|text| !text.is_empty()).unwrap_or("SIGTERM"),
+            )?,
+            runtime: self.oci_runtime(host),
+            log: spec.log.clone(),
+            annotations: host.annotations.clone().unwrap_or_default().into_iter().collect(),
+        })
+    }
+
+    fn oci_runtime(&self, host: &HostConfig) -> OciRuntime {
+        let name = host.runtime.as_deref().unwrap_or_default();
+        match self.config.runtimes.get(name) {
+            Some(path) => OciRuntime::Binary { path: path.clone(), args: Vec::new() },
+            None if name == "runc" && self.config.default_runtime != "runc" => {
+                OciRuntime::Binary { path: PathBuf::from("runc"), args: Vec::new() }
+            }
+            None => OciRuntime::BuiltIn,
+        }
+    }
+
+    fn ipc(&self, spec: &Spec) -> Result<IpcMode> {
+        let mode = spec.host_config.ipc_mode.as_deref().unwrap_or_default();
+        Ok(match mode {
+            "host" => IpcMode::Host,
+            "none" => IpcMode::None,
+            "shareable" => IpcMode::Shareable { shm: None },
+            _ => match mode.strip_prefix("container:") {
+                None => IpcMode::Private,
+                Some(other) => {
+                    let pid = self.running_pid(other, "IPC")?;
+                    IpcMode::Path {
+                        namespace: format!("/proc/{pid}/ns/ipc").into(),
+                        shm: Some(format!("/proc/{pid}/root/dev/shm").into()),
+                    }
+                }
+            },
+        })
+    }
+
+    fn pid_namespace(&self, host: &HostConfig) -> Result<Namespace> {
+        let mode = host.pid_mode.as_deref().unwrap_or_default();
+        Ok(match mode.strip_prefix("container:") {
+            Some(other) => {
+                let pid = self.running_pid(other, "PID")?;
+                Namespace::Path(format!("/proc/{pid}/ns/pid").into())
+            }
+            None if mode == "host" => Namespace::Host,
+            None => Namespace::Private,
+        })
+    }
+
+    fn running_pid(&self, other: &str, namespace: &str) -> Result<u32> {
+        let other = self.container(other)?;
+        if !other.is_running() {
+            return Err(Error::conflict(format!(
+                "cannot join {namespace} of a non running container: {}",
+                other.id()
+            )));
+        }
+        Ok(other.state().pid)
+    }
+
+    /// The container's volumes, binds and tmpfs, ready on the host.
+    pub(super) fn ready_mounts(&self, spec: &Spec) -> Result<Vec<Mount>> {
+        // Parents before what lies below them.
+        let mut records: Vec<&MountRecord> = spec.mounts.iter().collect();
+        records.sort_by_key(|record| record.destination.matches('/').count());
+        records.into_iter().map(|record| self.ready_mount(spec, record)).collect()
+    }
+
+    fn ready_mount(&self, spec: &Spec, record: &MountRecord) -> Result<Mount> {
+        let kind = match record.kind {
+            MountType::Tmpfs => MountKind::Tmpfs { options: record.tmpfs_options.clone() },
+            MountType::Volume => {
+                let mut source = self.volumes.mount(&record.name, &spec.id)?;
+                if !record.subpath.is_empty() {
+                    source = below(&source, &record.subpath)?;
+                }
+                MountKind::Bind { source, propagation: Propagation::RPrivate, recursive: true }
+            }
+            MountType::Bind => {
+                let source = PathBuf::from(&record.source);
+                if !source.exists() {
+                    if !record.create_source {
+                        return Err(Error::bad_parameter(format!(
+                            "invalid mount config for type \"bind\": bind source path does not exist: {}",
+                            record.source
+                        )));
+                    }
+                    std::fs::create_dir_all(&source).during(format_args!(
+                        "error while creating mount source path '{}'",
+                        record.source
+                    ))?;
+                }
+                MountKind::Bind {
+                    source,
+                    propagation: propagation(&record.propagation),
+                    recursive: !record.non_recursive,
+                }
+            }
+        };
+        Ok(Mount { destination: record.destination.clone(), kind, read_only: record.read_only })
+    }
+}
+
+fn of_host(mode: &Option<String>) -> bool {
+    mode.as_deref() == Some("host")
+}
+
+/// A subpath of a volume; a link that leads out of it is refused.
+fn below(volume: &Path, subpath: &str) -> Result<PathBuf> {
+    let path = volume.join(subpath);
+    let real = path.canonicalize().during(format_args!("cannot access path {}", path.display()))?;
+    let root = volume.canonicalize().during("volume")?;
+    if !real.starts_with(&root) {
+        return Err(Error::bad_parameter(format!("subpath {subpath} leads out of the volume")));
+    }
+    Ok(real)
+}
+
+fn propagation(text: &str) -> Propagation {
+    match text {
+        "private" => Propagation::Private,
+        "shared" => Propagation::Shared,
+        "rshared" => Propagation::RShared,
+        "slave" => Propagation::Slave,
+        "rslave" => Propagation::RSlave,
+        _ => Propagation::RPrivate,
+    }
+}
+
+/// Limits in the runtime's form; `-1` for no limit of processes is its zero.
+pub(crate) fn resources(host: &HostConfig) -> Resources {
+    let unsigned =
+        |number: Option<i64>| u64::try_from(number.unwrap_or_default()).unwrap_or_default();
+    Resources {
+        memory: host.memory.unwrap_or_default(),
+        memory_reservation: host.memory_reservation.unwrap_or_default(),
+        memory_swap: host.memory_swap.unwrap_or_default(),
+        memory_swappiness: host.memory_swappiness.and_then(|percent| u64::try_from(percent).ok()),
+        kernel_memory: 0,
+        oom_kill_disable: host.oom_kill_disable.unwrap_or_default(),
+        cpu_shares: unsigned(host.cpu_shares),
+        nano_cpus: host.nano_cpus.unwrap_or_default(),
+        cpu_period: host.cpu_period.unwrap_or_default(),
+        cpu_quota: host.cpu_quota.unwrap_or_default(),
+        cpu_realtime_period: host.cpu_realtime_period.unwrap_or_default(),
+        cpu_realtime_runtime: host.cpu_realtime_runtime.unwrap_or_default(),
+        cpuset_cpus: host.cpuset_cpus.clone().unwrap_or_default(),
+        cpuset_mems: host.cpuset_mems.clone().unwrap_or_default(),
+        pids_limit: host.pids_limit.unwrap_or_default().max(0),
+        blkio_weight: host.blkio_weight.unwrap_or_default(),
+        blkio_weight_device: host
+            .blkio_weight_device
+            .iter()
+            .flatten()
+            .map(|device| BlkioDevice {
+                path: device.path.clone().unwrap_or_default(),
+                rate: device.weight.unwrap_or_default() as u64,
+            })
+            .collect(),
+        device_read_bps: throttled(&host.blkio_device_read_bps),
+        device_write_bps: throttled(&host.blkio_device_write_bps),
+        device_read_iops: throttled(&host.blkio_device_read_iops),
+        device_write_iops: throttled(&host.blkio_device_write_iops),
+    }
+}
+
+fn throttled(devices: &Option<Vec<ThrottleDevice>>) -> Vec<BlkioDevice> {
+    devices
+        .iter()
+        .flatten()
+        .map(|device| BlkioDevice {
+            path: device.path.clone().unwrap_or_default(),
+            rate: u64::try_from(device.rate.unwrap_or_default()).unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn devices(host: &HostConfig) -> Vec<Device> {
+    host.devices
+        .iter()
+        .flatten()
+        .map(|device| {
+            let on_host = device.path_on_host.clone().unwrap_or_default();
+            Device {
+                container: device
+                    .path_in_container
+                    .clone()
+                    .filter(|path| !path.is_empty())
+                    .unwrap_or_else(|| on_host.clone()),
+                permissions: device
+                    .cgroup_permissions
+                    .clone()
+                    .filter(|text| !text.is_empty())
+                    .unwrap_or_else(|| "rwm".into()),
+                host: on_host.into(),
+            }
+        })
+        .collect()
+}
+
+/// The request's over the daemon's.
+fn ulimits(host: &HostConfig, defaults: &BTreeMap<String, (i64, i64)>) -> Vec<Ulimit> {
+    let mut all: BTreeMap<String, (i64, i64)> = defaults.clone();
+    for limit in host.ulimits.iter().flatten() {
+        let soft = limit.soft.unwrap_or_default();
+        all.insert(limit.name.clone().unwrap_or_default(), (soft, limit.hard.unwrap_or(soft)));
+    }
+    all.into_iter().map(|(name, (soft, hard))| Ulimit { name, soft, hard }).collect()
+}
+
+struct Security {
+    masked_paths: Option<Vec<String>>,
+    readonly_paths: Option<Vec<String>>,
+    no_new_privileges: bool,
+    seccomp: Seccomp,
+    apparmor: Option<String>,
+}
+
+/// `--security-opt` in its forms `key=value`, `key:value` and bare words.
+fn security(host: &HostConfig, config: &crate::Config) -> Result<Security> {
+    let mut security = Security {
+        masked_paths: host.masked_paths.clone(),
+        readonly_paths: host.readonly_paths.clone(),
+        no_new_privileges: config.no_new_privileges,
+        seccomp: daemon_seccomp(config)?,
+        apparmor: None,
+    };
+    for option in host.security_opt.iter().flatten() {
+        let (key, value) =
+            option.split_once('=').or_else(|| option.split_once(':')).unwrap_or((option, ""));
+        match (key, value) {
+            ("no-new-privileges", "" | "true") => security.no_new_privileges = true,
+            ("no-new-privileges", "false") => security.no_new_privileges = false,
+            ("seccomp", "unconfined") => security.seccomp = Seccomp::Unconfined,
+            ("seccomp", "builtin") => security.seccomp = Seccomp::Default,
+            ("seccomp", profile) => security.seccomp = Seccomp::Custom(profile.to_owned()),
+            ("apparmor", profile) => security.apparmor = Some(profile.to_owned()),
+            ("systempaths", "unconfined") => {
+                security.masked_paths = Some(Vec::new());
+                security.readonly_paths = Some(Vec::new());
+            }
+            // No SELinux on this engine: the label has nothing to act on, as in Docker without it.
+            ("label" | "disable", _) => {}
+            _ => {
+                return Err(Error::bad_parameter(format!(
+                    "invalid --security-opt 2: \"{option}\""
+                )));
+            }
+        }
+    }
+    Ok(security)
+}
+
+fn daemon_seccomp(config: &crate::Config) -> Result<Seccomp> {
+    Ok(match config.seccomp_profile.as_deref() {
+        None | Some("" | "builtin") => Seccomp::Default,
+        Some("unconfined") => Seccomp::Unconfined,
+        Some(path) => Seccomp::Custom(
+            std::fs::read_to_string(path)
+                .during(format_args!("opening seccomp profile ({path}) failed"))?,
+        ),
+    })
+}
+
+/// Refuses at create what start would refuse.
+pub(crate) fn check_security(host: &HostConfig, config: &crate::Config) -> Result<()> {
+    security(host, config).map(drop)
+}

@@ -1,0 +1,149 @@
+//! The start of a daemon: adopt what runs, report what ended, finish or undo what a crash cut short.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard_stubs::models::RestartPolicyNameEnum as Policy;
+use runtime::{Adopted, ExitStatus};
+
+use super::container::{Container, Phase};
+use super::{exit, record};
+use crate::Engine;
+use crate::error::{IoContext, Result};
+use crate::images::blocking;
+
+/// Exit code of a container whose end nobody saw: the host was switched off (Docker's 255).
+const UNKNOWN_EXIT: i32 = 255;
+
+impl Engine {
+    /// Everything below the data root becomes true again, whatever happened in between.
+    pub(crate) async fn restore(self: &Arc<Self>) -> Result<()> {
+        self.load()?;
+        exit::listen(self);
+        let mut adopted: BTreeMap<String, Adopted> = self
+            .runtime
+            .adopt()
+            .await?
+            .into_iter()
+            .map(|adopted| (adopted.id.clone(), adopted))
+            .collect();
+        for container in self.containers.all() {
+            let found = adopted.remove(container.id().as_str());
+            self.restore_container(&container, found).await;
+        }
+        for (id, _) in adopted {
+            tracing::warn!(container = %id, "a container nobody knows is ended");
+            let _ = self.runtime.kill(&id, 9).await;
+            if let Err(error) = self.runtime.delete(&id).await {
+                tracing::warn!(container = %id, %error, "its remains stay");
+            }
+        }
+        let all = self.containers.all();
+        let running = all.iter().filter(|container| container.is_running());
+        let running = running.map(|container| container.id().clone()).collect();
+        if let Err(error) = self.network.retain(running).await {
+            tracing::error!(%error, "networks of ended containers stay");
+        }
+        let known: BTreeSet<String> =
+            all.iter().map(|container| container.id().to_string()).collect();
+        let store = self.images.store.clone();
+        if let Err(error) = blocking(move || Ok(store.sweep_rootfs(&known).map(drop)?)).await {
+            tracing::error!(%error, "root file systems of removed containers stay");
+        }
+        for container in all {
+            self.resume_policy(&container);
+        }
+        Ok(())
+    }
+
+    /// Reads every spec; a directory without one is the rest of a create or of a removal.
+    fn load(&self) -> Result<()> {
+        for directory in record::list(self.containers.root())? {
+            match record::read(&directory) {
+                Ok(Some((spec, state))) => {
+                    self.containers.insert(Arc::new(Container::new(directory, spec, state)));
+                }
+                Ok(None) => {
+                    std::fs::remove_dir_all(&directory)
+                        .during(format_args!("remove {}", directory.display()))?;
+                }
+                // One broken file must not keep the others from starting.
+                Err(error) => tracing::error!(%error, "container not loaded"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn restore_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        found: Option<Adopted>,
+    ) {
+        let id = container.id();
+        match (container.phase(), found) {
+            (Phase::Removing | Phase::Dead, _) => {
+                let _ = self.runtime.kill(id, 9).await;
+                let _operation = container.operation.lock().await;
+                if let Err(error) = self.remove_locked(container, false).await {
+                    tracing::warn!(container = %id, %error, "removal not finished");
+                }
+            }
+            (_, Some(Adopted { exit: Some(status), started_at, .. })) => {
+                container.change_state(|state| {
+                    // The crash came between the start and its note.
+                    state.phase = Phase::Running;
+                    state.started_at = started_at.map(Into::into).or(state.started_at);
+                });
+                self.clone().exited(id, status).await;
+            }
+            (_, Some(adopted)) if adopted.started_at.is_some() => {
+                container.change_state(|state| {
+                    state.phase = if adopted.paused { Phase::Paused } else { Phase::Running };
+                    state.pid = adopted.pid;
+                    state.started_at = adopted.started_at.map(Into::into).or(state.started_at);
+                });
+                self.watch_health(container);
+            }
+            // Made but not started: the start was never acknowledged.
+            (_, Some(_)) => {
+                let _ = self.runtime.kill(id, 9).await;
+                self.tear_down(container).await;
+            }
+            (Phase::Running | Phase::Paused, None) => {
+                let at = std::time::SystemTime::now();
+                let status = ExitStatus { code: UNKNOWN_EXIT, oom: false, at };
+                self.clone().exited(id, status).await;
+            }
+            (Phase::Created | Phase::Exited | Phase::Restarting, None) => {
+                // What a cut-off start may have mounted.
+                self.tear_down(container).await;
+            }
+        }
+    }
+
+    /// `always` and `unless-stopped` start with the daemon; a pending restart goes on.
+    fn resume_policy(self: &Arc<Self>, container: &Arc<Container>) {
+        let spec = container.spec();
+        let state = container.state();
+        let policy =
+            spec.host_config.restart_policy.as_ref().and_then(|p| p.name).unwrap_or(Policy::NO);
+        let again = match state.phase {
+            Phase::Restarting => true,
+            Phase::Exited => match policy {
+                Policy::ALWAYS => true,
+                Policy::UNLESS_STOPPED => !state.stopped_by_user,
+                Policy::ON_FAILURE => exit::wants_restart(&spec, &state, state.exit_code),
+                Policy::NO | Policy::EMPTY => false,
+            },
+            _ => false,
+        };
+        if again {
+            container.change_state(|state| state.phase = Phase::Restarting);
+            self.plan_restart(container, Duration::ZERO);
+        } else if state.phase == Phase::Exited && spec.host_config.auto_remove.unwrap_or_default() {
+            let (engine, container) = (self.clone(), container.clone());
+            tokio::spawn(async move { engine.remove_quietly(&container).await });
+        }
+    }
+}
