@@ -19,9 +19,44 @@ fn main() -> ExitCode {
             arguments.remove(1);
             daemon::main(arguments)
         }
+        // These run before any thread exists: they fork, change namespaces or live for years.
+        Some("shim") => exit_code(runtime::shim::main(&arguments[2..])),
+        Some("resolver") => run_resolver(&arguments[2..]),
+        Some("--version" | "-v" | "version") => {
+            println!("skep version {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
         _ => {
-            eprintln!("usage: skep daemon [OPTIONS]");
+            eprintln!("{USAGE}");
             ExitCode::from(125)
+        }
+    }
+}
+
+const USAGE: &str = "usage: skep daemon [OPTIONS]
+
+The daemon takes dockerd's options (see `skep daemon --help`); everything else is done with the
+docker command, for example `docker -H unix:///run/skep/skep.sock info`.";
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// `skep resolver --exec-root <directory>`.
+fn run_resolver(arguments: &[std::ffi::OsString]) -> ExitCode {
+    let [flag, exec_root] = arguments else {
+        eprintln!("usage: skep resolver --exec-root <directory>");
+        return ExitCode::from(125);
+    };
+    if flag != "--exec-root" {
+        eprintln!("usage: skep resolver --exec-root <directory>");
+        return ExitCode::from(125);
+    }
+    match resolver::run(std::path::Path::new(exec_root)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("resolver: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -199,7 +199,7 @@ fn copy_up(root: &Path, from: &str, volume: &Path) -> Result<()> {
         let reading = scope.spawn(move || {
             image::copy::read(root, &format!("{}/.", from.trim_end_matches('/')), writer)
         });
-        let options = image::copy::WriteOptions { copy_uid_gid: true, ..Default::default() };
+        let options = image::copy::WriteOptions::default();
         let written = image::copy::write(volume, "/", reader, options);
         let read =
             reading.join().map_err(|_| Error::internal("copying to a volume ended early"))?;
