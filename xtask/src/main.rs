@@ -5,6 +5,7 @@ mod tidy;
 mod suite;
 mod demo;
 mod conformance;
+mod bench;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                 --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
   test          formatting, clippy, tidy, unit, simulation, namespace and end-to-end tests
   tidy          the checks that no compiler makes
+  bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]
   conformance   docker-py's own integration tests against skep and against the Docker Engine
                 [--engine skep|dockerd] [MODULE ...]";
 
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::main(&words[1..]),
         Some("test") => suite::main(&words[1..]),
         Some("conformance") => conformance::main(&words[1..]),
+        Some("bench") => bench::main(&words[1..]),
         Some("tidy") => tidy::main(),
         _ => {
             eprintln!("{USAGE}");

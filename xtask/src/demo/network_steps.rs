@@ -119,7 +119,7 @@ impl Walk<'_> {
         title(7, "every host answers the published port");
         for host in self.skep_hosts() {
             println!("\nclient# curl {}", host.address);
-            let answer = self.from_outside(&host.address, "/")?;
+            let answer = self.ask_from_outside(&host.address, "/")?;
             println!("{answer}");
             must(answer == lab::image::IT_WORKS, &format!("{} answers", host.address), &answer)?;
         }
@@ -137,7 +137,7 @@ impl Walk<'_> {
         let mut names = BTreeSet::new();
         let mut clients = BTreeSet::new();
         for _ in 0..CONNECTIONS {
-            let answer = self.from_outside(&host.address, "/cgi-bin/addr")?;
+            let answer = self.ask_from_outside(&host.address, "/cgi-bin/addr")?;
             let (client, name) = answer.split_once(' ').with_context(|| answer.clone())?;
             names.insert(name.to_owned());
             clients
@@ -163,7 +163,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn from_outside(&self, address: &str, path: &str) -> Result<String> {
+    fn ask_from_outside(&self, address: &str, path: &str) -> Result<String> {
         let mut curl = Command::new("nsenter");
         curl.arg(format!("--net=/run/netns/{}", self.lab.router));
         curl.args(["curl", "-sS", "-4", "--max-time", "5"]).arg(format!("http://{address}{path}"));

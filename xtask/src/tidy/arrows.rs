@@ -79,9 +79,7 @@ fn check_one(name: &str, needs: &BTreeSet<String>) -> Vec<String> {
 fn allowed(name: &str) -> Vec<&'static str> {
     if VOCABULARY.contains(&name) {
         VOCABULARY.to_vec()
-    } else if CORES.contains(&name) {
-        [VOCABULARY, CORES].concat()
-    } else if EDGES.contains(&name) {
+    } else if CORES.contains(&name) || EDGES.contains(&name) || name == "sim" {
         [VOCABULARY, CORES].concat()
     } else if ENGINE.contains(&name) {
         [VOCABULARY, CORES, EDGES].concat()
@@ -89,8 +87,6 @@ fn allowed(name: &str) -> Vec<&'static str> {
         [VOCABULARY, CORES, ENGINE].concat()
     } else if name == "skep" {
         [VOCABULARY, CORES, EDGES, ENGINE, API].concat()
-    } else if name == "sim" {
-        [VOCABULARY, CORES].concat()
     } else {
         vec!["lab"]
     }

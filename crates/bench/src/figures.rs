@@ -1,0 +1,89 @@
+//! Samples, medians and ratios, and the page they make.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use lab::command::sh;
+
+/// One thing measured on both engines; a peer that cannot serve has the reason instead.
+pub struct Row {
+    pub what: String,
+    pub unit: &'static str,
+    pub skep: Vec<f64>,
+    pub dockerd: Result<Vec<f64>, String>,
+}
+
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<Row>,
+}
+
+impl Report {
+    pub fn add(&mut self, what: &str, unit: &'static str, skep: Vec<f64>, dockerd: Result<Vec<f64>, String>) {
+        let row = Row { what: what.to_owned(), unit, skep, dockerd };
+        eprintln!("{}", line(&row));
+        self.rows.push(row);
+    }
+
+    /// The page: date, kernel, medians, spread and ratios.
+    pub fn markdown(&self) -> Result<String> {
+        let mut text = String::from("# Benchmarks\n\nWritten by `cargo xtask bench`. Each figure is the median of samples taken in turns on both engines,\nwith the smallest and largest in brackets; only the ratio within one run counts.\n\n");
+        text.push_str(&format!("Date: {}. Kernel: {}. Cores: {}.\n\n", sh("date -u +%F")?, sh("uname -r")?, sh("nproc")?));
+        text.push_str("| what | unit | skep | Docker Engine | ratio |\n|---|---|---:|---:|---:|\n");
+        for row in &self.rows {
+            text.push_str(&line(row));
+            text.push('\n');
+        }
+        Ok(text)
+    }
+}
+
+fn line(row: &Row) -> String {
+    let (dockerd, ratio) = match &row.dockerd {
+        Ok(samples) => (spread(samples), format!("{:.2}", median(&row.skep) / median(samples))),
+        Err(reason) => (reason.clone(), "-".to_owned()),
+    };
+    format!("| {} | {} | {} | {dockerd} | {ratio} |", row.what, row.unit, spread(&row.skep))
+}
+
+fn spread(samples: &[f64]) -> String {
+    let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{:.2} [{low:.2}, {high:.2}]", median(samples))
+}
+
+/// NaN without samples.
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// Seconds that a step took.
+pub fn seconds<T>(step: impl FnOnce() -> Result<T>) -> Result<f64> {
+    let start = Instant::now();
+    step()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_peer_that_cannot_serve_says_so_instead_of_a_figure() {
+        let row = Row { what: "x".into(), unit: "s", skep: vec![1.0], dockerd: Err("needs IPVS".into()) };
+        assert_eq!(line(&row), "| x | s | 1.00 [1.00, 1.00] | needs IPVS | - |");
+    }
+}
