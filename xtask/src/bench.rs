@@ -13,7 +13,8 @@ pub fn main(words: &[String]) -> Result<()> {
     let folder = suite::target_folder()?;
     let release = folder.parent().context("no target folder")?.join("release/skep");
     let report = tidy::workspace().join("docs/benchmarks.md");
-    let status = Command::new(folder.join("bench")).arg(release).arg(report).args(words).status()?;
+    let status =
+        Command::new(folder.join("bench")).arg(release).arg(report).args(words).status()?;
     if !status.success() {
         bail!("bench: {status}");
     }

@@ -46,7 +46,10 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
 fn import(ours: &Lab, theirs: &Lab, report: &mut Report) -> Result<()> {
     let archive = ours.folder.join("large.tar");
     let file = ours.folder.join("large");
-    lab::command::sh(&format!("dd if=/dev/urandom of={} bs=1M count=100 status=none", file.display()))?;
+    lab::command::sh(&format!(
+        "dd if=/dev/urandom of={} bs=1M count=100 status=none",
+        file.display()
+    ))?;
     lab::command::sh(&format!("tar -C {} -cf {} large", ours.folder.display(), archive.display()))?;
     ours.import_httpd("httpd:latest")?;
     theirs.import_httpd("httpd:latest")?;
@@ -73,7 +76,12 @@ fn memory(hosts: [&Host; 2], report: &mut Report) -> Result<()> {
         each.push((after - before) / IDLE_CONTAINERS as f64);
     }
     report.add("idle engine, proportional memory", "MiB", vec![idle[0]], Ok(vec![idle[1]]));
-    report.add("each idle container beyond its own processes", "MiB", vec![each[0]], Ok(vec![each[1]]));
+    report.add(
+        "each idle container beyond its own processes",
+        "MiB",
+        vec![each[0]],
+        Ok(vec![each[1]]),
+    );
     Ok(())
 }
 
@@ -90,7 +98,9 @@ pub fn engine_pss(host: &Host) -> Result<f64> {
         }
         let rollup = fs::read_to_string(entry.path().join("smaps_rollup")).unwrap_or_default();
         let pss = rollup.lines().find_map(|row| row.strip_prefix("Pss:"));
-        kib += pss.and_then(|row| row.trim().trim_end_matches(" kB").parse::<f64>().ok()).unwrap_or(0.0);
+        kib += pss
+            .and_then(|row| row.trim().trim_end_matches(" kB").parse::<f64>().ok())
+            .unwrap_or(0.0);
     }
     Ok(kib / 1024.0)
 }

@@ -19,7 +19,13 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn add(&mut self, what: &str, unit: &'static str, skep: Vec<f64>, dockerd: Result<Vec<f64>, String>) {
+    pub fn add(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        skep: Vec<f64>,
+        dockerd: Result<Vec<f64>, String>,
+    ) {
         let row = Row { what: what.to_owned(), unit, skep, dockerd };
         eprintln!("{}", line(&row));
         self.rows.push(row);
@@ -27,8 +33,15 @@ impl Report {
 
     /// The page: date, kernel, medians, spread and ratios.
     pub fn markdown(&self) -> Result<String> {
-        let mut text = String::from("# Benchmarks\n\nWritten by `cargo xtask bench`. Each figure is the median of samples taken in turns on both engines,\nwith the smallest and largest in brackets; only the ratio within one run counts.\n\n");
-        text.push_str(&format!("Date: {}. Kernel: {}. Cores: {}.\n\n", sh("date -u +%F")?, sh("uname -r")?, sh("nproc")?));
+        let mut text = String::from(
+            "# Benchmarks\n\nWritten by `cargo xtask bench`. Each figure is the median of samples taken in turns on both engines,\nwith the smallest and largest in brackets; only the ratio within one run counts.\n\n",
+        );
+        text.push_str(&format!(
+            "Date: {}. Kernel: {}. Cores: {}.\n\n",
+            sh("date -u +%F")?,
+            sh("uname -r")?,
+            sh("nproc")?
+        ));
         text.push_str("| what | unit | skep | Docker Engine | ratio |\n|---|---|---:|---:|---:|\n");
         for row in &self.rows {
             text.push_str(&line(row));
@@ -83,7 +96,8 @@ mod tests {
 
     #[test]
     fn a_peer_that_cannot_serve_says_so_instead_of_a_figure() {
-        let row = Row { what: "x".into(), unit: "s", skep: vec![1.0], dockerd: Err("needs IPVS".into()) };
+        let row =
+            Row { what: "x".into(), unit: "s", skep: vec![1.0], dockerd: Err("needs IPVS".into()) };
         assert_eq!(line(&row), "| x | s | 1.00 [1.00, 1.00] | needs IPVS | - |");
     }
 }

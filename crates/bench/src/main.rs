@@ -16,7 +16,9 @@ use figures::Report;
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
-    let skep = PathBuf::from(words.next().context("usage: bench SKEP_BINARY REPORT [engine|swarm|overlay ...]")?);
+    let skep = PathBuf::from(
+        words.next().context("usage: bench SKEP_BINARY REPORT [engine|swarm|overlay ...]")?,
+    );
     let report_file = PathBuf::from(words.next().context("where should the report go?")?);
     let mut parts: Vec<String> = words.collect();
     if parts.is_empty() {

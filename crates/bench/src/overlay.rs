@@ -33,7 +33,12 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
         }
         let [a, b, direct] = samples;
         report.add(&format!("overlay TCP, {streams} streams"), "Gbit/s", a, Ok(b));
-        report.add(&format!("host to host TCP, {streams} streams"), "Gbit/s", direct.clone(), Ok(direct));
+        report.add(
+            &format!("host to host TCP, {streams} streams"),
+            "Gbit/s",
+            direct.clone(),
+            Ok(direct),
+        );
     }
     let mut rtt = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
@@ -45,7 +50,12 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     report.add("overlay round trip", "us", a, Ok(b));
     let (vip, direct) = connections(&ours.lab)?;
     report.add("100 requests through the virtual address", "s", vip, Err(NO_IPVS.into()));
-    report.add("100 requests to a task's own address", "s", direct, Err("measured beside it".into()));
+    report.add(
+        "100 requests to a task's own address",
+        "s",
+        direct,
+        Err("measured beside it".into()),
+    );
     Ok(())
 }
 
@@ -98,7 +108,8 @@ fn iperf(server: &str, client: &str, target: &str, streams: usize) -> Result<f64
         Ok(answer.is_ok())
     })?;
     server.wait()?;
-    let line = said.lines().rfind(|line| line.contains("receiver")).context("iperf3 said nothing")?;
+    let line =
+        said.lines().rfind(|line| line.contains("receiver")).context("iperf3 said nothing")?;
     let words: Vec<&str> = line.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "Gbits/sec").context("no rate")?;
     words[at - 1].parse().context("no number")
@@ -106,7 +117,10 @@ fn iperf(server: &str, client: &str, target: &str, streams: usize) -> Result<f64
 
 fn round_trip(pair: &Pair) -> Result<f64> {
     let client = inside_container(pair.lab.host(1), "c1")?;
-    let said = run_command(&mut lab::command::words(&format!("{client} ping -q -i 0.002 -c 500 {}", pair.target)))?;
+    let said = run_command(&mut lab::command::words(&format!(
+        "{client} ping -q -i 0.002 -c 500 {}",
+        pair.target
+    )))?;
     let line = said.lines().find(|line| line.starts_with("rtt")).context("ping said nothing")?;
     let average = line.split('/').nth(4).context("no average")?;
     Ok(average.parse::<f64>()? * 1000.0)
@@ -116,9 +130,16 @@ fn connections(lab: &Lab) -> Result<(Vec<f64>, Vec<f64>)> {
     let host = lab.host(1);
     host.dk("service create -q --no-resolve-image --name http --network web --replicas 2 httpd")?;
     let task = host.dk("exec c1 nslookup -type=a tasks.http")?;
-    let address = task.lines().rev().find_map(|line| line.strip_prefix("Address: ")).context("no task")?.to_owned();
+    let address = task
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("Address: "))
+        .context("no task")?
+        .to_owned();
     let ask = |name: &str| {
-        let script = format!("i=0; while [ $i -lt 100 ]; do wget -qO- http://{name}/ >/dev/null || exit 1; i=$((i+1)); done");
+        let script = format!(
+            "i=0; while [ $i -lt 100 ]; do wget -qO- http://{name}/ >/dev/null || exit 1; i=$((i+1)); done"
+        );
         seconds(|| host.docker(&["exec", "c1", "sh", "-c", &script]))
     };
     let mut samples = (Vec::new(), Vec::new());
@@ -128,4 +149,3 @@ fn connections(lab: &Lab) -> Result<(Vec<f64>, Vec<f64>)> {
     }
     Ok(samples)
 }
-

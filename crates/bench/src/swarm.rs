@@ -34,12 +34,22 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
         samples.failover.push(failover(lab)?);
     }
     let [ours, theirs] = samples;
-    report.add("service of 6 replicas, published port, all running", "s", ours.published, Ok(theirs.published));
+    report.add(
+        "service of 6 replicas, published port, all running",
+        "s",
+        ours.published,
+        Ok(theirs.published),
+    );
     report.add("service of 6 replicas, all running", "s", ours.plain, Ok(theirs.plain));
     report.add("scale 6 to 20", "s", ours.scale, Ok(theirs.scale));
     report.add("service of 50 replicas, all running", "s", ours.fifty, Ok(theirs.fifty));
     report.add("removal of 6 replicas", "s", ours.removal, Ok(theirs.removal));
-    report.add("a host is cut off until its tasks run elsewhere", "s", ours.failover, Ok(theirs.failover));
+    report.add(
+        "a host is cut off until its tasks run elsewhere",
+        "s",
+        ours.failover,
+        Ok(theirs.failover),
+    );
     report.add("manager, proportional memory", "MiB", ours.memory, Ok(theirs.memory));
     Ok(())
 }
@@ -97,7 +107,8 @@ fn failover(lab: &Lab) -> Result<f64> {
         wait_until(SETTLED_MAX, || {
             let format = "{{.Node}} {{.DesiredState}} {{.CurrentState}}";
             let list = lab.host(1).docker(&["service", "ps", "--format", format, "web"])?;
-            Ok(list.lines().filter(|row| row.starts_with("sathish-vm1 Running Running")).count() == 6)
+            Ok(list.lines().filter(|row| row.starts_with("sathish-vm1 Running Running")).count()
+                == 6)
         })
     })
 }
