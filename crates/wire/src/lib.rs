@@ -27,5 +27,6 @@ pub mod raftpb {
 }
 
 pub mod control;
+pub mod memberlist;
 
 pub use docker::swarmkit::v1 as swarmkit;

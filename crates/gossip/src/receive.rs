@@ -1,0 +1,241 @@
+//! Bytes from other nodes: opened, read and given to whom they concern.
+
+use std::net::SocketAddr;
+
+use model::{Instant, NetworkId};
+use prost::Message as _;
+use wire::memberlist::{Message, StreamMessage, open_frame, open_packet, unpack};
+use wire::networkdb as pb;
+
+use crate::Gossip;
+use crate::event::{DialId, Effect, StreamId};
+use crate::io::{Io, Out};
+use crate::sync::{self, Purpose};
+
+/// Compounds of events hold events only; nothing nests deeper.
+const DEPTH_MAX: usize = 3;
+
+impl Gossip {
+    pub(crate) fn receive_packet(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        bytes: &[u8],
+        out: &mut Vec<Out>,
+    ) {
+        let Ok(plain) = open_packet(&self.ciphers, bytes) else {
+            return self.counters.add("packet_not_opened", 1);
+        };
+        let (messages, malformed) = unpack(&plain);
+        self.counters.add("malformed", malformed as u64);
+        for message in messages {
+            self.receive(now, from, message, out);
+            self.carry(now, out);
+        }
+    }
+
+    fn receive(&mut self, now: Instant, from: SocketAddr, message: Message, out: &mut Vec<Out>) {
+        let Self { dice, swim, counters, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        match message {
+            Message::Ping(ping) => swim.heard_ping(&mut io, from, &ping),
+            Message::IndirectPing { seq, target, node, nack, source } => {
+                let asker = source.address.filter(|address| address.port() != 0).unwrap_or(from);
+                swim.heard_indirect_ping(&mut io, asker, seq, target, node, nack);
+            }
+            Message::Ack { seq, .. } => swim.heard_ack(&mut io, seq),
+            Message::Nack { seq } => swim.heard_nack(seq),
+            Message::Suspect(accusation) => swim.heard_suspect(&mut io, accusation),
+            Message::Alive(alive) => swim.heard_alive(&mut io, alive),
+            Message::Dead(accusation) => swim.heard_dead(&mut io, accusation),
+            Message::User(bytes) => self.receive_user(now, &bytes, false, DEPTH_MAX, out),
+        }
+    }
+
+    /// A message of NetworkDB; `bulk` inside a bulk sync.
+    fn receive_user(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        bulk: bool,
+        depth: usize,
+        out: &mut Vec<Out>,
+    ) {
+        let message = pb::GossipMessage::decode(bytes);
+        let Some((message, depth)) = message.ok().zip(depth.checked_sub(1)) else {
+            return self.counters.add("malformed", 1);
+        };
+        let data = message.data.as_slice();
+        let Self { dice, database, counters, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        let read = match pb::MessageType::try_from(message.r#type) {
+            Ok(pb::MessageType::NodeEvent) => pb::NodeEvent::decode(data)
+                .map(|event| database.heard_node_event(&mut io, &event, true)),
+            Ok(pb::MessageType::NetworkEvent) => pb::NetworkEvent::decode(data)
+                .map(|event| database.heard_network_event(&mut io, &event, true)),
+            Ok(pb::MessageType::TableEvent) => pb::TableEvent::decode(data)
+                .map(|event| database.heard_row(&mut io, event, bulk)),
+            Ok(pb::MessageType::Compound) => pb::CompoundMessage::decode(data).map(|compound| {
+                for part in compound.messages {
+                    self.receive_user(now, &part.payload, bulk, depth, out);
+                }
+            }),
+            Ok(pb::MessageType::BulkSync) => pb::BulkSyncMessage::decode(data)
+                .map(|sync| self.receive_bulk_sync(now, sync, depth, out)),
+            Ok(pb::MessageType::Digest) => {
+                pb::Digest::decode(data).map(|digest| self.receive_digest(now, &digest, out))
+            }
+            Ok(pb::MessageType::PushPull | pb::MessageType::Invalid) | Err(_) => {
+                return self.counters.add("message_unknown", 1);
+            }
+        };
+        if read.is_err() {
+            self.counters.add("malformed", 1);
+        }
+    }
+
+    fn receive_digest(&mut self, now: Instant, digest: &pb::Digest, out: &mut Vec<Out>) {
+        let Self { dice, database, dials, counters, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        if let Some(to) = sync::heard_digest(database, dials, &mut io, digest) {
+            self.dial_push_pull(now, to, false, out);
+        }
+    }
+
+    fn receive_bulk_sync(
+        &mut self,
+        now: Instant,
+        message: pb::BulkSyncMessage,
+        depth: usize,
+        out: &mut Vec<Out>,
+    ) {
+        if message.node_name == self.swim.name {
+            return;
+        }
+        {
+            let Self { dice, database, counters, .. } = self;
+            let mut io = Io { now, dice, out, counters };
+            if !database.witness_table(&mut io, message.l_time) {
+                return;
+            }
+        }
+        self.receive_user(now, &message.payload, true, depth, out);
+        if !message.unsolicited {
+            return;
+        }
+        let Self { dice, database, dials, counters, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        let Some(peer) = database.peers.get(&message.node_name) else {
+            return io.count("sync_of_stranger");
+        };
+        let to = peer.member.address;
+        for network in message.networks.into_iter().map(NetworkId::new) {
+            if database.networks.get(&network).is_some_and(|network| network.ours.is_some()) {
+                sync::send_table(database, dials, &mut io, to, &network, false);
+            }
+        }
+    }
+
+    pub(crate) fn receive_stream(
+        &mut self,
+        now: Instant,
+        stream: StreamId,
+        bytes: &[u8],
+        out: &mut Vec<Out>,
+    ) {
+        let Some(message) = self.open_stream(bytes) else {
+            return out.push(Out::Effect(Effect::CloseStream { stream }));
+        };
+        match message {
+            StreamMessage::PushPull { nodes, user, .. } => {
+                let message = sync::push_pull(&self.swim, &self.database, false);
+                out.push(Out::Reply { stream, message });
+                self.merge(now, nodes, &user, out);
+            }
+            StreamMessage::User(bytes) => {
+                out.push(Out::Effect(Effect::CloseStream { stream }));
+                self.receive_user(now, &bytes, false, DEPTH_MAX + 1, out);
+            }
+            StreamMessage::Ping(ping) if ping.node.is_empty() || ping.node == self.swim.name => {
+                out.push(Out::Reply { stream, message: StreamMessage::Ack { seq: ping.seq } });
+            }
+            StreamMessage::Ping(_) => {
+                self.counters.add("ping_for_another", 1);
+                out.push(Out::Effect(Effect::CloseStream { stream }));
+            }
+            StreamMessage::Ack { .. } | StreamMessage::Error(_) => {
+                self.counters.add("message_unknown", 1);
+                out.push(Out::Effect(Effect::CloseStream { stream }));
+            }
+        }
+    }
+
+    pub(crate) fn receive_reply(
+        &mut self,
+        now: Instant,
+        dial: DialId,
+        bytes: &[u8],
+        out: &mut Vec<Out>,
+    ) {
+        let Some(purpose) = self.dials.close(dial) else { return };
+        match (self.open_stream(bytes), purpose) {
+            (Some(StreamMessage::PushPull { nodes, user, .. }), Purpose::PushPull) => {
+                self.merge(now, nodes, &user, out);
+            }
+            (Some(StreamMessage::Ack { seq }), Purpose::Ping { seq: asked }) if seq == asked => {
+                let Self { dice, swim, counters, .. } = self;
+                let mut io = Io { now, dice, out, counters };
+                io.count("probe_by_tcp");
+                swim.heard_ack(&mut io, seq);
+            }
+            (Some(_), _) => self.counters.add("message_unknown", 1),
+            (None, _) => {}
+        }
+    }
+
+    fn open_stream(&mut self, bytes: &[u8]) -> Option<StreamMessage> {
+        let Ok(plain) = open_frame(&self.ciphers, bytes) else {
+            self.counters.add("stream_not_opened", 1);
+            return None;
+        };
+        let message = StreamMessage::decode(&plain).ok();
+        if message.is_none() {
+            self.counters.add("malformed", 1);
+        }
+        message
+    }
+
+    /// Takes over the other side of a push/pull.
+    fn merge(
+        &mut self,
+        now: Instant,
+        nodes: Vec<wire::memberlist::NodeState>,
+        user: &[u8],
+        out: &mut Vec<Out>,
+    ) {
+        {
+            let Self { dice, swim, counters, .. } = self;
+            let mut io = Io { now, dice, out, counters };
+            swim.merge(&mut io, nodes);
+        }
+        self.carry(now, out);
+        let Self { dice, database, counters, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        sync::merge_networks(database, &mut io, user);
+        self.carry(now, out);
+    }
+
+    pub(crate) fn stream_failed(&mut self, now: Instant, dial: DialId, _out: &mut [Out]) {
+        let Some(purpose) = self.dials.close(dial) else { return };
+        self.counters.add("stream_failed", 1);
+        if let Purpose::BulkSync { network } = purpose
+            && let Some(network) = self.database.networks.get_mut(&network)
+            && let Some(ours) = &mut network.ours
+        {
+            // Another partner is tried soon.
+            ours.hurried = ours.hurried.max(1);
+            let soon = now + std::time::Duration::from_secs(1);
+            ours.sync_at = Some(ours.sync_at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+}

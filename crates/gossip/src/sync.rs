@@ -1,0 +1,349 @@
+//! What goes over streams and who gets table news: push/pull, bulk sync, table gossip.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use model::{Instant, NetworkId};
+use prost::Message as _;
+use wire::memberlist::StreamMessage;
+use wire::networkdb as pb;
+
+use crate::database::{Database, envelope};
+use crate::event::{DialId, Member};
+use crate::io::{Io, Out};
+use crate::swim::Swim;
+
+/// NetworkDB's `bulkSyncInterval`.
+const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// With a partner that knows no digests, a difference is found only by a sync.
+const SYNC_INTERVAL_DOCKER: Duration = Duration::from_secs(10);
+/// News is on its way for about so long.
+const QUIET: Duration = Duration::from_millis(500);
+/// Where it is never quiet, so many differences in a row are enough.
+const DIFFERENCES_MAX: u32 = 4;
+/// After a miss: soon, then each time twice as late.
+const SYNC_HURRIED: Duration = Duration::from_millis(700);
+/// Several syncs' worth of streams; a host that swallows connections holds one for 10 seconds.
+const DIALS_MAX: usize = 128;
+/// The runner reports every dial within 10 seconds; this only bounds what a fault there could hold.
+const DIAL_KEPT: Duration = Duration::from_secs(60);
+const GOSSIP_NODES: usize = 3;
+/// Nodes that hear of a new row at once; the others hear by gossip.
+const FLUSH_NODES: usize = 64;
+/// Packets per network, node and tick: a burst of rows takes a few ticks, not minutes.
+const PACKETS_PER_TICK: usize = 16;
+/// One bulk sync message, well below memberlist's largest frame.
+const PAYLOAD_BYTES_MAX: usize = 4 << 20;
+/// Around each event in a compound of events, and around the compound.
+const EVENT_OVERHEAD: usize = 8;
+const COMPOUND_OVERHEAD: usize = 16;
+
+/// Why a stream was opened.
+pub(crate) enum Purpose {
+    PushPull,
+    BulkSync { network: NetworkId },
+    Ping { seq: u32 },
+}
+
+/// Streams that are under way.
+#[derive(Default)]
+pub(crate) struct Dials {
+    next: u64,
+    open: BTreeMap<DialId, (Purpose, Instant)>,
+}
+
+impl Dials {
+    pub fn open(
+        &mut self,
+        io: &mut Io<'_>,
+        to: SocketAddr,
+        message: StreamMessage,
+        purpose: Purpose,
+    ) {
+        self.open.retain(|_, (_, began)| io.now.since(*began) < DIAL_KEPT);
+        if self.open.len() >= DIALS_MAX {
+            return io.count("dials_full");
+        }
+        self.next += 1;
+        let dial = DialId(self.next);
+        let reply = !matches!(purpose, Purpose::BulkSync { .. });
+        self.open.insert(dial, (purpose, io.now));
+        io.out.push(Out::Dial { dial, to, message, reply });
+    }
+
+    pub fn close(&mut self, dial: DialId) -> Option<Purpose> {
+        self.open.remove(&dial).map(|(purpose, _)| purpose)
+    }
+}
+
+/// This node's side of a push/pull.
+pub(crate) fn push_pull(swim: &Swim, database: &Database, join: bool) -> StreamMessage {
+    let user = envelope(pb::MessageType::PushPull, &database.attachments());
+    StreamMessage::PushPull { join, nodes: swim.states(), user }
+}
+
+/// The other side's view of nodes and networks; the nodes were merged before.
+pub(crate) fn merge_networks(database: &mut Database, io: &mut Io<'_>, user: &[u8]) {
+    let Some(remote) = pb::GossipMessage::decode(user)
+        .ok()
+        .filter(|message| message.r#type == pb::MessageType::PushPull as i32)
+        .and_then(|message| pb::NetworkPushPull::decode(message.data.as_slice()).ok())
+    else {
+        if !user.is_empty() {
+            io.count("malformed");
+        }
+        return;
+    };
+    let node = pb::NodeEvent {
+        r#type: crate::database::JOIN,
+        l_time: remote.l_time,
+        node_name: remote.node_name,
+    };
+    database.heard_node_event(io, &node, false);
+    for entry in remote.networks {
+        let what = if entry.leaving { crate::database::LEAVE } else { crate::database::JOIN };
+        let event = pb::NetworkEvent {
+            r#type: what,
+            l_time: entry.l_time,
+            node_name: entry.node_name,
+            network_id: entry.network_id,
+        };
+        database.heard_network_event(io, &event, true);
+    }
+}
+
+/// Sends a network's whole table to a node, in as many messages as it needs.
+pub(crate) fn send_table(
+    database: &Database,
+    dials: &mut Dials,
+    io: &mut Io<'_>,
+    to: SocketAddr,
+    network: &NetworkId,
+    unsolicited: bool,
+) {
+    let mut events = database.row_events(io.now, network).into_iter().peekable();
+    let mut first = true;
+    while first || events.peek().is_some() {
+        let mut messages = Vec::new();
+        let mut size = 0;
+        while let Some(event) = events.next_if(|event| size == 0 || size + event.len() < PAYLOAD_BYTES_MAX)
+        {
+            size += event.len() + EVENT_OVERHEAD;
+            messages.push(event);
+        }
+        let sync = pb::BulkSyncMessage {
+            l_time: database.table_time(),
+            // One answer is enough.
+            unsolicited: unsolicited && first,
+            node_name: database.name.clone(),
+            networks: vec![network.to_string()],
+            payload: events_compound(messages),
+        };
+        let message = StreamMessage::User(envelope(pb::MessageType::BulkSync, &sync));
+        dials.open(io, to, message, Purpose::BulkSync { network: network.clone() });
+        first = false;
+    }
+}
+
+fn events_compound(events: Vec<Vec<u8>>) -> Vec<u8> {
+    let messages =
+        events.into_iter().map(|payload| pb::compound_message::SimpleMessage { payload }).collect();
+    envelope(pb::MessageType::Compound, &pb::CompoundMessage { messages })
+}
+
+/// The bulk syncs that are due: one partner per network.
+pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'_>) {
+    for id in database.joined() {
+        let Some(ours) = ours(database, &id) else { continue };
+        if ours.sync_at.is_some_and(|at| at > io.now) {
+            continue;
+        }
+        let hurried = ours.hurried > 0;
+        let factor = 1 << (crate::database::HURRIED_SYNCS - ours.hurried.min(crate::database::HURRIED_SYNCS));
+        ours.hurried = ours.hurried.saturating_sub(1);
+        let jitter = Duration::from_millis(io.below(300) as u64);
+        ours.sync_at =
+            Some(io.now + jitter + if hurried { SYNC_HURRIED * factor } else { SYNC_INTERVAL });
+        let returned = std::mem::take(&mut ours.returned);
+        let partners = database.partners(&id);
+        if !hurried
+            && !partners.iter().all(Member::is_skep)
+            && let Some(ours) = self::ours(database, &id)
+        {
+            ours.sync_at = Some(io.now + jitter + SYNC_INTERVAL_DOCKER);
+        }
+        let (back, others): (Vec<Member>, Vec<Member>) =
+            partners.into_iter().partition(|partner| returned.contains(&partner.name));
+        let chosen = io.pick(if back.is_empty() { others } else { back.clone() }, 1);
+        for partner in chosen {
+            if let Some(ours) = self::ours(database, &id) {
+                ours.returned.extend(
+                    back.iter().map(|it| it.name.clone()).filter(|name| *name != partner.name),
+                );
+            }
+            send_table(database, dials, io, partner.address, &id, true);
+        }
+    }
+}
+
+/// Tells one partner per network what this node knows, in a number.
+pub(crate) fn send_digests(database: &Database, swim: &Swim, io: &mut Io<'_>) {
+    let everyone = swim.others_alive().into_iter().filter(|member| member.is_skep());
+    let everyone: Vec<Member> = everyone.cloned().collect();
+    let digest = digest(database, io.now, None);
+    send_digest(io, everyone, &digest);
+    for (id, network) in &database.networks {
+        if network.ours.is_some() {
+            let mut partners = database.partners(id);
+            partners.retain(Member::is_skep);
+            if !partners.is_empty() {
+                let digest = self::digest(database, io.now, Some(id));
+                send_digest(io, partners, &digest);
+            }
+        }
+    }
+}
+
+fn send_digest(io: &mut Io<'_>, partners: Vec<Member>, digest: &pb::Digest) {
+    let message = envelope(pb::MessageType::Digest, digest);
+    for partner in io.pick(partners, 1) {
+        let message = wire::memberlist::Message::User(message.clone()).encode();
+        io.send(partner.address, vec![message]);
+    }
+}
+
+fn digest(database: &Database, now: Instant, network: Option<&NetworkId>) -> pb::Digest {
+    let ours = network.and_then(|id| database.networks.get(id)?.ours.as_ref());
+    let changed = ours.map_or(database.changed, |ours| ours.changed);
+    let (entries, sum) = match network {
+        Some(id) => database.rows_digest(id),
+        None => database.attachments_digest(),
+    };
+    pb::Digest {
+        node_name: database.name.clone(),
+        network_id: network.map(ToString::to_string).unwrap_or_default(),
+        entries,
+        sum,
+        quiet: now.since(changed) > QUIET,
+    }
+}
+
+/// A partner's number: if it differs for longer than news travels, something was missed.
+/// Whether the two should exchange their nodes.
+pub(crate) fn heard_digest(
+    database: &mut Database,
+    dials: &mut Dials,
+    io: &mut Io<'_>,
+    theirs: &pb::Digest,
+) -> Option<SocketAddr> {
+    let to = database.peers.get(&theirs.node_name)?.member.address;
+    let id = (!theirs.network_id.is_empty()).then(|| NetworkId::new(theirs.network_id.clone()));
+    let known = |id: &NetworkId| database.networks.get(id).is_some_and(|it| it.ours.is_some());
+    if id.as_ref().is_some_and(|id| !known(id)) {
+        return None;
+    }
+    let mine = digest(database, io.now, id.as_ref());
+    let differed = match &id {
+        Some(id) => &mut ours(database, id)?.differed,
+        None => &mut database.differed,
+    };
+    if (mine.entries, mine.sum) == (theirs.entries, theirs.sum) {
+        *differed = 0;
+        return None;
+    }
+    *differed += 1;
+    if !(mine.quiet && theirs.quiet) && *differed < DIFFERENCES_MAX {
+        return None;
+    }
+    *differed = 0;
+    io.count("digest_differed");
+    match id {
+        Some(id) => {
+            send_table(database, dials, io, to, &id, true);
+            None
+        }
+        None => Some(to),
+    }
+}
+
+fn ours<'d>(database: &'d mut Database, id: &NetworkId) -> Option<&'d mut crate::database::Ours> {
+    database.networks.get_mut(id)?.ours.as_mut()
+}
+
+/// Tells everyone on the network of rows that were just announced here.
+pub(crate) fn flush_due(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
+    let due: Vec<NetworkId> = database
+        .networks
+        .iter()
+        .filter(|(_, network)| {
+            let at = network.ours.as_ref().and_then(|ours| ours.flush_at);
+            at.is_some_and(|at| at <= io.now)
+        })
+        .map(|(id, _)| id.clone())
+        .collect();
+    for id in due {
+        let partners = io.pick(database.partners(&id), FLUSH_NODES);
+        let Some(ours) = ours(database, &id) else { continue };
+        ours.flush_at = None;
+        let fresh = std::mem::take(&mut ours.fresh);
+        let mut latest: BTreeMap<&str, &[u8]> = BTreeMap::new();
+        for (subject, event) in &fresh {
+            latest.insert(subject, event);
+        }
+        let mut packet = Vec::new();
+        let mut size = 0;
+        for event in latest.values() {
+            if size + event.len() + EVENT_OVERHEAD > event_room(swim) && !packet.is_empty() {
+                tell(io, &partners, std::mem::take(&mut packet));
+                size = 0;
+            }
+            size += event.len() + EVENT_OVERHEAD;
+            packet.push(event.to_vec());
+        }
+        if !packet.is_empty() {
+            tell(io, &partners, packet);
+        }
+        for (subject, event) in fresh {
+            ours.own.push_told(subject, event, u32::from(!partners.is_empty()));
+        }
+    }
+}
+
+/// The regular telling of rows: to a few random partners on each network.
+pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
+    for id in database.joined() {
+        let idle = ours(database, &id).is_none_or(|ours| ours.own.is_empty() && ours.heard.is_empty());
+        if idle {
+            continue;
+        }
+        let partners = database.partners(&id);
+        let nodes = partners.len() + 1;
+        let partners = io.pick(partners, GOSSIP_NODES);
+        let Some(ours) = ours(database, &id) else { continue };
+        for _ in 0..PACKETS_PER_TICK {
+            let room = event_room(swim);
+            let mut events = ours.own.take(room, EVENT_OVERHEAD, nodes);
+            let used: usize = events.iter().map(|event| event.len() + EVENT_OVERHEAD).sum();
+            if used < room {
+                let more = ours.heard.take(room - used, EVENT_OVERHEAD, nodes);
+                events.extend(more);
+            }
+            if events.is_empty() {
+                break;
+            }
+            tell(io, &partners, events);
+        }
+    }
+}
+
+fn event_room(swim: &Swim) -> usize {
+    swim.user_room().saturating_sub(COMPOUND_OVERHEAD)
+}
+
+fn tell(io: &mut Io<'_>, partners: &[Member], events: Vec<Vec<u8>>) {
+    let message = wire::memberlist::Message::User(events_compound(events)).encode();
+    for partner in partners {
+        io.send(partner.address, vec![message.clone()]);
+    }
+}
