@@ -148,8 +148,7 @@ impl Database {
         let known = self.peers.get(&member.name);
         let returned = known.is_some_and(|peer| peer.state != Presence::Active);
         let ltime = known.map_or(0, |peer| peer.ltime);
-        let peer =
-            Peer { member: member.clone(), state: Presence::Active, ltime, changed: io.now };
+        let peer = Peer { member: member.clone(), state: Presence::Active, ltime, changed: io.now };
         self.peers.insert(member.name.clone(), peer);
         io.effect(Effect::NodeUp(member.clone()));
         self.peers_changed_with(io, &member.name);
@@ -299,8 +298,7 @@ impl Database {
         };
         let message = envelope(pb::MessageType::NetworkEvent, &event);
         self.events.push((format!("network/{id}/{}", self.name), message));
-        let attachment =
-            Attachment { ltime: event.l_time, leaving: what == LEAVE, reap_at };
+        let attachment = Attachment { ltime: event.l_time, leaving: what == LEAVE, reap_at };
         let network = self.networks.entry(id.clone()).or_default();
         network.attachments.insert(self.name.clone(), attachment);
     }
@@ -315,7 +313,8 @@ impl Database {
             for ((table, key), entry) in &network.rows {
                 if entry.owner == self.name && entry.reap_at.is_none() {
                     let event = row_event(io.now, &id, table, key, entry, CREATE);
-                    ours.fresh.push((subject(table, key), envelope(pb::MessageType::TableEvent, &event)));
+                    ours.fresh
+                        .push((subject(table, key), envelope(pb::MessageType::TableEvent, &event)));
                 }
             }
             if !ours.fresh.is_empty() {
@@ -329,12 +328,7 @@ impl Database {
         ours.map(|(id, _)| id.clone()).collect()
     }
 
-    pub fn heard_network_event(
-        &mut self,
-        io: &mut Io<'_>,
-        event: &pb::NetworkEvent,
-        spread: bool,
-    ) {
+    pub fn heard_network_event(&mut self, io: &mut Io<'_>, event: &pb::NetworkEvent, spread: bool) {
         if !self.witness_network(io, event.l_time) {
             return;
         }
@@ -578,8 +572,8 @@ impl Database {
         let Some(network) = self.networks.get_mut(id) else { return };
         match network.rows.get(&key) {
             Some(entry) => {
-                let same = entry.reap_at.is_some() == deleted
-                    && (deleted || entry.value == event.value);
+                let same =
+                    entry.reap_at.is_some() == deleted && (deleted || entry.value == event.value);
                 if event.l_time > entry.ltime || (event.l_time == entry.ltime && !same) {
                     let what = if entry.reap_at.is_some() { DELETE } else { UPDATE };
                     if entry.owner == self.name {

@@ -236,7 +236,13 @@ impl Gossip {
         }
     }
 
-    pub(crate) fn dial_push_pull(&mut self, now: Instant, to: SocketAddr, join: bool, out: &mut Vec<Out>) {
+    pub(crate) fn dial_push_pull(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        join: bool,
+        out: &mut Vec<Out>,
+    ) {
         let Self { dice, swim, database, dials, counters, .. } = self;
         let mut io = Io { now, dice, out, counters };
         let message = sync::push_pull(swim, database, join);
@@ -336,9 +342,10 @@ impl Gossip {
             self.dice.fill_bytes(&mut nonce);
             let effect = match (result, &primary) {
                 (Out::Effect(effect), _) => effect,
-                (Out::Packet { to, messages }, Some(cipher)) => {
-                    Effect::SendPacket { to, bytes: seal_packet(cipher, nonce, &compound(messages)) }
-                }
+                (Out::Packet { to, messages }, Some(cipher)) => Effect::SendPacket {
+                    to,
+                    bytes: seal_packet(cipher, nonce, &compound(messages)),
+                },
                 (Out::Dial { dial, to, message, reply }, Some(cipher)) => Effect::OpenStream {
                     dial,
                     to,

@@ -64,7 +64,8 @@ impl Prober {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        let probe = self.current.as_ref().map(|probe| probe.indirect_at.unwrap_or(probe.gives_up_at));
+        let probe =
+            self.current.as_ref().map(|probe| probe.indirect_at.unwrap_or(probe.gives_up_at));
         let relays = self.relays.values().map(|relay| relay.until).min();
         [self.next, probe, relays].into_iter().flatten().min()
     }
@@ -107,8 +108,7 @@ impl Swim {
 
     fn begin_round(&mut self, io: &mut Io<'_>) {
         self.forget_dead(io.now);
-        self.prober.order =
-            self.nodes.keys().filter(|name| **name != self.name).cloned().collect();
+        self.prober.order = self.nodes.keys().filter(|name| **name != self.name).cloned().collect();
         self.prober.order.shuffle(io.dice);
         self.prober.at = 0;
     }

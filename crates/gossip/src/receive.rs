@@ -73,8 +73,9 @@ impl Gossip {
                 .map(|event| database.heard_node_event(&mut io, &event, true)),
             Ok(pb::MessageType::NetworkEvent) => pb::NetworkEvent::decode(data)
                 .map(|event| database.heard_network_event(&mut io, &event, true)),
-            Ok(pb::MessageType::TableEvent) => pb::TableEvent::decode(data)
-                .map(|event| database.heard_row(&mut io, event, bulk)),
+            Ok(pb::MessageType::TableEvent) => {
+                pb::TableEvent::decode(data).map(|event| database.heard_row(&mut io, event, bulk))
+            }
             Ok(pb::MessageType::Compound) => pb::CompoundMessage::decode(data).map(|compound| {
                 for part in compound.messages {
                     self.receive_user(now, &part.payload, bulk, depth, out);

@@ -93,11 +93,8 @@ impl Swim {
     /// Takes this node in as the first one.
     pub fn begin(&mut self, now: Instant) {
         self.incarnation = 1;
-        let me = Member {
-            name: self.name.clone(),
-            address: self.advertise,
-            meta: self.meta.clone(),
-        };
+        let me =
+            Member { name: self.name.clone(), address: self.advertise, meta: self.meta.clone() };
         let node = Node {
             member: me,
             incarnation: self.incarnation,
@@ -158,12 +155,10 @@ impl Swim {
             None if self.nodes.len() >= NODES_MAX => return io.count("nodes_full"),
             _ => {}
         }
-        let member = Member {
-            name: alive.node.clone(),
-            address: alive.address,
-            meta: alive.meta.clone(),
-        };
-        let was_there = known.is_some_and(|node| matches!(node.state, State::Alive | State::Suspect));
+        let member =
+            Member { name: alive.node.clone(), address: alive.address, meta: alive.meta.clone() };
+        let was_there =
+            known.is_some_and(|node| matches!(node.state, State::Alive | State::Suspect));
         let same_meta = known.is_some_and(|node| node.member.meta == alive.meta);
         let changed = match known {
             Some(node) if node.state == State::Alive => node.changed,
@@ -193,7 +188,8 @@ impl Swim {
     /// Someone else speaks in this node's name: an older life of it, or a lie.
     fn heard_own_alive(&mut self, io: &mut Io<'_>, alive: &Alive) {
         let same = alive.meta == self.meta && alive.address == self.advertise;
-        if alive.incarnation > self.incarnation || (alive.incarnation == self.incarnation && !same) {
+        if alive.incarnation > self.incarnation || (alive.incarnation == self.incarnation && !same)
+        {
             self.refute(io, alive.incarnation);
         }
     }
@@ -377,7 +373,8 @@ impl Swim {
                 && (matches!(node.state, State::Alive | State::Suspect)
                     || io.now.since(node.changed) < GOSSIP_TO_DEAD)
         };
-        let candidates = self.nodes.values().filter(hears).map(|node| node.member.address).collect();
+        let candidates =
+            self.nodes.values().filter(hears).map(|node| node.member.address).collect();
         for to in io.pick(candidates, GOSSIP_NODES) {
             let messages = self.take(0);
             if messages.is_empty() {

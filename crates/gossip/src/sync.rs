@@ -127,7 +127,8 @@ pub(crate) fn send_table(
     while first || events.peek().is_some() {
         let mut messages = Vec::new();
         let mut size = 0;
-        while let Some(event) = events.next_if(|event| size == 0 || size + event.len() < PAYLOAD_BYTES_MAX)
+        while let Some(event) =
+            events.next_if(|event| size == 0 || size + event.len() < PAYLOAD_BYTES_MAX)
         {
             size += event.len() + EVENT_OVERHEAD;
             messages.push(event);
@@ -160,7 +161,8 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
             continue;
         }
         let hurried = ours.hurried > 0;
-        let factor = 1 << (crate::database::HURRIED_SYNCS - ours.hurried.min(crate::database::HURRIED_SYNCS));
+        let factor = 1
+            << (crate::database::HURRIED_SYNCS - ours.hurried.min(crate::database::HURRIED_SYNCS));
         ours.hurried = ours.hurried.saturating_sub(1);
         let jitter = Duration::from_millis(io.below(300) as u64);
         ours.sync_at =
@@ -313,7 +315,8 @@ pub(crate) fn flush_due(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
 /// The regular telling of rows: to a few random partners on each network.
 pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
     for id in database.joined() {
-        let idle = ours(database, &id).is_none_or(|ours| ours.own.is_empty() && ours.heard.is_empty());
+        let idle =
+            ours(database, &id).is_none_or(|ours| ours.own.is_empty() && ours.heard.is_empty());
         if idle {
             continue;
         }

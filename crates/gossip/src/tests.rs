@@ -208,7 +208,11 @@ impl World {
             expected.iter().map(|(key, value)| (key.clone(), value.clone(), true)).collect();
         for node in &living {
             assert_eq!(self.node(*node).members().len(), living.len(), "{what}: members of {node}");
-            assert_eq!(self.node(*node).peers(&net()).len(), living.len(), "{what}: peers of {node}");
+            assert_eq!(
+                self.node(*node).peers(&net()).len(),
+                living.len(),
+                "{what}: peers of {node}"
+            );
             assert_eq!(self.table(*node), expected, "{what}: rows of {node}");
         }
     }
@@ -426,10 +430,11 @@ fn nothing_is_said_without_a_key() {
         now = gossip.deadline().unwrap();
         effects.extend(gossip.step(now, Event::Deadline));
     }
-    assert!(!effects.iter().any(|effect| matches!(
-        effect,
-        Effect::SendPacket { .. } | Effect::OpenStream { .. }
-    )));
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::SendPacket { .. } | Effect::OpenStream { .. }))
+    );
 }
 
 fn row(owner: &str, key: &str, ltime: u64) -> Vec<u8> {
@@ -454,7 +459,8 @@ fn garbage_wrong_keys_and_forged_rows_are_dropped_and_counted() {
     let (ours, theirs) = (Cipher::new(&[2; 16]).unwrap(), Cipher::new(&[9; 16]).unwrap());
     let from = address(1);
     let packet = |bytes| Event::Packet { from, bytes };
-    for bytes in [vec![], vec![0; 40], seal_packet(&theirs, [0; 12], &row("000000000001", "x", 9))] {
+    for bytes in [vec![], vec![0; 40], seal_packet(&theirs, [0; 12], &row("000000000001", "x", 9))]
+    {
         world.give(0, packet(bytes));
     }
     assert_eq!(world.counter(0, "packet_not_opened"), 3);
@@ -521,7 +527,8 @@ fn a_push_pull_is_answered_in_kind() {
         panic!("no reply");
     };
     let plain = wire::memberlist::open_frame(&[Cipher::new(&[2; 16]).unwrap()], bytes).unwrap();
-    let StreamMessage::PushPull { nodes, user, join: false } = StreamMessage::decode(&plain).unwrap()
+    let StreamMessage::PushPull { nodes, user, join: false } =
+        StreamMessage::decode(&plain).unwrap()
     else {
         panic!("another kind of reply");
     };

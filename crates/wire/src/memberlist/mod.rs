@@ -165,7 +165,8 @@ impl Message {
 impl Ping {
     fn encode(&self, out: &mut Vec<u8>) {
         out.push(kind::PING);
-        let map = MapWriter::new(out, 5).raw("Node", self.node.as_bytes()).number("SeqNo", self.seq);
+        let map =
+            MapWriter::new(out, 5).raw("Node", self.node.as_bytes()).number("SeqNo", self.seq);
         self.source.encode(map);
     }
 

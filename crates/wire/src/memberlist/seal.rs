@@ -30,7 +30,8 @@ impl Cipher {
         let start = out.len();
         out.extend_from_slice(plain);
         let nonce = Nonce::assume_unique_for_key(nonce);
-        let sealed = self.0.seal_in_place_separate_tag(nonce, Aad::from(vouched), &mut out[start..]);
+        let sealed =
+            self.0.seal_in_place_separate_tag(nonce, Aad::from(vouched), &mut out[start..]);
         match sealed {
             Ok(tag) => out.extend_from_slice(tag.as_ref()),
             // Only bodies beyond 64 GiB fail: an empty body without a tag opens nowhere.
@@ -78,7 +79,11 @@ pub fn seal_frame(cipher: &Cipher, nonce: [u8; NONCE_BYTES], plain: &[u8]) -> Ve
 /// How many bytes follow a frame's header, if it is one and not too large.
 pub fn frame_length(header: &[u8; FRAME_HEADER_BYTES]) -> Result<usize, Malformed> {
     let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]) as usize;
-    if header[0] == kind::ENCRYPT && length <= FRAME_BYTES_MAX { Ok(length) } else { Err(Malformed) }
+    if header[0] == kind::ENCRYPT && length <= FRAME_BYTES_MAX {
+        Ok(length)
+    } else {
+        Err(Malformed)
+    }
 }
 
 /// A frame's plain bytes, if it is whole and one of the keys opens it.

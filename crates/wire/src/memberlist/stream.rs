@@ -13,10 +13,16 @@ const COMPRESS_BYTES_MIN: usize = 512;
 /// One message of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamMessage {
-    PushPull { join: bool, nodes: Vec<NodeState>, user: Vec<u8> },
+    PushPull {
+        join: bool,
+        nodes: Vec<NodeState>,
+        user: Vec<u8>,
+    },
     User(Vec<u8>),
     Ping(Ping),
-    Ack { seq: u32 },
+    Ack {
+        seq: u32,
+    },
     /// The other side says why it does not go on.
     Error(String),
 }

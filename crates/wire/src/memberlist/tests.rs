@@ -8,7 +8,10 @@ use super::*;
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: String = hex.split_whitespace().collect();
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+        .collect()
 }
 
 fn at(address: &str) -> SocketAddr {
@@ -35,7 +38,8 @@ fn an_alive_is_written_as_go_writes_it() {
 #[test]
 fn nil_wider_numbers_and_unknown_fields_are_read() {
     // Node, SeqNo as u64, a nil payload, and an array that this version does not know.
-    let ack = bytes("02 83 a5 5365714e6f cf 0000000000000007 a7 5061796c6f6164 c0 a1 58 93 01 a1 61 c3");
+    let ack =
+        bytes("02 83 a5 5365714e6f cf 0000000000000007 a7 5061796c6f6164 c0 a1 58 93 01 a1 61 c3");
     assert_eq!(Message::decode(&ack), Ok(Message::Ack { seq: 7, payload: Vec::new() }));
     let str8 = bytes("0b 81 d9 05 5365714e6f 2a");
     assert_eq!(Message::decode(&str8), Ok(Message::Nack { seq: 42 }));
@@ -126,7 +130,8 @@ fn streams_there_and_back() {
             address: at(&format!("10.0.0.{number}:7946")),
             meta: Vec::new(),
             incarnation: u32::from(number),
-            state: [State::Alive, State::Suspect, State::Dead, State::Left][usize::from(number % 4)],
+            state: [State::Alive, State::Suspect, State::Dead, State::Left]
+                [usize::from(number % 4)],
             vsn: VSN.to_vec(),
         })
         .collect();
