@@ -1,5 +1,6 @@
 //! One manager: the log, the store, the leader's loops, the dispatcher; driven by events.
 
+pub mod dispatcher;
 pub mod event;
 mod start;
 

@@ -1,0 +1,214 @@
+//! What one node has to run, told as a whole once and then by differences.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use store::access::{self, TaskState};
+use store::{Kind, Object, Store, Target, Touched};
+use wire::swarmkit as pb;
+
+use super::{Dispatcher, message, refuse};
+use crate::event::{Effect, Message, StreamId};
+use pb::assignment::Item;
+use pb::assignment_change::AssignmentAction;
+
+/// Changes in one incremental message.
+const CHANGES_MAX: usize = 100;
+
+/// What a node was told.
+#[derive(Default)]
+pub(super) struct Assignments {
+    sequence: u64,
+    tasks: BTreeMap<String, Arc<pb::Task>>,
+    /// Secrets and configs by kind and id, with their versions.
+    needed: BTreeMap<(Kind, String), u64>,
+}
+
+impl Dispatcher {
+    pub(super) fn open_assignments(
+        &mut self,
+        store: &Store,
+        stream: StreamId,
+        node: &str,
+        session: &str,
+    ) -> Vec<Effect> {
+        let known = match self.check(node, session) {
+            Ok(known) => known,
+            Err(failure) => return refuse(stream, failure),
+        };
+        let mut told = Assignments::default();
+        let changes = told.difference(store, node);
+        let first = told.message(pb::assignments_message::Type::Complete, changes);
+        known.assignments = Some((stream, told));
+        vec![message(stream, Message::Assignments(first))]
+    }
+
+    pub(super) fn open_tasks(
+        &mut self,
+        store: &Store,
+        stream: StreamId,
+        node: &str,
+        session: &str,
+    ) -> Vec<Effect> {
+        match self.check(node, session) {
+            Ok(known) => {
+                known.tasks = Some(stream);
+                vec![message(stream, Message::Tasks(all_tasks(store, node)))]
+            }
+            Err(failure) => refuse(stream, failure),
+        }
+    }
+
+    /// Tells each node that a change concerns what it did not know.
+    pub(super) fn assign(&mut self, store: &Store, touched: &[Touched]) -> Vec<Effect> {
+        let mut nodes = BTreeSet::new();
+        let mut everyone = false;
+        for touched in touched {
+            everyone |= matches!(touched.kind, Kind::Secret | Kind::Config);
+            for target in [&touched.old, &touched.new].into_iter().flatten() {
+                if let Target::Task(task) = target {
+                    nodes.insert(task.node_id.as_str());
+                }
+            }
+        }
+        let mut effects = Vec::new();
+        for (node, session) in &mut self.sessions {
+            if !everyone && !nodes.contains(node.as_str()) {
+                continue;
+            }
+            if let Some((stream, told)) = &mut session.assignments {
+                let mut changes = told.difference(store, node);
+                while !changes.is_empty() {
+                    let rest = changes.split_off(changes.len().min(CHANGES_MAX));
+                    let next = told.message(pb::assignments_message::Type::Incremental, changes);
+                    effects.push(message(*stream, Message::Assignments(next)));
+                    changes = rest;
+                }
+            }
+            if let Some(stream) = session.tasks {
+                effects.push(message(stream, Message::Tasks(all_tasks(store, node))));
+            }
+        }
+        effects
+    }
+}
+
+fn all_tasks(store: &Store, node: &str) -> pb::TasksMessage {
+    let tasks = store.tasks_of_node(node).filter(|task| is_assigned(task));
+    pb::TasksMessage { tasks: tasks.map(|task| pb::Task::clone(task)).collect() }
+}
+
+fn is_assigned(task: &pb::Task) -> bool {
+    access::state(task) >= TaskState::Assigned
+}
+
+impl Assignments {
+    fn message(
+        &mut self,
+        kind: pb::assignments_message::Type,
+        changes: Vec<pb::AssignmentChange>,
+    ) -> pb::AssignmentsMessage {
+        let applies_to = match self.sequence {
+            0 => String::new(),
+            last => last.to_string(),
+        };
+        self.sequence += 1;
+        pb::AssignmentsMessage {
+            r#type: kind as i32,
+            applies_to,
+            results_in: self.sequence.to_string(),
+            changes,
+        }
+    }
+
+    /// The changes that bring the node up to date, which from now on it is: secrets and configs
+    /// before the tasks that use them, removals last.
+    fn difference(&mut self, store: &Store, node: &str) -> Vec<pb::AssignmentChange> {
+        let mut tasks = BTreeMap::new();
+        let mut needed = BTreeMap::new();
+        for task in store.tasks_of_node(node).filter(|task| is_assigned(task)) {
+            tasks.insert(task.id.clone(), task.clone());
+            // A task that has ended mounts nothing any more.
+            if access::state(task) <= TaskState::Running {
+                needs(store, task, &mut needed);
+            }
+        }
+        let mut changes = Vec::new();
+        for ((kind, id), version) in &needed {
+            if self.needed.get(&(*kind, id.clone())) != Some(version) {
+                changes.extend(item(store, *kind, id).map(updated));
+            }
+        }
+        for (id, task) in &tasks {
+            if self.tasks.get(id).is_none_or(|told| must_be_told(told, task)) {
+                changes.push(updated(Item::Task(pb::Task::clone(task))));
+            }
+        }
+        for id in self.tasks.keys().filter(|id| !tasks.contains_key(*id)) {
+            let task = pb::Task { id: id.clone(), ..Default::default() };
+            changes.push(removed(Item::Task(task)));
+        }
+        for (kind, id) in self.needed.keys().filter(|key| !needed.contains_key(*key)) {
+            let gone = match kind {
+                Kind::Secret => Item::Secret(pb::Secret { id: id.clone(), ..Default::default() }),
+                _ => Item::Config(pb::Config { id: id.clone(), ..Default::default() }),
+            };
+            changes.push(removed(gone));
+        }
+        (self.tasks, self.needed) = (tasks, needed);
+        changes
+    }
+}
+
+fn needs(store: &Store, task: &pb::Task, needed: &mut BTreeMap<(Kind, String), u64>) {
+    let Some(spec) = &task.spec else { return };
+    for id in store::object::task_secrets(spec) {
+        if let Some(secret) = store.get::<pb::Secret>(id) {
+            needed.insert((Kind::Secret, id.to_owned()), secret.version());
+        }
+    }
+    for id in store::object::task_configs(spec) {
+        if let Some(config) = store.get::<pb::Config>(id) {
+            needed.insert((Kind::Config, id.to_owned()), config.version());
+        }
+    }
+}
+
+fn item(store: &Store, kind: Kind, id: &str) -> Option<Item> {
+    match kind {
+        Kind::Secret => store.get::<pb::Secret>(id).map(|s| Item::Secret(pb::Secret::clone(s))),
+        _ => store.get::<pb::Config>(id).map(|c| Item::Config(pb::Config::clone(c))),
+    }
+}
+
+/// Whether the node has to hear of a change: what it reported itself it knows already.
+fn must_be_told(told: &Arc<pb::Task>, task: &Arc<pb::Task>) -> bool {
+    if Arc::ptr_eq(told, task) {
+        return false;
+    }
+    let differs = told.desired_state != task.desired_state
+        || told.spec != task.spec
+        || told.networks != task.networks
+        || told.endpoint != task.endpoint
+        || told.annotations != task.annotations
+        || told.service_annotations != task.service_annotations
+        || told.log_driver != task.log_driver
+        || told.assigned_generic_resources != task.assigned_generic_resources
+        || told.volumes != task.volumes;
+    differs || (access::state(task) == TaskState::Assigned && told.status != task.status)
+}
+
+fn updated(item: Item) -> pb::AssignmentChange {
+    change(item, AssignmentAction::Update)
+}
+
+fn removed(item: Item) -> pb::AssignmentChange {
+    change(item, AssignmentAction::Remove)
+}
+
+fn change(item: Item, action: AssignmentAction) -> pb::AssignmentChange {
+    pb::AssignmentChange {
+        assignment: Some(pb::Assignment { item: Some(item) }),
+        action: action as i32,
+    }
+}

@@ -1,0 +1,284 @@
+//! What the leader tells workers and hears from them: sessions, heartbeats, assignments, statuses.
+//!
+//! Made when leading begins and dropped when it ends. What nodes and tasks reported is wished for
+//! by [`Dispatcher::plan`] until the store has it.
+
+mod assignments;
+mod session;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::Instant;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use store::{Change, Kind, Store, Target, Touched, access};
+use wire::swarmkit as pb;
+
+use crate::event::{Answer, Code, Effect, Failure, Message, Reply, StreamId, Ticket};
+use assignments::Assignments;
+use pb::node_status::State;
+
+/// Between heartbeats, give or take a tenth; a node that is silent for three of them is down.
+const PERIOD: Duration = Duration::from_secs(5);
+const SPREAD_MS: u64 = 500;
+const GRACE: u32 = 3;
+/// After a change of leader nodes first have to find the new one.
+const GRACE_OF_NEW_LEADER: u32 = 6;
+/// Registrations of one node in this time; more are turned away.
+const RATE_WINDOW: Duration = Duration::from_secs(8);
+const RATE_MAX: usize = 3;
+/// A node that is down for so long will not report about its tasks any more.
+const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+pub enum Ask<'a> {
+    Session { stream: StreamId, node: &'a str, address: String, request: pb::SessionRequest },
+    Assignments { stream: StreamId, node: &'a str, request: pb::AssignmentsRequest },
+    Tasks { stream: StreamId, node: &'a str, request: pb::TasksRequest },
+    Heartbeat { ticket: Ticket, node: &'a str, request: pb::HeartbeatRequest },
+    UpdateTaskStatus { ticket: Ticket, node: &'a str, request: pb::UpdateTaskStatusRequest },
+    UpdateVolumeStatus { ticket: Ticket, node: &'a str, request: pb::UpdateVolumeStatusRequest },
+    /// The other side of a stream went away.
+    Closed { stream: StreamId },
+    /// The managers that nodes may turn to: all of them.
+    Managers(Vec<pb::WeightedPeer>),
+    /// What committed entries changed; the store has it already.
+    Touched(&'a [Touched]),
+    Deadline,
+}
+
+/// One registered node.
+struct Session {
+    id: String,
+    streams: Vec<StreamId>,
+    assignments: Option<(StreamId, Assignments)>,
+    tasks: Option<StreamId>,
+    expires: Instant,
+    sent: Option<pb::SessionMessage>,
+}
+
+/// What a node's object should say about it.
+#[derive(Clone, PartialEq)]
+struct Standing {
+    state: State,
+    message: String,
+    address: Option<String>,
+    description: Option<pb::NodeDescription>,
+}
+
+pub struct Dispatcher {
+    dice: ChaCha8Rng,
+    /// This manager: the one that applies statuses.
+    own_id: String,
+    read: bool,
+    sessions: BTreeMap<String, Session>,
+    /// Nodes without a session, and when they count as down.
+    expected: BTreeMap<String, Instant>,
+    registrations: BTreeMap<String, Vec<Instant>>,
+    standings: BTreeMap<String, Standing>,
+    statuses: BTreeMap<String, pb::TaskStatus>,
+    down_since: BTreeMap<String, Instant>,
+    managers: Vec<pb::WeightedPeer>,
+}
+
+impl Dispatcher {
+    pub fn new(dice: ChaCha8Rng, own_id: impl Into<String>) -> Self {
+        Self {
+            dice,
+            own_id: own_id.into(),
+            read: false,
+            sessions: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            registrations: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            down_since: BTreeMap::new(),
+            managers: Vec::new(),
+        }
+    }
+
+    #[must_use]
+    pub fn step(&mut self, now: Instant, store: &Store, ask: Ask) -> Vec<Effect> {
+        if !std::mem::replace(&mut self.read, true) {
+            self.expect_everyone(now, store);
+        }
+        match ask {
+            Ask::Session { stream, node, address, request } => {
+                self.open_session(now, store, stream, node, address, request)
+            }
+            Ask::Assignments { stream, node, request } => {
+                self.open_assignments(store, stream, node, &request.session_id)
+            }
+            Ask::Tasks { stream, node, request } => {
+                self.open_tasks(store, stream, node, &request.session_id)
+            }
+            Ask::Heartbeat { ticket, node, request } => {
+                vec![reply(ticket, self.heartbeat(now, node, &request.session_id))]
+            }
+            Ask::UpdateTaskStatus { ticket, node, request } => {
+                vec![reply(ticket, self.take_statuses(store, node, request))]
+            }
+            Ask::UpdateVolumeStatus { ticket, node, request } => {
+                let answer = Answer::UpdateVolumeStatus(pb::UpdateVolumeStatusResponse {});
+                let checked = self.check(node, &request.session_id).map(|_| answer);
+                vec![reply(ticket, checked)]
+            }
+            Ask::Closed { stream } => {
+                self.sessions.values_mut().for_each(|session| session.close(stream));
+                Vec::new()
+            }
+            Ask::Managers(managers) => {
+                self.managers = managers;
+                self.tell_sessions(store)
+            }
+            Ask::Touched(touched) => self.take_in(now, store, touched),
+            Ask::Deadline => self.expire(now, store),
+        }
+    }
+
+    /// Node and task statuses that the store lacks.
+    #[must_use]
+    pub fn plan(&mut self, now: Instant, store: &Store) -> Vec<Change> {
+        let mut changes = self.plan_nodes(store);
+        changes.extend(self.plan_statuses(now, store));
+        changes.truncate(store::ACTIONS_MAX);
+        changes
+    }
+
+    /// When [`Ask::Deadline`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        let sessions = self.sessions.values().map(|session| session.expires);
+        let orphans = self.down_since.values().map(|since| *since + ORPHANED_AFTER);
+        sessions.chain(self.expected.values().copied()).chain(orphans).min()
+    }
+
+    /// How many nodes have a session here.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    fn check(&mut self, node: &str, session: &str) -> Result<&mut Session, Failure> {
+        match self.sessions.get_mut(node) {
+            None => Err(Failure::new(Code::NotFound, "node not registered")),
+            Some(known) if known.id != session => {
+                Err(Failure::new(Code::InvalidArgument, "session invalid"))
+            }
+            Some(known) => Ok(known),
+        }
+    }
+
+    fn heartbeat(&mut self, now: Instant, node: &str, session: &str) -> Reply {
+        let early = Duration::from_millis(self.dice.random_range(0..=2 * SPREAD_MS));
+        let period = PERIOD - Duration::from_millis(SPREAD_MS) + early;
+        self.check(node, session)?.expires = now + period * GRACE;
+        let period = prost_types::Duration {
+            seconds: period.as_secs() as i64,
+            nanos: period.subsec_nanos() as i32,
+        };
+        Ok(Answer::Heartbeat(pb::HeartbeatResponse { period: Some(period) }))
+    }
+
+    /// A new leader has no sessions: everyone is expected to turn up.
+    fn expect_everyone(&mut self, now: Instant, store: &Store) {
+        for node in store.all::<pb::Node>() {
+            if access::node_state(node) == State::Down {
+                self.down_since.insert(node.id.clone(), now);
+            } else if node.description.is_some() {
+                self.expected.insert(node.id.clone(), now + PERIOD * GRACE_OF_NEW_LEADER);
+                let message = "Node moved to \"unknown\" state due to leadership change in cluster";
+                self.stand(&node.id, State::Unknown, message);
+            }
+        }
+    }
+
+    fn stand(&mut self, node: &str, state: State, message: &str) {
+        let standing =
+            Standing { state, message: message.to_owned(), address: None, description: None };
+        self.standings.insert(node.to_owned(), standing);
+    }
+
+    fn expire(&mut self, now: Instant, store: &Store) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let late = self.sessions.iter().filter(|(_, session)| session.expires <= now);
+        for id in late.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            effects.extend(self.end_session(&id, "heartbeat failure"));
+            self.fall(now, &id);
+        }
+        let late = self.expected.iter().filter(|(_, at)| **at <= now);
+        for id in late.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.expected.remove(&id);
+            self.fall(now, &id);
+        }
+        self.orphan_tasks(now, store);
+        effects
+    }
+
+    fn fall(&mut self, now: Instant, node: &str) {
+        self.stand(node, State::Down, "heartbeat failure");
+        self.down_since.insert(node.to_owned(), now);
+    }
+
+    fn end_session(&mut self, node: &str, why: &str) -> Vec<Effect> {
+        let Some(session) = self.sessions.remove(node) else { return Vec::new() };
+        let assignments = session.assignments.map(|(stream, _)| stream);
+        let streams = session.streams.into_iter().chain(assignments).chain(session.tasks);
+        let end = || Err(Failure::new(Code::NotFound, why));
+        streams.map(|stream| Effect::Close { stream, end: end() }).collect()
+    }
+
+    fn take_in(&mut self, now: Instant, store: &Store, touched: &[Touched]) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut cluster = false;
+        for touched in touched {
+            match (touched.kind, &touched.new) {
+                (Kind::Cluster, _) => cluster = true,
+                (Kind::Node, None) => {
+                    effects.extend(self.end_session(&touched.id, "node removed from the swarm"));
+                    self.forget(&touched.id);
+                }
+                (Kind::Node, Some(Target::Node(node))) => {
+                    if access::node_state(node) == State::Down {
+                        self.down_since.entry(node.id.clone()).or_insert(now);
+                    }
+                    if let Some(session) = self.sessions.get_mut(&node.id) {
+                        effects.extend(session.tell(store, &node.id, &self.managers));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if cluster {
+            effects.extend(self.tell_sessions(store));
+        }
+        effects.extend(self.assign(store, touched));
+        effects
+    }
+
+    fn forget(&mut self, node: &str) {
+        self.expected.remove(node);
+        self.standings.remove(node);
+        self.down_since.remove(node);
+        self.registrations.remove(node);
+    }
+
+    fn tell_sessions(&mut self, store: &Store) -> Vec<Effect> {
+        let managers = &self.managers;
+        let sessions = self.sessions.iter_mut();
+        sessions.flat_map(|(node, session)| session.tell(store, node, managers)).collect()
+    }
+}
+
+fn reply(ticket: Ticket, reply: Reply) -> Effect {
+    Effect::Reply { ticket, reply }
+}
+
+fn message(stream: StreamId, message: Message) -> Effect {
+    Effect::Message { stream, message: Box::new(message) }
+}
+
+fn refuse(stream: StreamId, failure: Failure) -> Vec<Effect> {
+    vec![Effect::Close { stream, end: Err(failure) }]
+}
