@@ -35,14 +35,41 @@ const RATE_MAX: usize = 3;
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 pub enum Ask<'a> {
-    Session { stream: StreamId, node: &'a str, address: String, request: pb::SessionRequest },
-    Assignments { stream: StreamId, node: &'a str, request: pb::AssignmentsRequest },
-    Tasks { stream: StreamId, node: &'a str, request: pb::TasksRequest },
-    Heartbeat { ticket: Ticket, node: &'a str, request: pb::HeartbeatRequest },
-    UpdateTaskStatus { ticket: Ticket, node: &'a str, request: pb::UpdateTaskStatusRequest },
-    UpdateVolumeStatus { ticket: Ticket, node: &'a str, request: pb::UpdateVolumeStatusRequest },
+    Session {
+        stream: StreamId,
+        node: &'a str,
+        address: String,
+        request: pb::SessionRequest,
+    },
+    Assignments {
+        stream: StreamId,
+        node: &'a str,
+        request: pb::AssignmentsRequest,
+    },
+    Tasks {
+        stream: StreamId,
+        node: &'a str,
+        request: pb::TasksRequest,
+    },
+    Heartbeat {
+        ticket: Ticket,
+        node: &'a str,
+        request: pb::HeartbeatRequest,
+    },
+    UpdateTaskStatus {
+        ticket: Ticket,
+        node: &'a str,
+        request: pb::UpdateTaskStatusRequest,
+    },
+    UpdateVolumeStatus {
+        ticket: Ticket,
+        node: &'a str,
+        request: pb::UpdateVolumeStatusRequest,
+    },
     /// The other side of a stream went away.
-    Closed { stream: StreamId },
+    Closed {
+        stream: StreamId,
+    },
     /// The managers that nodes may turn to: all of them.
     Managers(Vec<pb::WeightedPeer>),
     /// What committed entries changed; the store has it already.

@@ -22,7 +22,8 @@ impl World {
             dispatcher: Dispatcher::new(dice, "leader"),
             version: 0,
         };
-        let _ = world.commit(vec![Change::create(pb::Node { id: "n".into(), ..Default::default() })]);
+        let _ =
+            world.commit(vec![Change::create(pb::Node { id: "n".into(), ..Default::default() })]);
         world
     }
 
@@ -46,10 +47,8 @@ impl World {
 
     fn open(&mut self, stream: u64, session: &str) -> Vec<Effect> {
         let description = pb::NodeDescription { hostname: "host".into(), ..Default::default() };
-        let request = pb::SessionRequest {
-            description: Some(description),
-            session_id: session.into(),
-        };
+        let request =
+            pb::SessionRequest { description: Some(description), session_id: session.into() };
         let address = "10.0.0.9".to_owned();
         self.ask(Ask::Session { stream: StreamId(stream), node: "n", address, request })
     }
@@ -80,7 +79,8 @@ impl World {
 }
 
 fn task(id: &str, node: &str, secret: Option<&str>) -> pb::Task {
-    let secrets = secret.map(|id| pb::SecretReference { secret_id: id.into(), ..Default::default() });
+    let secrets =
+        secret.map(|id| pb::SecretReference { secret_id: id.into(), ..Default::default() });
     let container =
         pb::ContainerSpec { secrets: secrets.into_iter().collect(), ..Default::default() };
     let mut status = pb::TaskStatus::default();
@@ -98,9 +98,7 @@ fn task(id: &str, node: &str, secret: Option<&str>) -> pb::Task {
 }
 
 fn session_messages(effects: &[Effect]) -> usize {
-    let is_session = |effect: &&Effect| {
-        matches!(effect, Effect::Message { message, .. } if matches!(**message, Message::Session(_)))
-    };
+    let is_session = |effect: &&Effect| matches!(effect, Effect::Message { message, .. } if matches!(**message, Message::Session(_)));
     effects.iter().filter(is_session).count()
 }
 
