@@ -2,10 +2,23 @@
 
 pub mod dispatcher;
 pub mod event;
+mod attach;
+mod authority;
+mod bootstrap;
+mod calls;
+mod control;
+mod keys;
+mod leading;
+mod manager;
+mod membership;
 mod start;
 
 pub use event::{
     Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Message, Open, Reply, StreamId,
     Ticket,
 };
+pub use manager::{Manager, NO_LEADER};
 pub use start::{Bootstrap, Identity};
+
+#[cfg(test)]
+mod tests;

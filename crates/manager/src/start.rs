@@ -28,4 +28,6 @@ pub struct Bootstrap {
     /// This node's own signing request and certificate.
     pub request: Vec<u8>,
     pub certificate: Vec<u8>,
+    /// With autolock, the key that the node's files are sealed with already.
+    pub unlock_key: Option<Vec<u8>>,
 }

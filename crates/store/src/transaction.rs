@@ -80,6 +80,14 @@ impl<'a> Transaction<'a> {
         self.actions.is_empty()
     }
 
+    /// Whether it changes the object of this change already.
+    pub fn has(&self, change: &Change) -> bool {
+        match change {
+            Change::Create(target) | Change::Update(target) => self.changed.contains_key(&key(target)),
+            Change::Remove(kind, id) => self.changed.contains_key(&(*kind, id.clone())),
+        }
+    }
+
     pub fn create<T: Object>(&mut self, object: T) -> Result<(), Error> {
         self.apply(Change::Create(object.into_target()))
     }

@@ -1,0 +1,109 @@
+//! What a manager does only while it leads: the loops that turn wishes into tasks.
+
+use std::time::Duration;
+
+use allocator::Allocator;
+use model::Instant;
+use orchestrator::Orchestrator;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use scheduler::Scheduler;
+use store::{Change, Store, Touched, Transaction};
+
+use crate::keys::Keys;
+use crate::{authority, control};
+
+/// How often things are looked at again that wait for other nodes: roles, a rotation under way.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+pub(crate) struct Leading {
+    /// The term in which it began.
+    pub term: u64,
+    dice: ChaCha8Rng,
+    allocator: Allocator,
+    orchestrator: Orchestrator,
+    scheduler: Scheduler,
+    keys: Keys,
+    touched: Vec<Touched>,
+    /// Something was applied, or a deadline passed, since the last round.
+    dirty: bool,
+    /// The next change of the queue, not of the loops, is due.
+    pub calls_turn: bool,
+    look_again: Instant,
+}
+
+impl Leading {
+    pub fn new(now: Instant, term: u64, dice: &mut ChaCha8Rng) -> Self {
+        let mut fork = || ChaCha8Rng::seed_from_u64(dice.next_u64());
+        Self {
+            term,
+            allocator: Allocator::new(fork()),
+            orchestrator: Orchestrator::new(fork()),
+            scheduler: Scheduler::new(fork()),
+            dice: fork(),
+            keys: Keys::new(now),
+            touched: Vec::new(),
+            dirty: true,
+            calls_turn: true,
+            look_again: now + LOOK_AGAIN,
+        }
+    }
+
+    pub fn touch(&mut self, touched: &[Touched]) {
+        self.touched.extend_from_slice(touched);
+        self.dirty = true;
+    }
+
+    pub fn mark_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Whether a round is due; clears the mark.
+    pub fn take_dirty(&mut self, now: Instant) -> bool {
+        let due = self.deadline() <= now;
+        if self.look_again <= now {
+            self.look_again = now + LOOK_AGAIN;
+        }
+        std::mem::take(&mut self.dirty) || due
+    }
+
+    pub fn deadline(&self) -> Instant {
+        let planners =
+            [self.allocator.deadline(), self.orchestrator.deadline(), self.scheduler.deadline()];
+        let first = planners.into_iter().flatten().min();
+        let own = self.keys.deadline().min(self.look_again);
+        first.map_or(own, |first| first.min(own))
+    }
+
+    /// One round of all loops over committed state. An object is changed by one loop in a round:
+    /// the others would undo it, and see it in the next round.
+    pub fn plan<'a>(
+        &mut self,
+        now: Instant,
+        store: &'a Store,
+        first: Vec<Change>,
+    ) -> Option<Transaction<'a>> {
+        let touched = std::mem::take(&mut self.touched);
+        let mut changes = first;
+        changes.extend(authority::sign_pending(store, now, &mut self.dice));
+        changes.extend(self.keys.plan(now, store, &mut self.dice));
+        changes.extend(control::finish_rotation(store, &mut self.dice));
+        changes.extend(self.allocator.plan(now, store, &touched));
+        changes.extend(self.orchestrator.plan(now, store, &touched));
+        changes.extend(self.scheduler.plan(now, store, &touched));
+        let mut transaction = Transaction::new(store);
+        for change in changes {
+            if transaction.len() == store::ACTIONS_MAX {
+                self.dirty = true;
+                break;
+            }
+            if transaction.has(&change) {
+                self.dirty = true;
+                continue;
+            }
+            // What was planned from an older state is planned again from the next.
+            let _stale = transaction.apply(change);
+        }
+        (!transaction.is_empty()).then_some(transaction)
+    }
+}

@@ -1,0 +1,546 @@
+//! The manager itself: takes events, keeps the store in step with the log, and pumps what waits.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use consensus::{MemberChange, Proposed, Raft, Recovered};
+use model::Instant;
+use prost::Message as _;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use store::{Kind, Store, Touched};
+use wire::swarmkit as pb;
+
+use crate::leading::Leading;
+use crate::membership;
+use crate::start::{Bootstrap, Identity};
+use crate::{
+    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, Ticket, authority, bootstrap,
+};
+
+/// Docker's words when nobody leads.
+pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online.";
+/// Calls that wait for their turn to write; the next one is refused.
+pub(crate) const CALLS_WAITING_MAX: usize = 1_024;
+/// Calls that wait for a certificate; the next one is told to ask again.
+pub(crate) const CERTIFICATE_WAITERS_MAX: usize = 4_096;
+/// Entries proposed in one step before the shell may look at other events.
+const ROUNDS_MAX: usize = 32;
+
+/// One manager.
+pub struct Manager {
+    pub(crate) identity: Identity,
+    pub(crate) raft: Raft,
+    pub(crate) store: Store,
+    pub(crate) dice: ChaCha8Rng,
+    pub(crate) leading: Option<Leading>,
+    /// Calls that write, in their order.
+    pub(crate) waiting: VecDeque<(Ticket, Caller, Call)>,
+    in_flight: Option<InFlight>,
+    /// Changes of the set that wait for the one under way.
+    pub(crate) changes: VecDeque<(MemberChange, Option<Ticket>)>,
+    change_in_flight: Option<(Proposed, MemberChange, Option<Ticket>)>,
+    /// Joiners that are asked whether they answer under their address.
+    pub(crate) probes: BTreeMap<Ticket, MemberChange>,
+    pub(crate) certificate_waiters: BTreeMap<Ticket, String>,
+    bootstrap: Option<Bootstrap>,
+    leader: Option<Leader>,
+    members: Vec<pb::RaftMember>,
+    requests: u64,
+    /// The last step stopped before it was done.
+    unfinished: bool,
+}
+
+/// What is answered once an entry is committed.
+pub(crate) type Then = Box<dyn FnOnce(&Store) -> Reply + Send>;
+
+struct InFlight {
+    at: Proposed,
+    ticket: Option<Ticket>,
+    then: Option<Then>,
+}
+
+impl Manager {
+    /// The first manager of a new cluster.
+    pub fn bootstrap(
+        now: Instant,
+        mut dice: ChaCha8Rng,
+        identity: Identity,
+        bootstrap: Bootstrap,
+    ) -> (Self, Vec<Effect>) {
+        let raft_id = membership::random_raft_id(&mut dice);
+        let member = raft_member(&identity, raft_id);
+        let (raft, effects) = Raft::bootstrap(now, fork(&mut dice), member);
+        Self::begin(now, dice, identity, raft, effects, Some(bootstrap))
+    }
+
+    /// A manager that the leader has just taken into the set.
+    pub fn join(
+        now: Instant,
+        mut dice: ChaCha8Rng,
+        identity: Identity,
+        response: pb::JoinResponse,
+    ) -> (Self, Vec<Effect>) {
+        let member = raft_member(&identity, response.raft_id);
+        let dice_of_raft = fork(&mut dice);
+        let (raft, effects) =
+            Raft::join(now, dice_of_raft, member, response.members, response.removed_members);
+        Self::begin(now, dice, identity, raft, effects, None)
+    }
+
+    /// Goes on where the disk says that this manager stopped.
+    pub fn restore(
+        now: Instant,
+        mut dice: ChaCha8Rng,
+        identity: Identity,
+        recovered: Recovered,
+    ) -> (Self, Vec<Effect>) {
+        let (raft, effects) = Raft::restore(now, fork(&mut dice), recovered);
+        Self::begin(now, dice, identity, raft, effects, None)
+    }
+
+    fn begin(
+        now: Instant,
+        dice: ChaCha8Rng,
+        identity: Identity,
+        raft: Raft,
+        effects: Vec<consensus::Effect>,
+        bootstrap: Option<Bootstrap>,
+    ) -> (Self, Vec<Effect>) {
+        let mut manager = Self {
+            identity,
+            raft,
+            store: Store::default(),
+            dice,
+            leading: None,
+            waiting: VecDeque::new(),
+            in_flight: None,
+            changes: VecDeque::new(),
+            change_in_flight: None,
+            probes: BTreeMap::new(),
+            certificate_waiters: BTreeMap::new(),
+            bootstrap,
+            leader: None,
+            members: Vec::new(),
+            requests: 0,
+            unfinished: false,
+        };
+        let mut out = Vec::new();
+        manager.carry_out(now, effects, &mut out);
+        manager.tell_members(&mut out);
+        manager.pump(now, &mut out);
+        (manager, out)
+    }
+
+    #[must_use]
+    pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let raft_event = match event {
+            Event::Deadline => Some(consensus::Event::Deadline),
+            Event::Raft(message) => Some(consensus::Event::Message(message)),
+            Event::RaftUnreachable { raft_id } => Some(consensus::Event::Unreachable(raft_id)),
+            Event::RaftSnapshotSent { raft_id, delivered } => {
+                Some(consensus::Event::SnapshotSent { raft_id, delivered })
+            }
+            Event::RaftRemoved => {
+                self.stop_serving(&mut out);
+                out.push(Effect::Removed);
+                None
+            }
+            Event::Probed { ticket, healthy } => {
+                self.probed(ticket, healthy, &mut out);
+                None
+            }
+            Event::Call { ticket, caller, call } => {
+                self.call(now, ticket, caller, *call, &mut out);
+                None
+            }
+            Event::Cancelled { ticket } => {
+                self.cancelled(ticket);
+                None
+            }
+            Event::Open { stream, .. } => {
+                let end = Err(Failure::new(Code::Unavailable, "dispatcher is stopped"));
+                out.push(Effect::Close { stream, end });
+                None
+            }
+            Event::Closed { .. } => None,
+        };
+        if let Some(event) = raft_event {
+            let effects = self.raft.step(now, event);
+            self.carry_out(now, effects, &mut out);
+        }
+        self.pump(now, &mut out);
+        out
+    }
+
+    /// When [`Event::Deadline`] is wanted.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.unfinished {
+            return Some(Instant::default());
+        }
+        let leading = self.leading.as_ref().map(Leading::deadline);
+        [self.raft.deadline(), leading].into_iter().flatten().min()
+    }
+
+    /// The cluster as this manager knows it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn leader(&self) -> Option<&Leader> {
+        self.leader.as_ref()
+    }
+
+    /// Whether it leads and knows everything that was ever acknowledged.
+    pub fn leads(&self) -> bool {
+        self.leading.is_some()
+    }
+
+    pub fn raft_id(&self) -> u64 {
+        self.raft.id()
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &pb::RaftMember> {
+        self.raft.members().iter()
+    }
+
+    /// Whether a sender of raft messages was removed: it is told so, and stops.
+    pub fn was_removed(&self, raft_id: u64) -> bool {
+        self.raft.members().is_removed(raft_id)
+    }
+
+    /// Turns what raft wants into effects, and applies what is committed.
+    pub(crate) fn carry_out(
+        &mut self,
+        now: Instant,
+        effects: Vec<consensus::Effect>,
+        out: &mut Vec<Effect>,
+    ) {
+        for effect in effects {
+            match effect {
+                consensus::Effect::Persist(write) => out.push(Effect::Persist(Box::new(write))),
+                consensus::Effect::Send(message) => {
+                    let raft_id = message.to();
+                    let member = self.raft.members().get(raft_id);
+                    if let Some(address) = member.map(|member| member.addr.clone()) {
+                        out.push(Effect::Send { raft_id, address, message });
+                    }
+                }
+                consensus::Effect::Committed { at, data } => self.committed(at, &data, out),
+                consensus::Effect::Members { at } => {
+                    self.tell_members(out);
+                    self.change_committed(at, out);
+                }
+                consensus::Effect::Restored(snapshot) => {
+                    let restored = Store::restore(*snapshot);
+                    let touched = self.store.changes_to(&restored);
+                    self.store = restored;
+                    self.touched(touched, out);
+                }
+                consensus::Effect::Leadership => self.leadership(now, out),
+                consensus::Effect::Removed => {
+                    self.stop_serving(out);
+                    out.push(Effect::Removed);
+                }
+            }
+        }
+        if self.raft.snapshot_due() {
+            let effects = self.raft.snapshot(self.store.save());
+            self.carry_out(now, effects, out);
+        }
+    }
+
+    fn committed(&mut self, at: Proposed, data: &[u8], out: &mut Vec<Effect>) {
+        // What cannot be read was written by a newer manager; every skep skips it alike.
+        if let Ok(request) = pb::InternalRaftRequest::decode(data) {
+            let touched = self.store.apply(request.action);
+            self.touched(touched, out);
+        }
+        let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.at.index <= at.index)
+        else {
+            return;
+        };
+        let reply = match in_flight.then {
+            Some(then) if in_flight.at == at => then(&self.store),
+            Some(_) => Err(lost_leadership()),
+            None => return,
+        };
+        if let Some(ticket) = in_flight.ticket {
+            out.push(Effect::Reply { ticket, reply });
+        }
+    }
+
+    fn touched(&mut self, touched: Vec<Touched>, out: &mut Vec<Effect>) {
+        if touched.is_empty() {
+            return;
+        }
+        self.answer_certificate_waiters(&touched, out);
+        if let Some(leading) = &mut self.leading {
+            leading.touch(&touched);
+        }
+        out.push(Effect::Touched(touched));
+    }
+
+    fn answer_certificate_waiters(&mut self, touched: &[Touched], out: &mut Vec<Effect>) {
+        let nodes = touched.iter().filter(|touched| touched.kind == Kind::Node);
+        for node in nodes {
+            let waiting = self.certificate_waiters.iter().filter(|(_, id)| **id == node.id);
+            let waiting: Vec<Ticket> = waiting.map(|(ticket, _)| *ticket).collect();
+            let reply = match authority::status(&self.store, &node.id) {
+                Ok(None) => continue,
+                Ok(Some(status)) => Ok(Answer::NodeCertificateStatus(status)),
+                Err(failure) => Err(failure),
+            };
+            for ticket in waiting {
+                self.certificate_waiters.remove(&ticket);
+                out.push(Effect::Reply { ticket, reply: reply.clone() });
+            }
+        }
+    }
+
+    fn tell_members(&mut self, out: &mut Vec<Effect>) {
+        let members: Vec<pb::RaftMember> = self.raft.members().iter().cloned().collect();
+        if members != self.members {
+            self.members = members.clone();
+            out.push(Effect::Members(members));
+        }
+        self.tell_leader(out);
+    }
+
+    fn tell_leader(&mut self, out: &mut Vec<Effect>) {
+        let raft_id = self.raft.leader();
+        let leader = self.raft.members().get(raft_id).map(|member| Leader {
+            raft_id,
+            node_id: member.node_id.clone(),
+            address: member.addr.clone(),
+            here: raft_id == self.raft.id(),
+        });
+        if leader != self.leader {
+            self.leader = leader.clone();
+            out.push(Effect::Leader(leader));
+        }
+    }
+
+    fn change_committed(&mut self, at: Proposed, out: &mut Vec<Effect>) {
+        if let Some(leading) = &mut self.leading {
+            leading.mark_dirty();
+        }
+        let done = self.change_in_flight.take_if(|(proposed, _, _)| proposed.index <= at.index);
+        let Some((proposed, change, Some(ticket))) = done else { return };
+        let reply = match change {
+            _ if proposed != at => Err(lost_leadership()),
+            MemberChange::Add(member) | MemberChange::Update(member) => {
+                Ok(Answer::Join(membership::join_response(&self.raft, member.raft_id)))
+            }
+            MemberChange::Remove(_) => Ok(Answer::Leave(pb::LeaveResponse {})),
+        };
+        out.push(Effect::Reply { ticket, reply });
+    }
+
+    fn leadership(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        self.tell_leader(out);
+        let term = self.raft.term();
+        let lost = self.leading.as_ref().is_some_and(|leading| leading.term != term);
+        if lost || !self.raft.leads() {
+            self.stop_serving(out);
+        }
+        self.start_leading(now);
+    }
+
+    fn start_leading(&mut self, now: Instant) {
+        if self.leading.is_none() && self.raft.leads_fully() {
+            self.leading = Some(Leading::new(now, self.raft.term(), &mut self.dice));
+        }
+    }
+
+    /// It leads no longer: whoever waits for it asks the next leader.
+    pub(crate) fn stop_serving(&mut self, out: &mut Vec<Effect>) {
+        self.leading = None;
+        let mut tickets: Vec<Ticket> =
+            self.waiting.drain(..).map(|(ticket, _, _)| ticket).collect();
+        tickets.extend(self.in_flight.take().and_then(|in_flight| in_flight.ticket));
+        tickets.extend(self.changes.drain(..).filter_map(|(_, ticket)| ticket));
+        tickets.extend(self.change_in_flight.take().and_then(|(_, _, ticket)| ticket));
+        tickets.extend(std::mem::take(&mut self.probes).into_keys());
+        tickets.extend(std::mem::take(&mut self.certificate_waiters).into_keys());
+        for ticket in tickets {
+            out.push(Effect::Reply { ticket, reply: Err(lost_leadership()) });
+        }
+    }
+
+    /// Proposes, one entry at a time, what callers and the leader's loops want.
+    fn pump(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        self.start_leading(now);
+        self.unfinished = false;
+        for _ in 0..ROUNDS_MAX {
+            if self.leading.is_none() || self.in_flight.is_some() {
+                return;
+            }
+            self.propose_next_change(now, out);
+            if !self.propose_next(now, out) {
+                return;
+            }
+        }
+        self.unfinished = self.in_flight.is_none();
+    }
+
+    /// Whether there was anything to do.
+    fn propose_next(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        if let Some(bootstrap) = self.bootstrap.take() {
+            self.propose_bootstrap(now, bootstrap, out);
+            return true;
+        }
+        let calls_turn = self.leading.as_ref().is_some_and(|leading| leading.calls_turn);
+        let done = if calls_turn {
+            self.next_call(now, out) || self.round(now, out)
+        } else {
+            self.round(now, out) || self.next_call(now, out)
+        };
+        if let Some(leading) = &mut self.leading {
+            leading.calls_turn = !calls_turn;
+        }
+        done
+    }
+
+    fn propose_bootstrap(&mut self, now: Instant, bootstrap: Bootstrap, out: &mut Vec<Effect>) {
+        if self.store.cluster().is_some() {
+            return;
+        }
+        let version = self.raft.commit_index();
+        let actions = bootstrap::actions(
+            &self.store,
+            &self.identity,
+            bootstrap,
+            now,
+            version,
+            &mut self.dice,
+        );
+        if let Ok(actions) = actions {
+            self.propose(now, actions, None, None, out);
+        }
+    }
+
+    fn next_call(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let Some((ticket, caller, call)) = self.waiting.pop_front() else { return false };
+        match self.decide(now, &caller, call) {
+            Ok((actions, then)) if actions.is_empty() => {
+                out.push(Effect::Reply { ticket, reply: then(&self.store) });
+            }
+            Ok((actions, then)) => self.propose(now, actions, Some(ticket), Some(then), out),
+            Err(failure) => out.push(Effect::Reply { ticket, reply: Err(failure) }),
+        }
+        true
+    }
+
+    fn round(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let Some(leading) = &mut self.leading else { return false };
+        if !leading.take_dirty(now) {
+            return false;
+        }
+        let roles = membership::plan_roles(&self.store, &self.raft);
+        let transaction = leading.plan(now, &self.store, roles.changes);
+        let actions =
+            transaction.map(|transaction| transaction.finish(now, self.raft.commit_index()));
+        if let Some(change) = roles.member
+            && self.changes.is_empty()
+            && self.change_in_flight.is_none()
+        {
+            self.changes.push_back((change, None));
+        }
+        if let Some(raft_id) = roles.hand_over_to {
+            let effects = self.raft.step(now, consensus::Event::Transfer(raft_id));
+            self.carry_out(now, effects, out);
+            return true;
+        }
+        let Some(actions) = actions else { return !self.changes.is_empty() };
+        self.propose(now, actions, None, None, out);
+        true
+    }
+
+    fn propose(
+        &mut self,
+        now: Instant,
+        actions: Vec<pb::StoreAction>,
+        ticket: Option<Ticket>,
+        then: Option<Then>,
+        out: &mut Vec<Effect>,
+    ) {
+        self.requests += 1;
+        let id = (now.as_nanos() / 1_000_000) << 8 | self.requests & 0xff;
+        let request = pb::InternalRaftRequest { id, action: actions };
+        match self.raft.propose(request.encode_to_vec()) {
+            Ok((at, effects)) => {
+                self.in_flight = Some(InFlight { at, ticket, then });
+                self.carry_out(now, effects, out);
+            }
+            Err(error) => {
+                if let Some(ticket) = ticket {
+                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
+                }
+            }
+        }
+    }
+
+    fn propose_next_change(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if self.change_in_flight.is_some() {
+            return;
+        }
+        let Some((change, ticket)) = self.changes.pop_front() else { return };
+        match self.raft.propose_change(&change) {
+            Ok((at, effects)) => {
+                self.change_in_flight = Some((at, change, ticket));
+                self.carry_out(now, effects, out);
+            }
+            Err(consensus::Error::ChangeUnderWay) => self.changes.push_front((change, ticket)),
+            Err(error) => {
+                if let Some(ticket) = ticket {
+                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
+                }
+            }
+        }
+    }
+
+    fn probed(&mut self, ticket: Ticket, healthy: bool, out: &mut Vec<Effect>) {
+        let Some(change) = self.probes.remove(&ticket) else { return };
+        if healthy {
+            self.changes.push_back((change, Some(ticket)));
+            return;
+        }
+        let reason =
+            "could not connect to prospective new cluster member using its advertised address";
+        out.push(Effect::Reply {
+            ticket,
+            reply: Err(Failure::new(Code::FailedPrecondition, reason)),
+        });
+    }
+
+    fn cancelled(&mut self, ticket: Ticket) {
+        self.certificate_waiters.remove(&ticket);
+        self.probes.remove(&ticket);
+    }
+}
+
+fn raft_member(identity: &Identity, raft_id: u64) -> pb::RaftMember {
+    pb::RaftMember {
+        raft_id,
+        node_id: identity.node_id.clone(),
+        addr: identity.address.clone(),
+        status: None,
+    }
+}
+
+fn fork(dice: &mut ChaCha8Rng) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(dice.next_u64())
+}
+
+pub(crate) fn lost_leadership() -> Failure {
+    Failure::new(Code::Unavailable, "failed to process the request: node lost leader status")
+}
+
+fn raft_failure(error: &consensus::Error) -> Failure {
+    let code = match error {
+        consensus::Error::TooLarge { .. } => Code::ResourceExhausted,
+        _ => Code::Unavailable,
+    };
+    Failure::new(code, error.to_string())
+}

@@ -1,0 +1,112 @@
+//! Sets of managers: joining, losing a leader, demotion, restart.
+
+use std::time::Duration;
+
+use wire::swarmkit as pb;
+
+use super::calls::service;
+use super::rig::{Rig, manager_of};
+use crate::{Call, Code};
+
+fn demote(rig: &mut Rig, node: &str) -> Result<(), crate::Failure> {
+    let leader = rig.leader().unwrap();
+    let stored = pb::Node::clone(rig.manager(&leader).store().get::<pb::Node>(node).unwrap());
+    let mut spec = stored.spec.unwrap();
+    spec.desired_role = pb::NodeRole::Worker as i32;
+    let request = pb::UpdateNodeRequest {
+        node_id: node.into(),
+        node_version: stored.meta.unwrap().version,
+        spec: Some(spec),
+    };
+    rig.control(request).map(|_| ())
+}
+
+#[test]
+fn three_managers_hold_the_same_and_survive_their_leader() {
+    let mut rig = Rig::new(21);
+    let second = rig.add_manager();
+    let third = rig.add_manager();
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+    rig.run(Duration::from_secs(3));
+    rig.cut = Some("node1".into());
+    rig.run(Duration::from_secs(45));
+    let leader = rig.leader().expect("another one leads");
+    assert!(leader == second || leader == third);
+    rig.control(pb::CreateServiceRequest { spec: Some(service("db", 1)) }).unwrap();
+    assert!(!rig.manager("node1").leads(), "cut off, it has stepped down");
+    rig.cut = None;
+    rig.run(Duration::from_secs(30));
+    let saved = rig.manager(&second).store().save();
+    assert_eq!(saved.services.len(), 2);
+    assert!(saved == rig.manager("node1").store().save());
+    assert!(saved == rig.manager(&third).store().save());
+}
+
+#[test]
+fn a_restarted_manager_knows_what_it_knew() {
+    let mut rig = Rig::new(22);
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+    let before = rig.manager("node1").store().save();
+    rig.restart("node1");
+    assert_eq!(rig.leader().as_deref(), Some("node1"));
+    assert!(before.services == rig.manager("node1").store().save().services);
+    assert_eq!(rig.manager("node1").store().count::<pb::Cluster>(), 1);
+    rig.control(pb::CreateServiceRequest { spec: Some(service("db", 1)) }).unwrap();
+}
+
+#[test]
+fn the_last_manager_cannot_be_demoted() {
+    let mut rig = Rig::new(23);
+    let refused = demote(&mut rig, "node1").unwrap_err();
+    assert_eq!(refused.code, Code::FailedPrecondition);
+    assert_eq!(refused.message, "attempting to demote the last manager of the swarm");
+}
+
+#[test]
+fn a_demoted_manager_leaves_the_set_before_it_becomes_a_worker() {
+    let mut rig = Rig::new(24);
+    let second = rig.add_manager();
+    let third = rig.add_manager();
+    demote(&mut rig, &third).unwrap();
+    rig.run(Duration::from_secs(10));
+    let node = rig.manager("node1").store().get::<pb::Node>(&third).unwrap();
+    assert_eq!(node.role(), pb::NodeRole::Worker);
+    assert_eq!(rig.manager("node1").members().count(), 2);
+    demote(&mut rig, "node1").unwrap();
+    rig.run(Duration::from_secs(40));
+    assert_eq!(rig.leader().as_deref(), Some(second.as_str()), "the leader handed over first");
+    assert!(rig.hosts["node1"].removed || rig.manager(&second).members().count() == 1);
+}
+
+#[test]
+fn a_demotion_that_would_cost_the_quorum_is_refused() {
+    let mut rig = Rig::new(25);
+    let second = rig.add_manager();
+    let third = rig.add_manager();
+    rig.hosts.get_mut(&third).unwrap().manager = None;
+    rig.run(Duration::from_secs(25));
+    let refused = demote(&mut rig, &second).unwrap_err();
+    assert_eq!(
+        refused.message,
+        "can't remove member from the raft: this would result in a loss of quorum"
+    );
+    demote(&mut rig, &third).unwrap();
+    rig.run(Duration::from_secs(10));
+    assert_eq!(rig.manager(&second).members().count(), 2);
+}
+
+#[test]
+fn without_a_quorum_reads_are_answered_and_writes_say_why_not() {
+    let mut rig = Rig::new(26);
+    let second = rig.add_manager();
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+    rig.run(Duration::from_secs(2));
+    rig.hosts.get_mut("node1").unwrap().manager = None;
+    rig.run(Duration::from_secs(60));
+    let read = Call::Control(pb::ListServicesRequest::default().into());
+    assert!(rig.call(&second, manager_of(&second), read).is_ok());
+    let spec = Some(service("db", 1));
+    let write = Call::Control(pb::CreateServiceRequest { spec }.into());
+    let refused = rig.call(&second, manager_of(&second), write).err().unwrap();
+    assert_eq!(refused.message, crate::NO_LEADER);
+}
