@@ -83,7 +83,9 @@ impl<'a> Transaction<'a> {
     /// Whether it changes the object of this change already.
     pub fn has(&self, change: &Change) -> bool {
         match change {
-            Change::Create(target) | Change::Update(target) => self.changed.contains_key(&key(target)),
+            Change::Create(target) | Change::Update(target) => {
+                self.changed.contains_key(&key(target))
+            }
             Change::Remove(kind, id) => self.changed.contains_key(&(*kind, id.clone())),
         }
     }

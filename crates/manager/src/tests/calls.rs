@@ -40,7 +40,11 @@ fn a_new_cluster_has_what_swarmkit_puts_into_it() {
     let store = rig.manager("node1").store();
     let cluster = store.cluster().unwrap();
     assert_eq!(cluster.id, CLUSTER);
-    assert_eq!(store.ingress_network().unwrap().version(), 2, "entry 3, proposed when 2 was committed");
+    assert_eq!(
+        store.ingress_network().unwrap().version(),
+        2,
+        "entry 3, proposed when 2 was committed"
+    );
     let root = cluster.root_ca.as_ref().unwrap();
     assert!(root.join_tokens.as_ref().unwrap().worker.starts_with("SWMTKN-1-"));
     assert_eq!(cluster.network_bootstrap_keys.len(), 6);
