@@ -1,5 +1,7 @@
 //! The Engine API, a module per resource, JSON to objects, once.
 
+#![recursion_limit = "256"]
+
 pub mod error;
 pub mod version;
 pub mod request;

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod config;
 pub mod events;
+pub mod host;
 pub mod images;
 pub mod volumes;
 pub mod network;
@@ -23,6 +24,7 @@ pub use error::{Error, Kind, Result};
 
 /// Everything one host runs. Each resource is a part that owns its state and its files.
 pub struct Engine {
+    id: String,
     pub config: Config,
     pub events: Arc<events::Bus>,
     pub images: Arc<images::Images>,
@@ -49,6 +51,7 @@ impl Engine {
         let containers = containers::Containers::open(&config)?;
         let execs = exec::Execs::new();
         let engine = Arc::new(Engine {
+            id: host::daemon_id(&config.data_root)?,
             config,
             events,
             images,

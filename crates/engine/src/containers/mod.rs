@@ -27,6 +27,7 @@ pub use endpoints::{endpoint, parse_port};
 pub use mounts::{MountRecord, MountType};
 pub use registry::Containers;
 pub use remove::RemoveOptions;
+pub use runtime::LogDriver;
 pub use stop::{WaitFor, signal_number};
 pub use validate::size;
 

@@ -1,0 +1,106 @@
+//! The body of `POST /containers/create`, with the liberties that Docker's clients take.
+
+use bollard_stubs::models::NetworkingConfig;
+use engine::containers::CreateRequest;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::version::Version;
+use crate::{ApiError, Parameters};
+
+pub(super) fn request(
+    query: &Parameters,
+    mut body: Value,
+    version: Version,
+) -> Result<CreateRequest, ApiError> {
+    let Some(object) = body.as_object_mut() else {
+        return Err(ApiError::bad_request("config cannot be empty in order to create a container"));
+    };
+    let mut host = object.remove("HostConfig").unwrap_or(Value::Null);
+    let networking = object.remove("NetworkingConfig").unwrap_or(Value::Null);
+    let mac = object.remove("MacAddress").and_then(|mac| mac.as_str().map(str::to_owned));
+    for key in ["Cmd", "Entrypoint", "Shell"] {
+        one_word_is_a_list(object, key);
+    }
+    for key in ["ExposedPorts", "Volumes"] {
+        null_members_are_empty(object, key);
+    }
+    check_policy(&host)?;
+    tidy_host(&mut host);
+    let mut request = CreateRequest {
+        name: query.text("name").map(str::to_owned),
+        platform: query.text("platform").map(str::to_owned),
+        config: read(body)?,
+        host_config: read::<Option<_>>(host)?.unwrap_or_default(),
+        networking: read::<Option<NetworkingConfig>>(networking)?.unwrap_or_default(),
+        task: None,
+    };
+    if let Some(mac) = mac.filter(|mac| !mac.is_empty()) {
+        container_mac(&mut request, mac);
+    }
+    // Before 1.42 a client could not know of private cgroup namespaces and the like; Docker's own
+    // defaults for such clients are the daemon's, so there is nothing to do for them here.
+    let _ = version;
+    Ok(request)
+}
+
+/// Before API 1.44 the address stands beside the networks: it means the first one.
+fn container_mac(request: &mut CreateRequest, mac: String) {
+    let mode = match request.host_config.network_mode.as_deref() {
+        None | Some("" | "default") => "bridge".to_owned(),
+        Some(mode) => mode.to_owned(),
+    };
+    let endpoints = request.networking.endpoints_config.get_or_insert_with(Default::default);
+    let endpoint = endpoints.entry(mode).or_default();
+    if endpoint.mac_address.as_deref().unwrap_or_default().is_empty() {
+        endpoint.mac_address = Some(mac);
+    }
+}
+
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+    serde_json::from_value(value)
+        .map_err(|cause| ApiError::bad_request(format!("invalid JSON: {cause}")))
+}
+
+fn one_word_is_a_list(object: &mut Map<String, Value>, key: &str) {
+    if let Some(Value::String(word)) = object.get(key) {
+        let list = json!([word]);
+        object.insert(key.to_owned(), list);
+    }
+}
+
+fn null_members_are_empty(object: &mut Map<String, Value>, key: &str) {
+    if let Some(Value::Object(members)) = object.get_mut(key) {
+        for value in members.values_mut() {
+            *value = json!({});
+        }
+    }
+}
+
+/// Numbers and words that Go reads more generously.
+fn tidy_host(host: &mut Value) {
+    let Some(host) = host.as_object_mut() else { return };
+    if let Some(Value::Object(bindings)) = host.get_mut("PortBindings") {
+        for binding in bindings.values_mut().filter_map(Value::as_array_mut).flatten() {
+            if let Some(port) = binding.get("HostPort").and_then(Value::as_i64) {
+                binding["HostPort"] = json!(port.to_string());
+            }
+        }
+    }
+    if let Some(Value::Array(size)) = host.get("ConsoleSize")
+        && size.iter().any(|number| number.as_u64().is_none())
+    {
+        host.remove("ConsoleSize");
+    }
+}
+
+/// A policy nobody knows gets Docker's words, not the JSON reader's.
+pub(super) fn check_policy(host: &Value) -> Result<(), ApiError> {
+    let name = host.pointer("/RestartPolicy/Name").and_then(Value::as_str).unwrap_or_default();
+    if matches!(name, "" | "no" | "always" | "on-failure" | "unless-stopped") {
+        return Ok(());
+    }
+    Err(ApiError::bad_request(format!(
+        "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
+    )))
+}
