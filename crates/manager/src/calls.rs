@@ -5,6 +5,7 @@ use wire::control::Request;
 use wire::swarmkit as pb;
 
 use crate::control::{Decision, Desk, decide};
+use crate::dispatcher::Ask;
 use crate::manager::{CALLS_WAITING_MAX, CERTIFICATE_WAITERS_MAX, Manager, NO_LEADER, Then};
 use crate::membership::{self, Joining};
 use crate::{Answer, Call, Caller, Code, Effect, Failure, Reply, Ticket, attach, authority};
@@ -29,10 +30,6 @@ impl Manager {
 
     /// SwarmKit's roles: the certificate's organization is the cluster, its unit the role.
     fn admit(&self, caller: &Caller, call: &Call) -> Result<(), Failure> {
-        let denied = |what: &str| {
-            let reason = format!("Permission denied: {what}");
-            Err(Failure::new(Code::PermissionDenied, reason))
-        };
         let open = matches!(
             call,
             Call::GetRootCaCertificate(_)
@@ -43,21 +40,7 @@ impl Manager {
         if open {
             return Ok(());
         }
-        if !caller.is_member() {
-            return denied(
-                "unauthorized peer role: rpc error: code = PermissionDenied desc = no client certificates in request",
-            );
-        }
-        if caller.organization != self.identity.cluster_id {
-            return denied("remote certificate is of another swarm");
-        }
-        let revoked = self
-            .store
-            .cluster()
-            .is_some_and(|cluster| cluster.blacklisted_certificates.contains_key(&caller.node_id));
-        if revoked {
-            return denied(&format!("certificate of {} is revoked", caller.node_id));
-        }
+        self.check_member(caller)?;
         let for_workers = matches!(
             call,
             Call::Heartbeat(_)
@@ -68,7 +51,27 @@ impl Manager {
                 | Call::PublishLogs(_)
         );
         if !for_workers && !caller.is_manager() {
-            return denied("a manager's certificate is needed");
+            return Err(denied("a manager's certificate is needed"));
+        }
+        Ok(())
+    }
+
+    /// A certificate of this cluster that was not revoked.
+    pub(crate) fn check_member(&self, caller: &Caller) -> Result<(), Failure> {
+        if !caller.is_member() {
+            return Err(denied(
+                "unauthorized peer role: rpc error: code = PermissionDenied desc = no client certificates in request",
+            ));
+        }
+        if caller.organization != self.identity.cluster_id {
+            return Err(denied("remote certificate is of another swarm"));
+        }
+        let revoked = self
+            .store
+            .cluster()
+            .is_some_and(|cluster| cluster.blacklisted_certificates.contains_key(&caller.node_id));
+        if revoked {
+            return Err(denied(&format!("certificate of {} is revoked", caller.node_id)));
         }
         Ok(())
     }
@@ -102,11 +105,22 @@ impl Manager {
                     None
                 }
             },
-            Call::Heartbeat(_)
-            | Call::UpdateTaskStatus(_)
-            | Call::UpdateVolumeStatus(_)
-            | Call::PublishLogs(_) => {
-                Some(Err(Failure::new(Code::Unavailable, "dispatcher is stopped")))
+            Call::Heartbeat(request) => {
+                self.dispatch(now, Ask::Heartbeat { ticket, node: &caller.node_id, request }, out)
+            }
+            Call::UpdateTaskStatus(request) => {
+                let ask = Ask::UpdateTaskStatus { ticket, node: &caller.node_id, request };
+                self.dispatch(now, ask, out)
+            }
+            Call::UpdateVolumeStatus(request) => {
+                let ask = Ask::UpdateVolumeStatus { ticket, node: &caller.node_id, request };
+                self.dispatch(now, ask, out)
+            }
+            Call::PublishLogs(message) => {
+                let leading = self.leading.as_mut()?;
+                let (reply, effects) = leading.logs.publish(&caller.node_id, message);
+                self.push_streams(effects, out);
+                Some(reply)
             }
             call if self.waiting.len() < CALLS_WAITING_MAX => {
                 self.waiting.push_back((ticket, caller, call));
@@ -119,7 +133,7 @@ impl Manager {
         }
     }
 
-    fn not_leading(&self) -> Failure {
+    pub(crate) fn not_leading(&self) -> Failure {
         match self.leader() {
             None => Failure::new(Code::Unknown, NO_LEADER),
             Some(leader) if leader.here => {
@@ -253,4 +267,8 @@ impl Manager {
 fn is_read(request: &Request) -> bool {
     let method = request.method();
     method.starts_with("Get") || method.starts_with("List")
+}
+
+pub(crate) fn denied(what: &str) -> Failure {
+    Failure::new(Code::PermissionDenied, format!("Permission denied: {what}"))
 }

@@ -10,8 +10,10 @@ use rand_chacha::ChaCha8Rng;
 use scheduler::Scheduler;
 use store::{Change, Store, Touched, Transaction};
 
+use crate::dispatcher::{Ask, Dispatcher};
 use crate::keys::Keys;
-use crate::{authority, control};
+use crate::logs::LogBroker;
+use crate::{Effect, authority, control};
 
 /// How often things are looked at again that wait for other nodes: roles, a rotation under way.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -19,7 +21,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 pub(crate) struct Leading {
     /// The term in which it began.
     pub term: u64,
-    dice: ChaCha8Rng,
+    pub dice: ChaCha8Rng,
+    pub dispatcher: Dispatcher,
+    pub logs: LogBroker,
     allocator: Allocator,
     orchestrator: Orchestrator,
     scheduler: Scheduler,
@@ -33,13 +37,15 @@ pub(crate) struct Leading {
 }
 
 impl Leading {
-    pub fn new(now: Instant, term: u64, dice: &mut ChaCha8Rng) -> Self {
+    pub fn new(now: Instant, term: u64, own_id: &str, dice: &mut ChaCha8Rng) -> Self {
         let mut fork = || ChaCha8Rng::seed_from_u64(dice.next_u64());
         Self {
             term,
             allocator: Allocator::new(fork()),
             orchestrator: Orchestrator::new(fork()),
             scheduler: Scheduler::new(fork()),
+            dispatcher: Dispatcher::new(fork(), own_id),
+            logs: LogBroker::default(),
             dice: fork(),
             keys: Keys::new(now),
             touched: Vec::new(),
@@ -49,9 +55,12 @@ impl Leading {
         }
     }
 
-    pub fn touch(&mut self, touched: &[Touched]) {
+    pub fn touch(&mut self, now: Instant, store: &Store, touched: &[Touched]) -> Vec<Effect> {
         self.touched.extend_from_slice(touched);
         self.dirty = true;
+        let mut effects = self.dispatcher.step(now, store, Ask::Touched(touched));
+        effects.extend(self.logs.touched(touched));
+        effects
     }
 
     pub fn mark_dirty(&mut self) {
@@ -68,8 +77,12 @@ impl Leading {
     }
 
     pub fn deadline(&self) -> Instant {
-        let planners =
-            [self.allocator.deadline(), self.orchestrator.deadline(), self.scheduler.deadline()];
+        let planners = [
+            self.allocator.deadline(),
+            self.orchestrator.deadline(),
+            self.scheduler.deadline(),
+            self.dispatcher.deadline(),
+        ];
         let first = planners.into_iter().flatten().min();
         let own = self.keys.deadline().min(self.look_again);
         first.map_or(own, |first| first.min(own))
@@ -85,6 +98,7 @@ impl Leading {
     ) -> Option<Transaction<'a>> {
         let touched = std::mem::take(&mut self.touched);
         let mut changes = first;
+        changes.extend(self.dispatcher.plan(now, store));
         changes.extend(authority::sign_pending(store, now, &mut self.dice));
         changes.extend(self.keys.plan(now, store, &mut self.dice));
         changes.extend(control::finish_rotation(store, &mut self.dice));

@@ -9,8 +9,10 @@ mod calls;
 mod control;
 mod keys;
 mod leading;
+mod logs;
 mod manager;
 mod membership;
+mod streams;
 mod start;
 
 pub use event::{

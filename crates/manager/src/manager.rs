@@ -1,6 +1,6 @@
 //! The manager itself: takes events, keeps the store in step with the log, and pumps what waits.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use consensus::{MemberChange, Proposed, Raft, Recovered};
 use model::Instant;
@@ -14,7 +14,8 @@ use crate::leading::Leading;
 use crate::membership;
 use crate::start::{Bootstrap, Identity};
 use crate::{
-    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, Ticket, authority, bootstrap,
+    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, StreamId, Ticket, authority,
+    bootstrap,
 };
 
 /// Docker's words when nobody leads.
@@ -42,6 +43,8 @@ pub struct Manager {
     /// Joiners that are asked whether they answer under their address.
     pub(crate) probes: BTreeMap<Ticket, MemberChange>,
     pub(crate) certificate_waiters: BTreeMap<Ticket, String>,
+    /// Streams that are open while it leads.
+    pub(crate) streams: BTreeSet<StreamId>,
     bootstrap: Option<Bootstrap>,
     leader: Option<Leader>,
     members: Vec<pb::RaftMember>,
@@ -118,6 +121,7 @@ impl Manager {
             change_in_flight: None,
             probes: BTreeMap::new(),
             certificate_waiters: BTreeMap::new(),
+            streams: BTreeSet::new(),
             bootstrap,
             leader: None,
             members: Vec::new(),
@@ -126,7 +130,7 @@ impl Manager {
         };
         let mut out = Vec::new();
         manager.carry_out(now, effects, &mut out);
-        manager.tell_members(&mut out);
+        manager.tell_members(now, &mut out);
         manager.pump(now, &mut out);
         (manager, out)
     }
@@ -158,16 +162,19 @@ impl Manager {
                 self.cancelled(ticket);
                 None
             }
-            Event::Open { stream, .. } => {
-                let end = Err(Failure::new(Code::Unavailable, "dispatcher is stopped"));
-                out.push(Effect::Close { stream, end });
+            Event::Open { stream, caller, open } => {
+                self.open(now, stream, &caller, open, &mut out);
                 None
             }
-            Event::Closed { .. } => None,
+            Event::Closed { stream } => {
+                self.closed(now, stream, &mut out);
+                None
+            }
         };
         if let Some(event) = raft_event {
             let effects = self.raft.step(now, event);
             self.carry_out(now, effects, &mut out);
+            self.expire(now, &mut out);
         }
         self.pump(now, &mut out);
         out
@@ -226,16 +233,16 @@ impl Manager {
                         out.push(Effect::Send { raft_id, address, message });
                     }
                 }
-                consensus::Effect::Committed { at, data } => self.committed(at, &data, out),
+                consensus::Effect::Committed { at, data } => self.committed(now, at, &data, out),
                 consensus::Effect::Members { at } => {
-                    self.tell_members(out);
+                    self.tell_members(now, out);
                     self.change_committed(at, out);
                 }
                 consensus::Effect::Restored(snapshot) => {
                     let restored = Store::restore(*snapshot);
                     let touched = self.store.changes_to(&restored);
                     self.store = restored;
-                    self.touched(touched, out);
+                    self.touched(now, touched, out);
                 }
                 consensus::Effect::Leadership => self.leadership(now, out),
                 consensus::Effect::Removed => {
@@ -250,11 +257,11 @@ impl Manager {
         }
     }
 
-    fn committed(&mut self, at: Proposed, data: &[u8], out: &mut Vec<Effect>) {
+    fn committed(&mut self, now: Instant, at: Proposed, data: &[u8], out: &mut Vec<Effect>) {
         // What cannot be read was written by a newer manager; every skep skips it alike.
         if let Ok(request) = pb::InternalRaftRequest::decode(data) {
             let touched = self.store.apply(request.action);
-            self.touched(touched, out);
+            self.touched(now, touched, out);
         }
         let Some(in_flight) = self.in_flight.take_if(|in_flight| in_flight.at.index <= at.index)
         else {
@@ -270,13 +277,14 @@ impl Manager {
         }
     }
 
-    fn touched(&mut self, touched: Vec<Touched>, out: &mut Vec<Effect>) {
+    fn touched(&mut self, now: Instant, touched: Vec<Touched>, out: &mut Vec<Effect>) {
         if touched.is_empty() {
             return;
         }
         self.answer_certificate_waiters(&touched, out);
         if let Some(leading) = &mut self.leading {
-            leading.touch(&touched);
+            let effects = leading.touch(now, &self.store, &touched);
+            self.push_streams(effects, out);
         }
         out.push(Effect::Touched(touched));
     }
@@ -298,11 +306,12 @@ impl Manager {
         }
     }
 
-    fn tell_members(&mut self, out: &mut Vec<Effect>) {
+    fn tell_members(&mut self, now: Instant, out: &mut Vec<Effect>) {
         let members: Vec<pb::RaftMember> = self.raft.members().iter().cloned().collect();
         if members != self.members {
             self.members = members.clone();
             out.push(Effect::Members(members));
+            self.tell_nodes_of_managers(now, out);
         }
         self.tell_leader(out);
     }
@@ -344,12 +353,14 @@ impl Manager {
         if lost || !self.raft.leads() {
             self.stop_serving(out);
         }
-        self.start_leading(now);
+        self.start_leading(now, out);
     }
 
-    fn start_leading(&mut self, now: Instant) {
+    fn start_leading(&mut self, now: Instant, out: &mut Vec<Effect>) {
         if self.leading.is_none() && self.raft.leads_fully() {
-            self.leading = Some(Leading::new(now, self.raft.term(), &mut self.dice));
+            let own = &self.identity.node_id;
+            self.leading = Some(Leading::new(now, self.raft.term(), own, &mut self.dice));
+            self.tell_nodes_of_managers(now, out);
         }
     }
 
@@ -366,11 +377,14 @@ impl Manager {
         for ticket in tickets {
             out.push(Effect::Reply { ticket, reply: Err(lost_leadership()) });
         }
+        for stream in std::mem::take(&mut self.streams) {
+            out.push(Effect::Close { stream, end: Err(lost_leadership()) });
+        }
     }
 
     /// Proposes, one entry at a time, what callers and the leader's loops want.
     fn pump(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        self.start_leading(now);
+        self.start_leading(now, out);
         self.unfinished = false;
         for _ in 0..ROUNDS_MAX {
             if self.leading.is_none() || self.in_flight.is_some() {

@@ -3,3 +3,4 @@
 mod calls;
 mod rig;
 mod sets;
+mod streams;

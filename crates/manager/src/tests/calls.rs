@@ -1,5 +1,6 @@
 //! Calls of users and nodes against one manager.
 
+use prost::Message as _;
 use store::Object;
 use wire::swarmkit as pb;
 
@@ -40,11 +41,6 @@ fn a_new_cluster_has_what_swarmkit_puts_into_it() {
     let store = rig.manager("node1").store();
     let cluster = store.cluster().unwrap();
     assert_eq!(cluster.id, CLUSTER);
-    assert_eq!(
-        store.ingress_network().unwrap().version(),
-        2,
-        "entry 3, proposed when 2 was committed"
-    );
     let root = cluster.root_ca.as_ref().unwrap();
     assert!(root.join_tokens.as_ref().unwrap().worker.starts_with("SWMTKN-1-"));
     assert_eq!(cluster.network_bootstrap_keys.len(), 6);
@@ -56,6 +52,12 @@ fn a_new_cluster_has_what_swarmkit_puts_into_it() {
     assert_eq!(node.role(), pb::NodeRole::Manager);
     let first = &rig.hosts["node1"].disk.recovered.entries[2];
     assert_eq!((first.index(), first.term()), (3, 2));
+    let request = pb::InternalRaftRequest::decode(first.data()).unwrap();
+    let versions = request
+        .action
+        .iter()
+        .map(|action| store::object::version_of_target(action.target.as_ref().expect("an object")));
+    assert!(versions.eq([2; 5]), "proposed when entry 2 was committed");
 }
 
 #[test]

@@ -12,7 +12,8 @@ use wire::raftpb;
 use wire::swarmkit as pb;
 
 use crate::{
-    Answer, Bootstrap, Call, Caller, Code, Effect, Event, Failure, Identity, Manager, Reply, Ticket,
+    Answer, Bootstrap, Call, Caller, Code, Effect, Event, Failure, Identity, Manager, Message,
+    Open, Reply, StreamId, Ticket,
 };
 
 pub const START: Instant = Instant::from_nanos(1_790_000_000_000_000_000);
@@ -52,6 +53,8 @@ pub struct Rig {
     pub hosts: BTreeMap<String, Host>,
     pub replies: BTreeMap<Ticket, Reply>,
     pub cut: Option<String>,
+    pub messages: BTreeMap<StreamId, Vec<Message>>,
+    pub closed: BTreeMap<StreamId, Result<(), Failure>>,
     network: VecDeque<(String, raftpb::Message)>,
     tickets: u64,
 }
@@ -101,6 +104,8 @@ impl Rig {
             hosts: BTreeMap::new(),
             replies: BTreeMap::new(),
             cut: None,
+            messages: BTreeMap::new(),
+            closed: BTreeMap::new(),
             network: VecDeque::new(),
             tickets: 0,
         };
@@ -134,6 +139,12 @@ impl Rig {
                     assert!(self.replies.insert(ticket, reply).is_none(), "answered twice");
                 }
                 Effect::Removed => host.removed = true,
+                Effect::Message { stream, message } => {
+                    self.messages.entry(stream).or_default().push(*message);
+                }
+                Effect::Close { stream, end } => {
+                    assert!(self.closed.insert(stream, end).is_none(), "closed twice");
+                }
                 _ => {}
             }
         }
@@ -195,6 +206,14 @@ impl Rig {
         self.step(node, Event::Call { ticket, caller, call: Box::new(call) });
         self.settle();
         ticket
+    }
+
+    pub fn open(&mut self, node: &str, caller: Caller, open: Open) -> StreamId {
+        self.tickets += 1;
+        let stream = StreamId(self.tickets);
+        self.step(node, Event::Open { stream, caller, open });
+        self.settle();
+        stream
     }
 
     pub fn call(&mut self, node: &str, caller: Caller, call: Call) -> Result<Answer, Failure> {
