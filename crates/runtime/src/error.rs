@@ -1,7 +1,7 @@
 //! What can go wrong in the runtime: a small kind for code, a sentence for people.
 
 /// For code: which status an API should answer with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
     /// No such container or exec here.
     NotFound,

@@ -12,6 +12,13 @@ pub mod top;
 pub mod users;
 pub mod error;
 pub mod shim;
+mod bundle;
+mod capabilities;
+mod cgroup;
+mod client;
+mod oci;
+mod protocol;
+mod seccomp;
 
 pub use attach::{AttachOptions, PendingAttach};
 pub use error::{Error, ErrorKind};

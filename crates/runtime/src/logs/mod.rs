@@ -1,11 +1,15 @@
 //! Container logs: what the shim writes and what `docker logs` reads back.
 
+pub mod write;
+pub mod read;
+mod local;
+
+pub use read::LogReader;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
-
-use crate::error::Result;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogDriver {
@@ -36,6 +40,15 @@ pub enum LogStream {
     Stderr,
 }
 
+impl LogStream {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogStream::Stdout => "stdout",
+            LogStream::Stderr => "stderr",
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct LogEntry {
     pub stream: LogStream,
@@ -54,26 +67,4 @@ pub struct LogOptions {
     pub until: Option<SystemTime>,
     /// `None`: all.
     pub tail: Option<usize>,
-}
-
-/// Reads a container's log files, oldest line first.
-pub struct LogReader {}
-
-impl LogReader {
-    /// `running` resolves (or its sender is dropped) when the container has ended: following stops then.
-    pub fn open(
-        _log: &LogConfig,
-        _options: LogOptions,
-        _ended: tokio::sync::watch::Receiver<bool>,
-    ) -> Result<LogReader> {
-        Err(crate::Error::new(
-            crate::ErrorKind::Unsupported,
-            "not supported by skep yet: reading logs",
-        ))
-    }
-
-    /// The next line; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<LogEntry>> {
-        Ok(None)
-    }
 }

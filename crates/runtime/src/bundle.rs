@@ -1,0 +1,142 @@
+//! What is put on disk for a container before its shim starts, and taken away after it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::oci;
+use crate::protocol::{CONFIG_FILE, SHIM_FILE, ShimSpec};
+use crate::runtime::Config;
+use crate::spec::{ContainerSpec, Namespace};
+use crate::users;
+
+/// The small program that `--init` runs as process 1.
+const INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init"));
+const DEFAULT_PARENT: &str = "/docker";
+
+pub fn containers_dir(config: &Config) -> PathBuf {
+    config.exec_root.join("containers")
+}
+
+/// Writes the bundle; afterwards the shim needs nothing but its path.
+pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSpec)> {
+    if spec.args.is_empty() {
+        return Err(Error::invalid("No command specified"));
+    }
+    let failed =
+        |e: io::Error| Error::system(format!("bundle of container {} not written", spec.id), e);
+    let user = users::resolve(&spec.rootfs, &spec.user, &spec.groups)?;
+    if !spec.cwd.is_empty() {
+        make_directory(&spec.rootfs, &spec.cwd)
+            .map_err(|e| Error::system(format!("working directory {} not made", spec.cwd), e))?;
+    }
+    let parent = [&spec.cgroup_parent, &config.cgroup_parent]
+        .into_iter()
+        .find(|p| !p.is_empty())
+        .map_or(DEFAULT_PARENT, |p| p.as_str());
+    let cgroup = format!("/{}/{}", parent.trim_matches('/'), spec.id);
+    let init = if spec.init { Some(write_init(config).map_err(failed)?) } else { None };
+    let context = oci::Context {
+        user: &user,
+        cgroup: &cgroup,
+        cgroup_v2: Cgroup::at(&cgroup).is_v2(),
+        init: init.as_deref(),
+    };
+    let document = oci::config(spec, &context)?;
+    let given_home = spec.env.iter().any(|e| e.starts_with("HOME="));
+    let mut env = oci::environment(spec, "");
+    // An exec by another user has another home.
+    env.retain(|e| given_home || !e.starts_with("HOME="));
+    env.retain(|e| spec.env.contains(e) || !e.starts_with("TERM="));
+    let shim = ShimSpec {
+        id: spec.id.clone(),
+        tty: spec.tty,
+        open_stdin: spec.open_stdin,
+        stdin_once: spec.stdin_once,
+        console_size: spec.console_size,
+        runtime: spec.runtime.clone(),
+        log: spec.log.clone(),
+        cgroup,
+        uid: user.uid,
+        stop_signal: spec.stop_signal,
+        shared_pid: spec.pid != Namespace::Private,
+        env,
+        rootfs: spec.rootfs.clone(),
+        user: spec.user.clone(),
+        groups: spec.groups.clone(),
+        cwd: spec.cwd.clone(),
+    };
+    let dir = containers_dir(config).join(&spec.id);
+    std::fs::create_dir_all(&dir).map_err(failed)?;
+    let config_text = document.to_string();
+    std::fs::write(dir.join(CONFIG_FILE), config_text).map_err(failed)?;
+    // Last: a bundle without it was never complete.
+    let shim_text = serde_json::to_vec(&shim).map_err(|e| failed(io::Error::other(e)))?;
+    std::fs::write(dir.join(SHIM_FILE), shim_text).map_err(failed)?;
+    Ok((dir, shim))
+}
+
+/// The init program, once per daemon, replaced only as a whole.
+fn write_init(config: &Config) -> io::Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = config.exec_root.join("init");
+    if std::fs::read(&path).is_ok_and(|present| present == INIT) {
+        return Ok(path);
+    }
+    let new = config.exec_root.join("init.new");
+    std::fs::write(&new, INIT)?;
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::rename(&new, &path)?;
+    Ok(path)
+}
+
+/// `mkdir -p` inside a root file system, whose links never lead out of it.
+fn make_directory(rootfs: &Path, path: &str) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(rootfs, flags, Mode::empty())?;
+    let open = |path: &Path| -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat2(
+            &root,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    let mut so_far = PathBuf::from("/");
+    let mut dir = open(&so_far)?;
+    for part in Path::new(path).components() {
+        let std::path::Component::Normal(name) = part else { continue };
+        so_far.push(name);
+        dir = match open(&so_far) {
+            Ok(found) => found,
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
+                open(&so_far)?
+            }
+            Err(e) => return Err(e.into()),
+        };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_working_directory_is_made_inside_even_over_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(outside.path(), dir.path().join("out")).unwrap();
+        make_directory(dir.path(), "/a/b/c").unwrap();
+        assert!(dir.path().join("a/b/c").is_dir());
+        // The link's target does not exist inside, so nothing can be made through it.
+        assert!(make_directory(dir.path(), "/out/x").is_err());
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+}

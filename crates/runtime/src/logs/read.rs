@@ -1,0 +1,321 @@
+//! The reading side of container logs: what `docker logs` shows, also while the shim writes and rotates.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::inotify;
+use serde::Deserialize;
+use tokio::io::unix::AsyncFd;
+
+use super::write::numbered;
+use super::{LogConfig, LogDriver, LogEntry, LogOptions, LogStream, local};
+use crate::error::{Error, ErrorKind, Result};
+
+const CHUNK: usize = 64 * 1024;
+/// A json-file line without an end for this long is damage, not a line.
+const ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// Reads a container's log files, oldest line first.
+pub struct LogReader {
+    driver: LogDriver,
+    path: PathBuf,
+    options: LogOptions,
+    ended: tokio::sync::watch::Receiver<bool>,
+    /// Rotated files still to be read, oldest first, with the offset to start from.
+    older: VecDeque<(File, u64)>,
+    current: Option<Current>,
+    watch: Option<AsyncFd<std::os::fd::OwnedFd>>,
+    buffer: Vec<u8>,
+    start: usize,
+    finished: bool,
+}
+
+struct Current {
+    file: File,
+    inode: u64,
+    offset: u64,
+    live: bool,
+}
+
+#[derive(Deserialize)]
+struct JsonLine {
+    #[serde(default)]
+    log: String,
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    attrs: BTreeMap<String, String>,
+    #[serde(with = "time::serde::rfc3339")]
+    time: time::OffsetDateTime,
+}
+
+impl LogReader {
+    /// `ended` becomes true (or its sender is dropped) when the container has ended: following stops then.
+    pub fn open(
+        log: &LogConfig,
+        options: LogOptions,
+        ended: tokio::sync::watch::Receiver<bool>,
+    ) -> Result<LogReader> {
+        if log.driver == LogDriver::None {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "configured logging driver does not support reading",
+            ));
+        }
+        // The watch comes before the first look, so that nothing between the two is missed.
+        let watch = if options.follow { Some(watch_directory(&log.path)?) } else { None };
+        let older = open_files(log, options.tail)?;
+        Ok(LogReader {
+            driver: log.driver,
+            path: log.path.clone(),
+            options,
+            ended,
+            older,
+            current: None,
+            watch,
+            buffer: Vec::new(),
+            start: 0,
+            finished: false,
+        })
+    }
+
+    /// The next line; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<LogEntry>> {
+        loop {
+            while let Some(entry) = self.take_entry() {
+                if self.options.until.is_some_and(|until| entry.at > until) {
+                    return Ok(None);
+                }
+                let wanted = match entry.stream {
+                    LogStream::Stdout => self.options.stdout,
+                    LogStream::Stderr => self.options.stderr,
+                };
+                if wanted && self.options.since.is_none_or(|since| entry.at >= since) {
+                    return Ok(Some(entry));
+                }
+            }
+            if self.finished {
+                return Ok(None);
+            }
+            // Asked before reading: what is written before the end is then surely read.
+            let ended = *self.ended.borrow() || self.ended.has_changed().is_err();
+            if self.fill()? {
+                continue;
+            }
+            if !self.options.follow || ended {
+                self.finished = true;
+                continue;
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Reads a further piece; false when there is nothing more yet.
+    fn fill(&mut self) -> Result<bool> {
+        let failed = |e: std::io::Error| Error::system("log file not read", e);
+        loop {
+            if self.current.is_none() {
+                let (mut file, offset, live) = match self.older.pop_front() {
+                    Some((file, offset)) => (file, offset, self.older.is_empty()),
+                    None => match File::open(&self.path) {
+                        Ok(file) => (file, 0, true),
+                        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+                        Err(e) => return Err(failed(e)),
+                    },
+                };
+                file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+                let inode = file.metadata().map_err(failed)?.ino();
+                self.current = Some(Current { file, inode, offset, live });
+            }
+            let Some(current) = &mut self.current else { return Ok(false) };
+            if self.start > 0 {
+                self.buffer.drain(..self.start);
+                self.start = 0;
+            }
+            if self.buffer.len() > ENTRY_BYTES_MAX {
+                self.buffer.clear();
+            }
+            let old = self.buffer.len();
+            self.buffer.resize(old + CHUNK, 0);
+            let read = current.file.read(&mut self.buffer[old..]);
+            let count = *read.as_ref().unwrap_or(&0);
+            self.buffer.truncate(old + count);
+            read.map_err(failed)?;
+            current.offset += count as u64;
+            if count > 0 {
+                return Ok(true);
+            }
+            if !current.live {
+                self.current = None;
+                self.buffer.clear();
+                continue;
+            }
+            match std::fs::metadata(&self.path) {
+                // Rotated away: the rest of the old file has been read above.
+                Ok(meta) if meta.ino() != current.inode => {
+                    self.current = None;
+                    self.buffer.clear();
+                }
+                Ok(meta) if meta.len() < current.offset => {
+                    current.file.seek(SeekFrom::Start(0)).map_err(failed)?;
+                    current.offset = 0;
+                    self.buffer.clear();
+                }
+                _ => return Ok(false),
+            }
+        }
+    }
+
+    /// Until the directory changes or the container ends.
+    async fn wait(&mut self) -> Result<()> {
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let until =
+            self.options.until.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let deadline = async move {
+            match until {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.ended.changed() => {}
+            _ = deadline => self.finished = true,
+            ready = watch.readable() => {
+                let mut guard = ready.map_err(|e| Error::system("log watch failed", e))?;
+                let mut space = [std::mem::MaybeUninit::uninit(); 4096];
+                let mut events = inotify::Reader::new(guard.get_inner(), &mut space);
+                while events.next().is_ok() {}
+                guard.clear_ready();
+            }
+        }
+        Ok(())
+    }
+
+    /// A complete entry from the buffer; damaged ones are passed over.
+    fn take_entry(&mut self) -> Option<LogEntry> {
+        loop {
+            let data = &self.buffer[self.start..];
+            match self.driver {
+                LogDriver::Local => match local::decode(data) {
+                    Ok(Some((used, stream, at, line))) => {
+                        self.start += used;
+                        return Some(LogEntry { stream, at, line, attrs: BTreeMap::new() });
+                    }
+                    Ok(None) => return None,
+                    // Without lengths there is no way to find the next entry.
+                    Err(()) => {
+                        self.start = self.buffer.len();
+                        return None;
+                    }
+                },
+                _ => {
+                    let end = data.iter().position(|b| *b == b'\n')?;
+                    let parsed = serde_json::from_slice::<JsonLine>(&data[..end]);
+                    self.start += end + 1;
+                    let Ok(line) = parsed else { continue };
+                    let stream =
+                        if line.stream == "stderr" { LogStream::Stderr } else { LogStream::Stdout };
+                    return Some(LogEntry {
+                        stream,
+                        at: line.time.into(),
+                        line: line.log.into_bytes(),
+                        attrs: line.attrs,
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn watch_directory(path: &Path) -> Result<AsyncFd<std::os::fd::OwnedFd>> {
+    let failed = |e: std::io::Error| Error::system("log directory not watched", e);
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+        .map_err(|e| failed(e.into()))?;
+    let what =
+        inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&fd, dir, what).map_err(|e| failed(e.into()))?;
+    // SAFETY: the descriptor is owned by the AsyncFd and open for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.map_err(|e| failed(e.into_parts().1))
+}
+
+/// The files to read, oldest first, each with its offset; with `tail` only as far back as needed.
+fn open_files(log: &LogConfig, tail: Option<usize>) -> Result<VecDeque<(File, u64)>> {
+    let mut files = VecDeque::new();
+    let mut left = tail.unwrap_or(usize::MAX);
+    for n in 0..log.max_file.max(1) {
+        let path = if n == 0 { log.path.clone() } else { numbered(&log.path, n) };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => {
+                return Err(Error::system(format!("log file {} not opened", path.display()), e));
+            }
+        };
+        let offset = if tail.is_some() {
+            let (offset, found) = match log.driver {
+                LogDriver::Local => tail_local(&mut file, left),
+                _ => tail_lines(&mut file, left),
+            }
+            .map_err(|e| Error::system("log file not read", e))?;
+            left -= found.min(left);
+            offset
+        } else {
+            0
+        };
+        files.push_front((file, offset));
+        if tail.is_some() && left == 0 {
+            break;
+        }
+    }
+    Ok(files)
+}
+
+/// Offset of the last `want` lines, and how many there are from it on.
+fn tail_lines(file: &mut File, want: usize) -> std::io::Result<(u64, usize)> {
+    let end = file.seek(SeekFrom::End(0))?;
+    let mut position = end;
+    let mut newlines = 0;
+    let mut chunk = vec![0; CHUNK];
+    if want == 0 {
+        return Ok((end, 0));
+    }
+    while position > 0 {
+        let size = position.min(CHUNK as u64);
+        position -= size;
+        file.seek(SeekFrom::Start(position))?;
+        let piece = &mut chunk[..size as usize];
+        file.read_exact(piece)?;
+        for at in (0..piece.len()).rev() {
+            if piece[at] == b'\n' {
+                newlines += 1;
+                if newlines == want + 1 {
+                    return Ok((position + at as u64 + 1, want));
+                }
+            }
+        }
+    }
+    Ok((0, newlines))
+}
+
+/// The same for the local driver, whose entries end with their length.
+fn tail_local(file: &mut File, want: usize) -> std::io::Result<(u64, usize)> {
+    let mut position = file.seek(SeekFrom::End(0))?;
+    let mut found = 0;
+    while found < want && position >= 8 {
+        file.seek(SeekFrom::Start(position - 4))?;
+        let mut length = [0; 4];
+        file.read_exact(&mut length)?;
+        let entry = u64::from(u32::from_be_bytes(length)) + 8;
+        if entry > position {
+            break;
+        }
+        position -= entry;
+        found += 1;
+    }
+    Ok((position, found))
+}

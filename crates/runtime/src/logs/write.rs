@@ -1,0 +1,211 @@
+//! The writing side of container logs: lines into files, rotated by size. Runs inside the shim.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{LogConfig, LogDriver, LogStream, local};
+
+/// Docker cuts lines at this length; the rest is a further entry without the newline before it.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Takes a container's output and keeps it.
+pub struct LogWriter {
+    driver: LogDriver,
+    path: PathBuf,
+    file: Option<File>,
+    size: u64,
+    max_size: u64,
+    max_file: u32,
+    /// `"attrs":{...},` or nothing.
+    attrs: String,
+    partial: [Vec<u8>; 2],
+    out: Vec<u8>,
+}
+
+impl LogWriter {
+    pub fn open(config: &LogConfig) -> io::Result<LogWriter> {
+        let attrs = if config.attrs.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "\"attrs\":{},",
+                serde_json::to_string(&config.attrs).map_err(io::Error::other)?
+            )
+        };
+        let mut writer = LogWriter {
+            driver: config.driver,
+            path: config.path.clone(),
+            file: None,
+            size: 0,
+            max_size: config.max_size,
+            max_file: config.max_file.max(1),
+            attrs,
+            partial: [Vec::new(), Vec::new()],
+            out: Vec::new(),
+        };
+        if writer.driver != LogDriver::None {
+            if let Some(dir) = writer.path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            writer.reopen()?;
+        }
+        Ok(writer)
+    }
+
+    /// Output as it was read; complete lines are written at once.
+    pub fn write(&mut self, stream: LogStream, mut data: &[u8], at: SystemTime) {
+        if self.driver == LogDriver::None {
+            return;
+        }
+        let slot = stream as usize;
+        while !data.is_empty() {
+            let room = LINE_BYTES_MAX - self.partial[slot].len();
+            let window = &data[..data.len().min(room)];
+            let (take, ends) = match window.iter().position(|b| *b == b'\n') {
+                Some(at) => (at + 1, true),
+                None => (window.len(), window.len() == room),
+            };
+            let (head, rest) = data.split_at(take);
+            data = rest;
+            if !ends {
+                self.partial[slot].extend_from_slice(head);
+            } else if self.partial[slot].is_empty() {
+                self.entry(stream, head, at);
+            } else {
+                let mut line = std::mem::take(&mut self.partial[slot]);
+                line.extend_from_slice(head);
+                self.entry(stream, &line, at);
+            }
+        }
+        // One write per read keeps a busy container's log cheap.
+        self.flush();
+    }
+
+    /// The stream has ended: what is left without a newline is an entry too.
+    pub fn finish(&mut self, stream: LogStream, at: SystemTime) {
+        let line = std::mem::take(&mut self.partial[stream as usize]);
+        if !line.is_empty() {
+            self.entry(stream, &line, at);
+            self.flush();
+        }
+    }
+
+    fn entry(&mut self, stream: LogStream, line: &[u8], at: SystemTime) {
+        if self.max_size > 0 && self.size + self.out.len() as u64 >= self.max_size {
+            self.flush();
+            // A log that cannot be rotated goes on in the old file.
+            let _ = self.rotate();
+        }
+        match self.driver {
+            LogDriver::JsonFile => json_entry(&mut self.out, stream, line, at, &self.attrs),
+            LogDriver::Local => local::encode(&mut self.out, stream, line, at),
+            LogDriver::None => {}
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.out.is_empty() {
+            return;
+        }
+        if let Some(file) = &mut self.file {
+            // A full disk must not stop the container: the lines are lost, as in Docker.
+            let _ = file.write_all(&self.out);
+            self.size += self.out.len() as u64;
+        }
+        self.out.clear();
+        if self.out.capacity() > 4096 {
+            self.out = Vec::new();
+        }
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.max_file > 1 {
+            for n in (1..self.max_file - 1).rev() {
+                rename_if_there(&numbered(&self.path, n), &numbered(&self.path, n + 1))?;
+            }
+            rename_if_there(&self.path, &numbered(&self.path, 1))?;
+        } else {
+            // Readers that follow see the file shrink.
+            OpenOptions::new().write(true).truncate(true).open(&self.path)?;
+        }
+        self.reopen()
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&self.path)?;
+        self.size = file.metadata()?.len();
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+/// `<path>.<n>`: the n-th oldest file of a rotated log.
+pub fn numbered(path: &Path, n: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n}"));
+    PathBuf::from(name)
+}
+
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// One line of the json-file format.
+fn json_entry(out: &mut Vec<u8>, stream: LogStream, line: &[u8], at: SystemTime, attrs: &str) {
+    out.extend_from_slice(b"{\"log\":\"");
+    escape(out, line);
+    out.extend_from_slice(b"\",\"stream\":\"");
+    out.extend_from_slice(stream.name().as_bytes());
+    out.extend_from_slice(b"\",");
+    out.extend_from_slice(attrs.as_bytes());
+    out.extend_from_slice(b"\"time\":\"");
+    rfc3339_nano(out, at);
+    out.extend_from_slice(b"\"}\n");
+}
+
+/// JSON string contents as Go's encoder writes them: HTML characters and U+2028/9 escaped, bad UTF-8 replaced.
+fn escape(out: &mut Vec<u8>, bytes: &[u8]) {
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '"' => out.extend_from_slice(b"\\\""),
+                '\\' => out.extend_from_slice(b"\\\\"),
+                '\n' => out.extend_from_slice(b"\\n"),
+                '\r' => out.extend_from_slice(b"\\r"),
+                '<' | '>' | '&' | '\u{2028}' | '\u{2029}' | '\0'..='\x1f' => {
+                    let _ = write!(out, "\\u{:04x}", c as u32);
+                }
+                c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        for _ in 0..chunk.invalid().len() {
+            out.extend_from_slice(b"\\ufffd");
+        }
+    }
+}
+
+/// RFC 3339 with as many digits as needed, in UTC, as Go's RFC3339Nano.
+pub fn rfc3339_nano(out: &mut Vec<u8>, at: SystemTime) {
+    let t = time::OffsetDateTime::from(at);
+    let _ = write!(
+        out,
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+        t.year(),
+        u8::from(t.month()),
+        t.day(),
+        t.hour(),
+        t.minute(),
+        t.second()
+    );
+    if t.nanosecond() > 0 {
+        let digits = format!(".{:09}", t.nanosecond());
+        out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
+    }
+    out.push(b'Z');
+}

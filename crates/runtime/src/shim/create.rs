@@ -1,0 +1,342 @@
+//! Making the container: libcontainer in a forked single-threaded child, or an OCI runtime's binary.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio as Inherit};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+
+use super::stdio::{self, ChildStdio, Stdio};
+use super::{command, sys};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{ExecProcess, OCI_DIR, ShimSpec};
+use crate::spec::OciRuntime;
+
+const CONSOLE_SOCKET: &str = "console.sock";
+/// Name of libcontainer's socket on which a created container waits for its start.
+const NOTIFY_SOCKET: &str = "notify.sock";
+
+/// The made container: its process 1, waiting to execute the command.
+pub struct Made {
+    pub pid: i32,
+    pub stdio: Stdio,
+}
+
+/// Makes the container of the bundle in the current directory.
+pub fn create(spec: &ShimSpec, bundle: &Path) -> Result<Made> {
+    let failed = |e: io::Error| Error::system("stdio of the container not made", e);
+    let console =
+        if spec.tty { Some(console_listener(CONSOLE_SOCKET).map_err(failed)?) } else { None };
+    let (mut ours, theirs) = if spec.tty {
+        (Stdio::default(), stdio::nothing().map_err(failed)?)
+    } else {
+        stdio::pipes(spec.open_stdin, spec.uid).map_err(failed)?
+    };
+    let pid = match &spec.runtime {
+        OciRuntime::BuiltIn => create_built_in(spec, bundle, &theirs)?,
+        OciRuntime::Binary { path, args } => create_by_binary(spec, bundle, path, args, theirs)?,
+    };
+    if let Some(listener) = console {
+        let master = accept_console(&listener).map_err(failed)?;
+        if spec.console_size != (0, 0) {
+            let _ = sys::set_window(&master, spec.console_size.0, spec.console_size.1);
+        }
+        ours = stdio::terminal(master, spec.open_stdin).map_err(failed)?;
+    }
+    Ok(Made { pid, stdio: ours })
+}
+
+/// Lets the made container execute its command.
+pub fn start(spec: &ShimSpec) -> Result<()> {
+    match &spec.runtime {
+        OciRuntime::BuiltIn => {
+            let socket = Path::new(OCI_DIR).join(&spec.id).join(NOTIFY_SOCKET);
+            let mut stream = connect_short(&socket).map_err(|e| {
+                Error::system("the created container does not wait for its start", e)
+            })?;
+            stream
+                .write_all(b"start container")
+                .map_err(|e| Error::system("container not started", e))
+        }
+        OciRuntime::Binary { path, args } => {
+            let mut start = runtime_command(path, args);
+            start.arg("start").arg(&spec.id).stdout(Inherit::null());
+            run(start).map(drop)
+        }
+    }
+}
+
+/// A unix socket below a directory whose path may be longer than a socket address allows.
+fn connect_short(path: &Path) -> io::Result<UnixStream> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = rustix::fs::open(
+        dir,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    UnixStream::connect(crate::runtime::fd_path(&dir, Path::new(name)))
+}
+
+fn console_listener(name: &str) -> io::Result<UnixListener> {
+    let _ = std::fs::remove_file(name);
+    UnixListener::bind(name)
+}
+
+fn accept_console(listener: &UnixListener) -> io::Result<OwnedFd> {
+    // The runtime has connected and sent before it reported success, so this never waits.
+    listener.set_nonblocking(true)?;
+    let (stream, _) = listener.accept()?;
+    sys::receive_fd(&OwnedFd::from(stream))
+}
+
+fn create_built_in(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio) -> Result<i32> {
+    let failed = |e: io::Error| Error::system("container process not started", e);
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    let Some(child) = sys::fork().map_err(failed)? else {
+        let code = in_child(spec, bundle, theirs, write);
+        sys::exit_now(code);
+    };
+    drop(write);
+    // Process 1 holds the pipe too, so its end is not awaited; the child's is, and its words fit the pipe.
+    sys::wait_for(child).map_err(failed)?;
+    sys::nonblocking(&read).map_err(failed)?;
+    let mut text = String::new();
+    let _ = std::fs::File::from(read).read_to_string(&mut text);
+    match text.split_once(' ') {
+        Some(("pid", number)) => {
+            number.trim().parse().map_err(|e| Error::system("container process not started", e))
+        }
+        Some(("error", text)) => Err(creation_error(text.trim_end())),
+        _ => Err(Error::new(
+            ErrorKind::System,
+            "OCI runtime create failed: the creating process died",
+        )),
+    }
+}
+
+/// The forked child; whatever happens is one line in the pipe.
+fn in_child(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio, report: OwnedFd) -> i32 {
+    sys::reset_signals();
+    let result = theirs.install().map_err(|e| e.to_string()).and_then(|()| build(spec, bundle));
+    let line = match &result {
+        Ok(pid) => format!("pid {pid}\n"),
+        Err(text) => format!("error {}\n", text.chars().take(8_000).collect::<String>()),
+    };
+    let written = std::fs::File::from(report).write_all(line.as_bytes());
+    i32::from(result.is_err() || written.is_err())
+}
+
+fn build(spec: &ShimSpec, bundle: &Path) -> std::result::Result<i32, String> {
+    let console = spec.tty.then(|| bundle.join(CONSOLE_SOCKET));
+    let container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
+        .with_executor(DockerExecutor)
+        .with_root_path(bundle.join(OCI_DIR))
+        .map_err(chain)?
+        .with_console_socket(console)
+        .validate_id()
+        .map_err(chain)?
+        .as_init(bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()
+        .map_err(chain)?;
+    container.pid().map(|p| p.as_raw()).ok_or_else(|| "no process".to_owned())
+}
+
+/// An error with its causes, each once.
+fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// In Docker's words, with the part that matters to its user and not the way it came.
+fn creation_error(text: &str) -> Error {
+    let cause = text.find("exec: \"").map_or(text, |at| &text[at..]);
+    let text =
+        format!("OCI runtime create failed: unable to start container process: {cause}: unknown");
+    Error::new(command::kind_of(cause), text)
+}
+
+/// Executes the command as runc does: Docker's error texts, the environment in its order.
+#[derive(Clone)]
+struct DockerExecutor;
+
+impl Executor for DockerExecutor {
+    fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
+        let (args, env) = args_env(spec);
+        let name = args.first().map(String::as_str).unwrap_or("");
+        command::find(name, &env).map(drop).map_err(ExecutorValidationError::ArgValidationError)
+    }
+
+    fn setup_envs(
+        &self,
+        _envs: HashMap<String, String>,
+    ) -> std::result::Result<(), ExecutorSetEnvsError> {
+        // The environment goes to execve as it is in the spec.
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
+        let (args, env) = args_env(spec);
+        let name = args.first().map(String::as_str).unwrap_or("");
+        let path = command::find(name, &env).map_err(ExecutorError::Other)?;
+        let error = sys::execute(&path, &args, &env);
+        // The start was answered already: this is for the container's log.
+        let _ = writeln!(io::stderr(), "exec {path}: {}", command::errno_text(&error));
+        sys::exit_now(255)
+    }
+}
+
+fn args_env(spec: &Spec) -> (Vec<String>, Vec<String>) {
+    let Some(process) = spec.process() else { return (Vec::new(), Vec::new()) };
+    (process.args().clone().unwrap_or_default(), process.env().clone().unwrap_or_default())
+}
+
+fn create_by_binary(
+    spec: &ShimSpec,
+    bundle: &Path,
+    path: &Path,
+    args: &[String],
+    theirs: ChildStdio,
+) -> Result<i32> {
+    let mut create = runtime_command(path, args);
+    create.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg("pid");
+    if spec.tty {
+        create.arg("--console-socket").arg(bundle.join(CONSOLE_SOCKET));
+    }
+    create.arg(&spec.id).stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
+    run(create)?;
+    read_pid(Path::new("pid"))
+}
+
+fn read_pid(file: &Path) -> Result<i32> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| Error::system("the OCI runtime wrote no pid", e))?;
+    text.trim().parse().map_err(|e| Error::system("the OCI runtime wrote no pid", e))
+}
+
+/// `<runtime> --root oci --log runtime.log ...` in the bundle.
+fn runtime_command(path: &Path, args: &[String]) -> Command {
+    let mut command = Command::new(path);
+    command
+        .args(args)
+        .arg("--root")
+        .arg(OCI_DIR)
+        .arg("--log")
+        .arg("runtime.log")
+        .stdin(Inherit::null());
+    command
+}
+
+/// Runs a step of the OCI runtime; its own log says why it failed.
+fn run(mut command: Command) -> Result<()> {
+    let _ = std::fs::remove_file("runtime.log");
+    let mut child = command.spawn().map_err(|e| {
+        Error::new(
+            ErrorKind::Invalid,
+            format!("OCI runtime {}: {e}", command.get_program().to_string_lossy()),
+        )
+    })?;
+    // Its own wait, not the shim's: SIGCHLD is blocked and reaped only in the loop.
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => {
+            let log = std::fs::read_to_string("runtime.log").unwrap_or_default();
+            let text = log
+                .lines()
+                .rev()
+                .find_map(log_message)
+                .unwrap_or_else(|| "no reason given".to_owned());
+            Err(creation_error(&text))
+        }
+        Err(e) => Err(Error::system("OCI runtime not waited for", e)),
+    }
+}
+
+/// The text of `time=... level=error msg="..."`.
+fn log_message(line: &str) -> Option<String> {
+    let message = line.split_once("msg=\"")?.1;
+    Some(message.trim_end_matches('"').replace("\\\"", "\"").replace("\\\\", "\\"))
+}
+
+/// An exec through the OCI runtime's binary.
+pub fn exec_by_binary(spec: &ShimSpec, bundle: &Path, process: &ExecProcess) -> Result<Made> {
+    let failed = |e: io::Error| Error::system("stdio of the exec not made", e);
+    let OciRuntime::Binary { path, args } = &spec.runtime else {
+        return Err(Error::new(ErrorKind::System, "not an OCI runtime's binary"));
+    };
+    let file = PathBuf::from(format!("exec-{}.json", process.id));
+    let pid_file = PathBuf::from(format!("exec-{}.pid", process.id));
+    let document = super::exec::oci_process(process)?;
+    std::fs::write(&file, document.to_string()).map_err(failed)?;
+    let socket = format!("exec-{}.sock", &process.id.chars().take(12).collect::<String>());
+    let console = if process.tty { Some(console_listener(&socket).map_err(failed)?) } else { None };
+    let (mut ours, theirs) = if process.tty {
+        (Stdio::default(), stdio::nothing().map_err(failed)?)
+    } else {
+        stdio::pipes(process.stdin, process.user.uid).map_err(failed)?
+    };
+    let mut exec = runtime_command(path, args);
+    exec.arg("exec").arg("--detach").arg("--process").arg(&file).arg("--pid-file").arg(&pid_file);
+    if process.tty {
+        exec.arg("--console-socket").arg(bundle.join(&socket));
+    }
+    exec.arg(&spec.id).stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
+    let result = run(exec).and_then(|()| read_pid(&pid_file));
+    let master = match (&result, &console) {
+        (Ok(_), Some(listener)) => Some(accept_console(listener).map_err(failed)?),
+        _ => None,
+    };
+    for leftover in [&file, &pid_file, &PathBuf::from(&socket)] {
+        let _ = std::fs::remove_file(leftover);
+    }
+    if let Some(master) = master {
+        ours = stdio::terminal(master, process.stdin).map_err(failed)?;
+    }
+    Ok(Made { pid: result?, stdio: ours })
+}
+
+/// Lets the OCI runtime forget an ended container.
+pub fn forget(spec: &ShimSpec) {
+    if let OciRuntime::Binary { path, args } = &spec.runtime {
+        let mut delete = runtime_command(path, args);
+        delete
+            .arg("delete")
+            .arg("--force")
+            .arg(&spec.id)
+            .stdout(Inherit::null())
+            .stderr(Inherit::null());
+        let _ = run(delete);
+    }
+}
+
+/// Takes descriptor 0, the daemon's connection, and puts /dev/null there.
+pub fn take_control() -> io::Result<OwnedFd> {
+    let copy = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = sys::open_null()?;
+    for number in 0..3 {
+        use std::os::fd::AsRawFd;
+        sys::duplicate_to(null.as_raw_fd(), number)?;
+    }
+    Ok(copy)
+}
