@@ -97,3 +97,19 @@ impl<T, E: std::fmt::Display> IoContext<T> for std::result::Result<T, E> {
         self.map_err(|cause| Error::internal(format!("{doing}: {cause}")))
     }
 }
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        let kind = match error.kind() {
+            image::Kind::NotFound => Kind::NotFound,
+            image::Kind::Invalid => Kind::BadParameter,
+            image::Kind::Unauthorized => Kind::Unauthorized,
+            image::Kind::Forbidden => Kind::Forbidden,
+            image::Kind::Conflict => Kind::Conflict,
+            image::Kind::NotSupported => Kind::NotImplemented,
+            image::Kind::Unavailable => Kind::Unavailable,
+            image::Kind::System => Kind::Internal,
+        };
+        Self { kind, message: error.to_string() }
+    }
+}

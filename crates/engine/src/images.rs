@@ -1,50 +1,99 @@
-//! The host's images, as the engine's other parts use them.
+//! The host's images: the store's blocking calls on threads of their own, and the events they make.
 
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
-use crate::{Config, events};
+use image::{Deleted, Image, Options, Pruned, Registries, Remove, Store, User};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::events::{self, Type};
 
 pub struct Images {
-    pub store: image::Store,
-    pub(crate) _events: Arc<events::Bus>,
+    pub store: Store,
+    events: Arc<events::Bus>,
 }
 
 impl Images {
     pub async fn open(config: &Config, events: Arc<events::Bus>) -> Result<Self> {
-        let root = config.data_root.join("image");
-        let options = image::Options {
+        let options = Options {
+            registries: Registries {
+                insecure: config.insecure_registries.clone(),
+                mirrors: config.registry_mirrors.clone(),
+            },
             downloads_max: config.max_concurrent_downloads,
             uploads_max: config.max_concurrent_uploads,
-            ..Default::default()
         };
-        let store = blocking(move || Ok(image::Store::open(&root, options)?)).await?;
-        Ok(Self { store, _events: events })
+        let root = config.data_root.join("image");
+        let store = blocking(move || Ok(Store::open(&root, options)?)).await?;
+        Ok(Self { store, events })
+    }
+
+    /// A call of the store that reads or writes the disk.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Store) -> image::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = self.store.clone();
+        blocking(move || Ok(call(&store)?)).await
+    }
+
+    /// By name, digest, id or the beginning of an id.
+    pub fn resolve(&self, name: &str) -> Result<Arc<Image>> {
+        Ok(self.store.resolve(name)?)
+    }
+
+    pub async fn tag(&self, name: &str, reference: image::Reference) -> Result<()> {
+        let image = self.resolve(name)?;
+        let (id, familiar) = (image.id, reference.familiar());
+        self.run(move |store| store.tag(&id, &reference)).await?;
+        self.event("tag", &id.to_string(), &familiar);
+        Ok(())
+    }
+
+    pub async fn remove(&self, name: &str, remove: Remove, users: Vec<User>) -> Result<Vec<Deleted>> {
+        let image = self.resolve(name)?;
+        let name = name.to_owned();
+        let records = self.run(move |store| store.remove(&name, remove, &users)).await?;
+        self.tell_removed(&image.id.to_string(), &records);
+        Ok(records)
+    }
+
+    pub async fn prune(
+        &self,
+        dangling_only: bool,
+        wanted: impl Fn(&Image) -> bool + Send + 'static,
+        users: Vec<User>,
+    ) -> Result<Pruned> {
+        let pruned = self.run(move |store| store.prune(dangling_only, &wanted, &users)).await?;
+        for record in &pruned.deleted {
+            if let Deleted::Deleted(id) = record {
+                self.event("delete", id, id);
+            }
+        }
+        let bytes = pruned.bytes.to_string();
+        self.events.publish(Type::IMAGE, "prune", "", [("reclaimed", bytes)]);
+        Ok(pruned)
+    }
+
+    /// `action` happened to an image; `name` is what the user called it.
+    pub fn event(&self, action: &str, id: &str, name: &str) {
+        self.events.publish(Type::IMAGE, action, id, [("name", name)]);
+    }
+
+    fn tell_removed(&self, image: &str, records: &[Deleted]) {
+        for record in records {
+            match record {
+                Deleted::Untagged(_) => self.event("untag", image, image),
+                Deleted::Deleted(id) if id == image => self.event("delete", id, id),
+                // Layers make no event.
+                Deleted::Deleted(_) => {}
+            }
+        }
     }
 }
 
-impl From<image::Error> for Error {
-    fn from(error: image::Error) -> Self {
-        let kind = match error.kind() {
-            image::Kind::NotFound => Kind::NotFound,
-            image::Kind::Invalid => Kind::BadParameter,
-            image::Kind::Unauthorized => Kind::Unauthorized,
-            image::Kind::Forbidden => Kind::Forbidden,
-            image::Kind::Conflict => Kind::Conflict,
-            image::Kind::NotSupported => Kind::NotImplemented,
-            image::Kind::Unavailable => Kind::Unavailable,
-            image::Kind::System => Kind::Internal,
-        };
-        Error { kind, message: error.to_string() }
-    }
-}
-
-/// Runs what blocks (files, mounts, archives) where it may.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(cause) => Err(Error::internal(format!("a task of the engine ended early: {cause}"))),
-    }
+/// Runs on a thread that may wait for the disk.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let ended = tokio::task::spawn_blocking(call).await;
+    ended.map_err(|cause| Error::internal(format!("a task of the engine ended early: {cause}")))?
 }

@@ -1,60 +1,68 @@
-//! The host's volumes: directories below the data root that outlive their containers.
+//! The host's volumes: the `local` driver. `<data root>/volumes/<name>/{volume.json, _data}`.
+//!
+//! Which containers name a volume is the containers' knowledge; here is only for whom one is mounted now.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ffi::CString;
+use std::fs;
+use std::net::ToSocketAddrs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rand::RngCore;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 
-use crate::config::make_directory;
+use crate::config::Config;
 use crate::error::{Error, IoContext, Result};
-use crate::{Config, events};
+use crate::events::{self, Type};
+use crate::images::blocking;
 
-const OPTIONS: &str = "opts.json";
+/// The label of volumes without a name of their own.
+pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Volume {
     pub name: String,
     pub driver: String,
-    pub anonymous: bool,
-    #[serde(with = "time::serde::rfc3339")]
-    pub created: OffsetDateTime,
-    pub options: BTreeMap<String, String>,
-    pub labels: BTreeMap<String, String>,
+    #[serde(skip)]
     pub mountpoint: PathBuf,
+    pub labels: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
+    pub created_at: String,
+    #[serde(default)]
+    pub anonymous: bool,
+}
+
+#[derive(Default)]
+struct State {
+    volumes: BTreeMap<String, Volume>,
+    /// The running containers that have it mounted.
+    mounted: BTreeMap<String, BTreeSet<String>>,
 }
 
 pub struct Volumes {
     root: PathBuf,
     events: Arc<events::Bus>,
-    tables: Mutex<Tables>,
+    state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct Tables {
-    volumes: BTreeMap<String, Volume>,
-    /// Which containers hold a volume mounted.
-    users: BTreeMap<String, BTreeSet<String>>,
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PrunedVolumes {
+    pub deleted: Vec<String>,
+    pub bytes: u64,
 }
 
 impl Volumes {
     pub async fn open(config: &Config, events: Arc<events::Bus>) -> Result<Self> {
         let root = config.data_root.join("volumes");
-        make_directory(&root, 0o701)?;
-        let mut tables = Tables::default();
-        for entry in std::fs::read_dir(&root).during("list volumes")? {
-            let path = entry.during("list volumes")?.path().join(OPTIONS);
-            let Ok(text) = std::fs::read(&path) else { continue };
-            let volume: Volume =
-                serde_json::from_slice(&text).during(format_args!("read {}", path.display()))?;
-            tables.volumes.insert(volume.name.clone(), volume);
-        }
-        Ok(Self { root, events, tables: Mutex::new(tables) })
+        let directory = root.clone();
+        let volumes = blocking(move || read_all(&directory)).await?;
+        let state = Mutex::new(State { volumes, ..State::default() });
+        Ok(Self { root, events, state })
     }
 
-    /// The volume of that name; made when there is none. No name: an anonymous one.
+    /// The volume of that name, made if it is not there; no name makes an anonymous one.
     pub fn ensure(
         &self,
         name: Option<&str>,
@@ -62,37 +70,39 @@ impl Volumes {
         options: BTreeMap<String, String>,
         labels: BTreeMap<String, String>,
     ) -> Result<Volume> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(volume) = name.and_then(|name| tables.volumes.get(name)) {
-            return Ok(volume.clone());
-        }
-        if !matches!(driver, "" | "local") {
+        let anonymous = name.is_none_or(str::is_empty);
+        let name = match name {
+            Some(name) if !name.is_empty() => name.to_owned(),
+            _ => random_name(),
+        };
+        if !driver.is_empty() && driver != "local" {
             return Err(Error::not_found(format!(
-                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+                "error looking up volume plugin {driver}: plugin {driver:?} not found"
             )));
         }
-        let name = name.map(str::to_owned).unwrap_or_else(random_name);
-        let directory = self.root.join(&name);
+        let mut state = self.lock();
+        if let Some(volume) = state.volumes.get(&name) {
+            return Ok(volume.clone());
+        }
+        check_name(&name)?;
+        check_options(&options)?;
+        let mut labels = labels;
+        if anonymous {
+            labels.insert(ANONYMOUS.into(), String::new());
+        }
         let volume = Volume {
-            mountpoint: directory.join("_data"),
-            anonymous: labels.contains_key("com.docker.volume.anonymous"),
+            mountpoint: self.root.join(&name).join("_data"),
             driver: "local".into(),
-            created: OffsetDateTime::now_utc(),
-            options,
+            anonymous: labels.contains_key(ANONYMOUS),
             labels,
-            name,
+            options,
+            created_at: now(),
+            name: name.clone(),
         };
-        make_directory(&directory, 0o701)?;
-        make_directory(&volume.mountpoint, 0o755)?;
-        let text = serde_json::to_vec(&volume).during("write volume options")?;
-        crate::containers::replace_file(&directory, OPTIONS, &text)?;
-        tables.volumes.insert(volume.name.clone(), volume.clone());
-        self.events.publish(
-            events::Type::VOLUME,
-            "create",
-            volume.name.as_str(),
-            [("driver", "local")],
-        );
+        self.make(&volume)?;
+        state.volumes.insert(name.clone(), volume.clone());
+        drop(state);
+        self.events.publish(Type::VOLUME, "create", name, [("driver", "local")]);
         Ok(volume)
     }
 
@@ -102,51 +112,355 @@ impl Volumes {
     }
 
     pub fn get(&self, name: &str) -> Option<Volume> {
-        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.volumes.get(name).cloned()
+        self.lock().volumes.get(name).cloned()
     }
 
-    /// Makes the volume ready for a container; gives its directory on the host.
+    pub fn find(&self, name: &str) -> Result<Volume> {
+        self.get(name).ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
+    }
+
+    pub fn list(&self) -> Vec<Volume> {
+        self.lock().volumes.values().cloned().collect()
+    }
+
+    /// The directory a running container binds; a volume with a device is mounted for the first one.
     pub fn mount(&self, name: &str, container: &str) -> Result<PathBuf> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(volume) = tables.volumes.get(name) else {
-            return Err(Error::not_found(format!("get {name}: no such volume")));
-        };
-        if !volume.options.is_empty() {
-            return Err(Error::unsupported("mount options of local volumes"));
+        let volume = self.find(name)?;
+        let mut state = self.lock();
+        if !volume.options.is_empty() && !is_mounted(&volume.mountpoint)? {
+            mount_device(&volume)?;
         }
-        let path = volume.mountpoint.clone();
-        tables.users.entry(name.to_owned()).or_default().insert(container.to_owned());
-        Ok(path)
+        state.mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
+        Ok(volume.mountpoint)
     }
 
-    /// The container does not need it mounted any more.
+    /// The container no longer runs; the last one unmounts the device.
     pub fn unmount(&self, name: &str, container: &str) -> Result<()> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(users) = tables.users.get_mut(name) {
-            users.remove(container);
+        let Some(volume) = self.get(name) else { return Ok(()) };
+        let mut state = self.lock();
+        let last = state.mounted.get_mut(name).is_none_or(|mounted| {
+            mounted.remove(container);
+            mounted.is_empty()
+        });
+        if last && !volume.options.is_empty() && is_mounted(&volume.mountpoint)? {
+            unmount_device(&volume.mountpoint)?;
         }
         Ok(())
     }
 
     /// Removes an anonymous volume together with its container (`rm -v`, `--rm`).
     pub fn remove_anonymous(&self, name: &str) -> Result<()> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if !tables.volumes.get(name).is_some_and(|volume| volume.anonymous) {
-            return Ok(());
+        match self.get(name) {
+            Some(volume) if volume.anonymous => self.remove(name, &[], false),
+            _ => Ok(()),
         }
-        let directory = self.root.join(name);
-        std::fs::remove_dir_all(&directory)
-            .during(format_args!("remove {}", directory.display()))?;
-        tables.volumes.remove(name);
-        tables.users.remove(name);
-        self.events.publish(events::Type::VOLUME, "destroy", name, [("driver", "local")]);
+    }
+
+    /// Removes a volume that none of `users`, the containers that name it, stands for.
+    pub fn remove(&self, name: &str, users: &[String], force: bool) -> Result<()> {
+        let mut state = self.lock();
+        let Some(volume) = state.volumes.get(name).cloned() else {
+            return match force {
+                true => Ok(()),
+                false => Err(Error::not_found(format!("get {name}: no such volume"))),
+            };
+        };
+        if !users.is_empty() {
+            return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+        }
+        self.delete(&volume)?;
+        state.volumes.remove(name);
+        state.mounted.remove(name);
+        drop(state);
+        self.events.publish(Type::VOLUME, "destroy", name, [("driver", "local")]);
         Ok(())
+    }
+
+    /// Removes the volumes that `wanted` accepts; `users` tells which containers name a volume.
+    pub fn prune(
+        &self,
+        wanted: impl Fn(&Volume) -> bool,
+        users: impl Fn(&str) -> Vec<String>,
+    ) -> Result<PrunedVolumes> {
+        let mut pruned = PrunedVolumes::default();
+        for volume in self.list() {
+            if !wanted(&volume) || !users(&volume.name).is_empty() {
+                continue;
+            }
+            let bytes = if volume.options.is_empty() { size(&volume.mountpoint) } else { 0 };
+            self.remove(&volume.name, &[], true)?;
+            pruned.deleted.push(volume.name.clone());
+            pruned.bytes += bytes;
+        }
+        self.events.publish(Type::VOLUME, "prune", "", [("reclaimed", pruned.bytes.to_string())]);
+        Ok(pruned)
+    }
+
+    fn make(&self, volume: &Volume) -> Result<()> {
+        let target = self.root.join(&volume.name);
+        let new = self.root.join(format!(".new-{}", volume.name));
+        let making = format!("create volume {}", volume.name);
+        remove_if_there(&new)?;
+        fs::create_dir_all(new.join("_data")).during(&making)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o701)).during(&making)?;
+        fs::set_permissions(new.join("_data"), fs::Permissions::from_mode(0o755)).during(&making)?;
+        let raw = serde_json::to_vec(volume).during(&making)?;
+        let record = new.join("volume.json");
+        fs::write(&record, raw).and_then(|()| fs::File::open(&record)?.sync_all()).during(&making)?;
+        fs::rename(&new, &target).during(&making)
+    }
+
+    fn delete(&self, volume: &Volume) -> Result<()> {
+        if is_mounted(&volume.mountpoint)? {
+            unmount_device(&volume.mountpoint)?;
+        }
+        let path = self.root.join(&volume.name);
+        let old = self.root.join(format!(".old-{}", volume.name));
+        remove_if_there(&old)?;
+        fs::rename(&path, &old).during(format!("remove volume {}", volume.name))?;
+        remove_if_there(&old)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an earlier daemon left; half-made and half-removed volumes go.
+fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
+    fs::create_dir_all(root).during(format!("create {}", root.display()))?;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o701)).during(format!("set mode of {}", root.display()))?;
+    let mut volumes = BTreeMap::new();
+    for entry in fs::read_dir(root).during(format!("read {}", root.display()))? {
+        let path = entry.during(format!("read {}", root.display()))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(".new-") || name.starts_with(".old-") {
+            remove_if_there(&path)?;
+            continue;
+        }
+        let Ok(raw) = fs::read(path.join("volume.json")) else { continue };
+        match serde_json::from_slice::<Volume>(&raw) {
+            Ok(volume) if volume.name == name => {
+                let volume = Volume { mountpoint: path.join("_data"), ..volume };
+                volumes.insert(volume.name.clone(), volume);
+            }
+            _ => tracing::warn!(path = %path.display(), "volume record is damaged; the volume is not used"),
+        }
+    }
+    Ok(volumes)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(cause).during(format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
 fn random_name() -> String {
+    use rand::RngCore;
     let mut bytes = [0u8; 32];
     rand::rng().fill_bytes(&mut bytes);
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn now() -> String {
+    let now = time::OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if name.len() < 2 {
+        return Err(Error::bad_parameter(
+            "volume name is too short, names should be at least two alphanumeric characters",
+        ));
+    }
+    if !name.bytes().all(valid) || !name.as_bytes()[0].is_ascii_alphanumeric() || name.len() > 250 {
+        return Err(Error::bad_parameter(format!(
+            "{name:?} includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+        )));
+    }
+    Ok(())
+}
+
+fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
+    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
+        return Err(Error::bad_parameter(format!("invalid option: {unknown:?}")));
+    }
+    if options.contains_key("size") {
+        return Err(Error::bad_parameter("quota size requested but no quota support"));
+    }
+    match ["device", "type"].into_iter().find(|key| !options.is_empty() && !options.contains_key(*key)) {
+        Some(missing) => Err(Error::bad_parameter(format!("missing required option: {missing:?}"))),
+        None => Ok(()),
+    }
+}
+
+fn is_mounted(path: &Path) -> Result<bool> {
+    let (Ok(own), Some(Ok(parent))) = (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata)) else {
+        return Ok(false);
+    };
+    if own.dev() != parent.dev() {
+        return Ok(true);
+    }
+    // A bind mount from the same file system has the same device; the mount table knows it.
+    let table = fs::read("/proc/self/mountinfo").during("read the mount table")?;
+    let path = path.as_os_str().as_encoded_bytes();
+    let points = table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
+    Ok(points.into_iter().any(|point| point == path))
+}
+
+fn unmount_device(path: &Path) -> Result<()> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH).during(format!("unmount {}", path.display()))
+}
+
+/// `-o type=…,device=…,o=…`, as mount(8) would.
+fn mount_device(volume: &Volume) -> Result<()> {
+    let get = |key: &str| volume.options.get(key).cloned().unwrap_or_default();
+    let (kind, device) = (get("type"), get("device"));
+    let (flags, propagation, mut data) = parse_flags(&get("o"));
+    if matches!(kind.as_str(), "nfs" | "nfs4" | "cifs") {
+        data = with_address(&data)?;
+    }
+    let target = volume.mountpoint.as_path();
+    let shown = format!("failed to mount local volume: mount {device}:{}, data: {data}", target.display());
+    let data = CString::new(data).during(&shown)?;
+    if flags.contains(MountFlags::BIND) {
+        match propagation.contains(MountPropagationFlags::REC) {
+            true => rustix::mount::mount_bind_recursive(&device, target),
+            false => rustix::mount::mount_bind(&device, target),
+        }
+        .during(&shown)?;
+        let rest = flags - MountFlags::BIND;
+        if !rest.is_empty() {
+            rustix::mount::mount_remount(target, flags, c"").during(&shown)?;
+        }
+    } else {
+        rustix::mount::mount(&device, target, &kind, flags, data.as_c_str()).during(&shown)?;
+    }
+    let change = propagation - MountPropagationFlags::REC;
+    match change.is_empty() {
+        true => Ok(()),
+        false => rustix::mount::mount_change(target, propagation).during(&shown),
+    }
+}
+
+fn parse_flags(text: &str) -> (MountFlags, MountPropagationFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut propagation = MountPropagationFlags::empty();
+    let mut data = Vec::new();
+    for option in text.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "defaults" | "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" => {}
+            "ro" => flags |= MountFlags::RDONLY,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "sync" => flags |= MountFlags::SYNCHRONOUS,
+            "dirsync" => flags |= MountFlags::DIRSYNC,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "nodiratime" => flags |= MountFlags::NODIRATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "strictatime" => flags |= MountFlags::STRICTATIME,
+            "bind" => flags |= MountFlags::BIND,
+            "rbind" => {
+                flags |= MountFlags::BIND;
+                propagation |= MountPropagationFlags::REC;
+            }
+            "shared" => propagation |= MountPropagationFlags::SHARED,
+            "slave" => propagation |= MountPropagationFlags::DOWNSTREAM,
+            "private" => propagation |= MountPropagationFlags::PRIVATE,
+            "unbindable" => propagation |= MountPropagationFlags::UNBINDABLE,
+            "rshared" => propagation |= MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+            "rslave" => propagation |= MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+            "rprivate" => propagation |= MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            other => data.push(other),
+        }
+    }
+    (flags, propagation, data.join(","))
+}
+
+/// The kernel wants `addr=` as an address, people write a name.
+fn with_address(data: &str) -> Result<String> {
+    let parts = data.split(',').map(|part| match part.strip_prefix("addr=") {
+        Some(name) if name.parse::<std::net::IpAddr>().is_err() => {
+            let mut found = (name, 0).to_socket_addrs().during(format!("error resolving passed in network volume address {name}"))?;
+            let address = found.next().ok_or_else(|| Error::internal(format!("no address for {name}")))?;
+            Ok(format!("addr={}", address.ip()))
+        }
+        _ => Ok(part.to_owned()),
+    });
+    Ok(parts.collect::<Result<Vec<_>>>()?.join(","))
+}
+
+/// Bytes of the files below a directory.
+pub fn size(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match fs::symlink_metadata(entry.path()) {
+            Ok(found) if found.is_dir() => size(&entry.path()),
+            Ok(found) => found.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn volumes() -> (tempfile::TempDir, Volumes) {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config::below(directory.path().join("data"), directory.path().join("exec"));
+        let volumes = Volumes::open(&config, Arc::new(events::Bus::new())).await.unwrap();
+        (directory, volumes)
+    }
+
+    fn options(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[tokio::test]
+    async fn a_volume_in_use_stays_and_one_that_is_not_can_go() {
+        let (_directory, volumes) = volumes().await;
+        let volume = volumes.ensure(Some("data"), "local", options(&[]), options(&[("a", "b")])).unwrap();
+        assert!(!volume.anonymous);
+        assert_eq!(volumes.ensure(Some("data"), "", options(&[]), options(&[])).unwrap(), volume);
+        let used = ["c1".to_owned()];
+        assert_eq!(volumes.remove("data", &used, true).unwrap_err().message, "remove data: volume is in use - [c1]");
+        assert_eq!(volumes.prune(|_| true, |_| used.to_vec()).unwrap().deleted, [] as [String; 0]);
+        fs::write(volume.mountpoint.join("f"), "12345").unwrap();
+        let pruned = volumes.prune(|_| true, |_| Vec::new()).unwrap();
+        assert_eq!((pruned.deleted, pruned.bytes), (vec!["data".to_owned()], 5));
+        assert_eq!(volumes.find("data").unwrap_err().message, "get data: no such volume");
+    }
+
+    #[tokio::test]
+    async fn a_volume_with_a_device_is_mounted_while_somebody_runs() {
+        let (_directory, volumes) = volumes().await;
+        let tmpfs = options(&[("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m,nosuid")]);
+        let volume = volumes.ensure(Some("fast"), "local", tmpfs, options(&[])).unwrap();
+        volumes.mount("fast", "c1").unwrap();
+        volumes.mount("fast", "c2").unwrap();
+        volumes.unmount("fast", "c1").unwrap();
+        assert!(is_mounted(&volume.mountpoint).unwrap());
+        volumes.unmount("fast", "c2").unwrap();
+        assert!(!is_mounted(&volume.mountpoint).unwrap());
+    }
+
+    #[tokio::test]
+    async fn bad_names_and_options_are_refused() {
+        let (_directory, volumes) = volumes().await;
+        for name in ["a", "../x", "a/b", ".hidden", "a b"] {
+            assert!(volumes.ensure(Some(name), "local", options(&[]), options(&[])).is_err(), "{name}");
+        }
+        for bad in [&[("colour", "red")][..], &[("type", "tmpfs")], &[("size", "1g")]] {
+            assert!(volumes.ensure(Some("good"), "local", options(bad), options(&[])).is_err(), "{bad:?}");
+        }
+        assert_eq!(volumes.list(), []);
+    }
 }

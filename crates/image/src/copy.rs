@@ -205,3 +205,35 @@ fn go_mode(mode: u32) -> u32 {
     let special: u32 = bits.iter().filter(|(bit, _)| mode & bit != 0).map(|(_, go)| go).sum();
     kind | special | mode & 0o777
 }
+
+/// Fills an empty directory with what the image has at `path`, and gives it that directory's owner and mode.
+/// True if something was there to fill it with.
+pub fn populate(root: &Path, path: &str, target: &Path) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let source = match open(&open_root(root)?, &relative(path), flags) {
+        Ok(source) => source,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+        Err(cause) => return Err(not_found(path, cause)),
+    };
+    let empty = std::fs::read_dir(target).map_err(Error::file("read", target))?.next().is_none();
+    if !empty {
+        return Ok(false);
+    }
+    let (from, to) = std::io::pipe().map_err(Error::stream("make a pipe"))?;
+    std::thread::scope(|scope| {
+        let source = source.as_fd();
+        let packing = scope.spawn(move || {
+            let mut packer = Packer::new(std::io::BufWriter::new(to), false);
+            packer.contents(source, b"").and_then(|()| packer.finish()?.flush())
+        });
+        let purpose = Purpose::Copy { keep_kind: false, owner: None };
+        let unpacked = Unpacker::new(target, b"", purpose)?.run(Reader::new(from, ()));
+        let packed = packing.join().map_err(|_| Error::System("copying the image's files failed".into()))?;
+        packed.map_err(Error::file("copy", path)).and(unpacked.map(drop))
+    })?;
+    let found = fs::fstat(&source).map_err(|cause| not_found(path, cause))?;
+    let owner = std::os::unix::fs::chown(target, Some(found.st_uid), Some(found.st_gid));
+    owner.map_err(Error::file("set owner of", target))?;
+    crate::layers::make_mode(target, found.st_mode & 0o7777)?;
+    Ok(true)
+}
