@@ -6,6 +6,7 @@ pub mod error;
 pub mod version;
 pub mod request;
 pub mod hijack;
+pub mod stream;
 pub mod system;
 pub mod containers;
 pub mod exec;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use image::{Deleted, Image, Options, Pruned, Registries, Remove, Store, User};
+use image::{
+    Credentials, Deleted, Image, Options, Platform, ProgressSender, Pruned, Reference, Registries, Remove, Store, User,
+};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -73,6 +75,42 @@ impl Images {
         let bytes = pruned.bytes.to_string();
         self.events.publish(Type::IMAGE, "prune", "", [("reclaimed", bytes)]);
         Ok(pruned)
+    }
+
+    /// Pulls one reference, or every tag of a repository when none is given.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        credentials: Option<&Credentials>,
+        progress: &ProgressSender,
+    ) -> Result<()> {
+        let all = reference.tag().is_none() && reference.digest().is_none();
+        self.store.pull(reference, all, platform, credentials, progress).await?;
+        self.events.publish(
+            Type::IMAGE,
+            "pull",
+            reference.familiar(),
+            [("name", reference.familiar_name())],
+        );
+        Ok(())
+    }
+
+    pub async fn push(
+        &self,
+        reference: &Reference,
+        credentials: Option<&Credentials>,
+        progress: &ProgressSender,
+    ) -> Result<()> {
+        let all = reference.tag().is_none() && reference.digest().is_none();
+        self.store.push(reference, all, credentials, progress).await?;
+        self.events.publish(
+            Type::IMAGE,
+            "push",
+            reference.familiar(),
+            [("name", reference.familiar_name())],
+        );
+        Ok(())
     }
 
     /// `action` happened to an image; `name` is what the user called it.

@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 pub use config::Config;
 pub use error::{Error, Kind, Result};
+/// The vocabulary of images, for those above.
+pub use image;
 
 /// Everything one host runs. Each resource is a part that owns its state and its files.
 pub struct Engine {

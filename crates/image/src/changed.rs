@@ -102,13 +102,8 @@ impl Store {
 
     /// The whole file system as one tar; the container may be running or stopped.
     pub fn export(&self, container: &str, out: impl Write) -> Result<()> {
-        let mounted = crate::rootfs::is_mounted(&self.rootfs(container)?.merged)?;
-        let merged = self.mount(container)?;
-        let result = pack_tree(&merged, false, out);
-        match mounted {
-            true => result,
-            false => result.and(self.unmount(container)),
-        }
+        let visit = self.visit(container)?;
+        pack_tree(visit.root(), false, out)
     }
 
     /// Bytes in the upper directory, and of the whole root file system.

@@ -29,7 +29,7 @@ pub use error::{Error, Kind, Result};
 pub use progress::{PROGRESS_QUEUE_MAX, Progress, ProgressSender, human};
 pub use reference::Reference;
 pub use registry::{Credentials, Distribution, Registries};
-pub use rootfs::RootFs;
+pub use rootfs::{RootFs, Visit};
 pub use store::Store;
 pub use types::{
     Commit, Deleted, HistoryEntry, Image, ImageUsage, Import, LayerUsage, Options, Platform,

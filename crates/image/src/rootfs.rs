@@ -38,6 +38,34 @@ pub struct RootFs {
     pub merged: PathBuf,
 }
 
+/// A root file system mounted for a look.
+pub struct Visit {
+    store: Store,
+    container: String,
+    merged: PathBuf,
+}
+
+impl Visit {
+    pub fn root(&self) -> &Path {
+        &self.merged
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let mut visits = self.store.visits();
+        let Some(count) = visits.get_mut(&self.container) else { return };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        visits.remove(&self.container);
+        if let Err(error) = unmount_all(&self.merged) {
+            tracing::warn!(container = %self.container, %error, "not unmounted after a look");
+        }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     image: Digest,
@@ -91,6 +119,8 @@ impl Store {
     /// Mounts it if it is not mounted; gives the merged directory.
     pub fn mount(&self, container: &str) -> Result<PathBuf> {
         let rootfs = self.rootfs(container)?;
+        // Whoever looks in at the moment must not unmount it when done.
+        self.visits().remove(container);
         if !is_mounted(&rootfs.merged)? {
             mount_overlay(&rootfs)?;
         }
@@ -101,6 +131,31 @@ impl Store {
     pub fn unmount(&self, container: &str) -> Result<()> {
         let rootfs = self.rootfs(container)?;
         unmount_all(&rootfs.merged)
+    }
+
+    /// Mounts it for a look; unmounted again with the last visitor, unless it was or became mounted for good.
+    pub fn visit(&self, container: &str) -> Result<Visit> {
+        let rootfs = self.rootfs(container)?;
+        let mut visits = self.visits();
+        match visits.get_mut(container) {
+            Some(count) => *count += 1,
+            None if is_mounted(&rootfs.merged)? => {}
+            None => {
+                mount_overlay(&rootfs)?;
+                visits.insert(container.to_owned(), 1);
+            }
+        }
+        drop(visits);
+        Ok(Visit { store: self.clone(), container: container.to_owned(), merged: rootfs.merged })
+    }
+
+    fn visits(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.inner.visits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directories of an image's layers, topmost first.
+    pub fn layer_dirs(&self, image: &Image) -> Vec<PathBuf> {
+        self.lower_dirs(&image.config.rootfs.diff_ids)
     }
 
     /// Unmounts and deletes; a container that never had one is fine.

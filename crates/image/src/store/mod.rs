@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     /// Root file systems and the layers each holds.
     pub rootfs: std::sync::Mutex<BTreeMap<String, crate::rootfs::Record>>,
     pub inits: std::sync::Mutex<()>,
+    /// Who looks into a root file system that is mounted only for that.
+    pub visits: std::sync::Mutex<BTreeMap<String, usize>>,
     pub client: std::sync::OnceLock<crate::registry::Client>,
 }
 
@@ -90,6 +92,7 @@ impl Store {
                 state: RwLock::new(state),
                 rootfs: std::sync::Mutex::new(rootfs),
                 inits: std::sync::Mutex::new(()),
+                visits: std::sync::Mutex::default(),
                 client: std::sync::OnceLock::new(),
             }),
         })
