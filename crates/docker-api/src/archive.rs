@@ -37,16 +37,25 @@ fn header(stat: &PathStat) -> String {
     STANDARD.encode(serde_json::to_vec(stat).unwrap_or_default())
 }
 
-async fn stat(State(state): State<ApiState>, Path(id): Path<String>, parameters: Parameters) -> ApiResult {
+async fn stat(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    parameters: Parameters,
+) -> ApiResult {
     let stat = state.engine.path_stat(&id, path(&parameters)?).await?;
     Ok((StatusCode::OK, [(PATH_STAT, header(&stat))]).into_response())
 }
 
-async fn read(State(state): State<ApiState>, Path(id): Path<String>, parameters: Parameters) -> ApiResult {
+async fn read(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    parameters: Parameters,
+) -> ApiResult {
     let path = path(&parameters)?;
     let stat = state.engine.path_stat(&id, path.clone()).await?;
     let engine = state.engine.clone();
-    stream::tar(vec![(PATH_STAT, header(&stat))], move |out| engine.read_path(&id, &path, out)).await
+    stream::tar(vec![(PATH_STAT, header(&stat))], move |out| engine.read_path(&id, &path, out))
+        .await
 }
 
 async fn write(

@@ -45,7 +45,8 @@ impl From<AuthConfig> for Credentials {
 
 async fn login(State(state): State<ApiState>, body: Body<AuthConfig>) -> ApiResult {
     let credentials = Credentials::from(body.required()?);
-    let status = state.engine.images.store.login(&credentials).await.map_err(engine::Error::from)?;
+    let status =
+        state.engine.images.store.login(&credentials).await.map_err(engine::Error::from)?;
     Ok(Json(json!({ "Status": status, "IdentityToken": "" })).into_response())
 }
 

@@ -29,5 +29,7 @@ async fn build(body: Body) -> ApiError {
 
 async fn checkpoint(body: Body) -> ApiError {
     drop(BodyReader::new(body));
-    ApiError::unsupported("checkpoints; docker commit keeps a container's files, its processes must be started again")
+    ApiError::unsupported(
+        "checkpoints; docker commit keeps a container's files, its processes must be started again",
+    )
 }

@@ -16,12 +16,17 @@ pub fn routes() -> Router<ApiState> {
     Router::new().route("/distribution/{*rest}", get(inspect))
 }
 
-async fn inspect(State(state): State<ApiState>, Path(rest): Path<String>, headers: HeaderMap) -> ApiResult {
+async fn inspect(
+    State(state): State<ApiState>,
+    Path(rest): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult {
     let name = rest.strip_suffix("/json").ok_or_else(|| ApiError::not_found("page not found"))?;
     let reference = parse(name)?.or_latest();
     let credentials = credentials(&headers)?;
     let store = &state.engine.images.store;
-    let found = store.distribution(&reference, credentials.as_ref()).await.map_err(engine::Error::from)?;
+    let found =
+        store.distribution(&reference, credentials.as_ref()).await.map_err(engine::Error::from)?;
     let platforms: Vec<Value> = found
         .platforms
         .iter()
@@ -33,6 +38,7 @@ async fn inspect(State(state): State<ApiState>, Path(rest): Path<String>, header
             value
         })
         .collect();
-    let descriptor = json!({ "mediaType": found.media_type, "digest": found.digest, "size": found.size });
+    let descriptor =
+        json!({ "mediaType": found.media_type, "digest": found.digest, "size": found.size });
     Ok(Json(json!({ "Descriptor": descriptor, "Platforms": platforms })).into_response())
 }

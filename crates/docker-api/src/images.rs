@@ -13,12 +13,12 @@ use engine::image::{Deleted, Image, Import, Platform, Reference, Remove, RunConf
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::ApiState;
 use crate::auth::credentials;
 use crate::error::{ApiError, ApiResult};
 use crate::request::{Filters, Parameters, RawBody};
 use crate::stream::{self, BodyReader};
 use crate::version::Version;
-use crate::ApiState;
 
 pub fn routes() -> Router<ApiState> {
     Router::new()
@@ -68,7 +68,8 @@ async fn list(
     filters.only(&["dangling", "label", "before", "since", "reference", "until"])?;
     let all = parameters.flag("all");
     let images = state.engine.images.store.list();
-    let dangling = filters.has("dangling").then(|| filters.boolean("dangling", false)).transpose()?;
+    let dangling =
+        filters.has("dangling").then(|| filters.boolean("dangling", false)).transpose()?;
     let created = |image: &Image| image.config.created.as_deref().map(time_of);
     let bound = |name: &str| -> Result<Option<OffsetDateTime>, ApiError> {
         let Some(other) = filters.values(name).next() else { return Ok(None) };
@@ -130,7 +131,9 @@ fn named(filters: &Filters, image: &Image) -> (Vec<String>, Vec<String>) {
     let wanted = |name: &&String| {
         let bare = Reference::parse(name).map(|name| name.familiar_name()).unwrap_or_default();
         !filters.has("reference")
-            || filters.values("reference").any(|pattern| matches(pattern, name) || matches(pattern, &bare))
+            || filters
+                .values("reference")
+                .any(|pattern| matches(pattern, name) || matches(pattern, &bare))
     };
     let keep = |names: &[String]| names.iter().filter(wanted).cloned().collect();
     (keep(&image.repo_tags), keep(&image.repo_digests))
@@ -140,7 +143,8 @@ fn labels_match(filters: &Filters, image: &Image) -> bool {
     let labels = image.config.run().labels.unwrap_or_default();
     let label = |key: &str| labels.get(key).map(String::as_str);
     filters.labels("label", label)
-        && (!filters.has("label!") || filters.values("label!").all(|wanted| !holds(&labels, wanted)))
+        && (!filters.has("label!")
+            || filters.values("label!").all(|wanted| !holds(&labels, wanted)))
 }
 
 pub(crate) fn holds(labels: &BTreeMap<String, String>, wanted: &str) -> bool {
@@ -159,7 +163,8 @@ pub(crate) fn until(filters: &Filters) -> Result<Option<OffsetDateTime>, ApiErro
             false => Ok(None),
         };
     };
-    let wrong = || ApiError::bad_request(format!("failed to parse value as time or duration: {text:?}"));
+    let wrong =
+        || ApiError::bad_request(format!("failed to parse value as time or duration: {text:?}"));
     if let Ok(time) = OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339) {
         return Ok(Some(time));
     }
@@ -240,7 +245,8 @@ fn inspect(state: &ApiState, name: &str, version: Version) -> ApiResult {
 }
 
 fn last_tagged(image: &Image) -> String {
-    let time = image.last_tagged.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let time =
+        image.last_tagged.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     engine::containers::rfc3339(time)
 }
 
@@ -264,7 +270,8 @@ fn run_config(run: &RunConfig) -> Value {
         "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "", "Entrypoint": null,
         "OnBuild": null, "Labels": null,
     });
-    if let (Some(all), Ok(Value::Object(own))) = (value.as_object_mut(), serde_json::to_value(run)) {
+    if let (Some(all), Ok(Value::Object(own))) = (value.as_object_mut(), serde_json::to_value(run))
+    {
         all.extend(own);
     }
     value
@@ -289,8 +296,8 @@ fn history(state: &ApiState, name: &str) -> ApiResult {
 }
 
 async fn tag(state: &ApiState, name: &str, parameters: &Parameters) -> ApiResult {
-    let reference = target(parameters)?
-        .ok_or_else(|| ApiError::bad_request("invalid reference format"))?;
+    let reference =
+        target(parameters)?.ok_or_else(|| ApiError::bad_request("invalid reference format"))?;
     state.engine.images.tag(name, reference.or_latest()).await?;
     Ok(StatusCode::CREATED.into_response())
 }
@@ -312,11 +319,16 @@ pub(crate) fn parse(text: &str) -> Result<Reference, ApiError> {
     Ok(Reference::parse(text).map_err(engine::Error::from)?)
 }
 
-async fn remove(State(state): State<ApiState>, Path(name): Path<String>, parameters: Parameters) -> ApiResult {
+async fn remove(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+    parameters: Parameters,
+) -> ApiResult {
     if name.trim().is_empty() {
         return Err(ApiError::bad_request("image name cannot be blank"));
     }
-    let remove = Remove { force: parameters.flag("force"), prune_children: !parameters.flag("noprune") };
+    let remove =
+        Remove { force: parameters.flag("force"), prune_children: !parameters.flag("noprune") };
     let records = state.engine.images.remove(&name, remove, users(&state)).await?;
     Ok(Json(records.iter().map(record).collect::<Vec<_>>()).into_response())
 }
@@ -335,12 +347,20 @@ fn users(state: &ApiState) -> Vec<User> {
         .iter()
         .filter_map(|container| {
             let image = container.spec().image.parse().ok()?;
-            Some(User { image, container: container.id().to_string(), running: container.is_running() })
+            Some(User {
+                image,
+                container: container.id().to_string(),
+                running: container.is_running(),
+            })
         })
         .collect()
 }
 
-async fn prune(State(state): State<ApiState>, parameters: Parameters, RawBody(_): RawBody) -> ApiResult {
+async fn prune(
+    State(state): State<ApiState>,
+    parameters: Parameters,
+    RawBody(_): RawBody,
+) -> ApiResult {
     let filters = parameters.filters()?;
     filters.only(&["dangling", "label", "label!", "until"])?;
     let dangling = filters.boolean("dangling", true)?;
@@ -361,7 +381,11 @@ async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> ApiResult {
-    let platform = parameters.text("platform").map(Platform::parse).transpose().map_err(engine::Error::from)?;
+    let platform = parameters
+        .text("platform")
+        .map(Platform::parse)
+        .transpose()
+        .map_err(engine::Error::from)?;
     if let Some(name) = parameters.text("fromImage") {
         drop(BodyReader::new(body));
         let platform = platform.unwrap_or_else(Platform::host);
@@ -416,7 +440,12 @@ async fn pull(
     .await
 }
 
-async fn push(state: &ApiState, name: &str, parameters: &Parameters, headers: &HeaderMap) -> ApiResult {
+async fn push(
+    state: &ApiState,
+    name: &str,
+    parameters: &Parameters,
+    headers: &HeaderMap,
+) -> ApiResult {
     let mut reference = parse(name)?;
     let tag = parameters.text("tag");
     if let Some(tag) = tag {
@@ -467,7 +496,9 @@ async fn save(state: &ApiState, names: Vec<String>) -> ApiResult {
 }
 
 async fn search() -> ApiError {
-    ApiError::unsupported("search; look the image up on the registry's own pages and docker pull it by name")
+    ApiError::unsupported(
+        "search; look the image up on the registry's own pages and docker pull it by name",
+    )
 }
 
 /// Go's `path.Match`: `*` and `?` within a part, `[a-z]`, `\` before a letter meant as it is.
@@ -479,7 +510,9 @@ fn matches(pattern: &str, text: &str) -> bool {
                 let end = text.iter().position(|&letter| letter == '/').unwrap_or(text.len());
                 (0..=end).any(|skip| at(rest, &text[skip..]))
             }
-            Some(('?', rest)) => matches!(text.split_first(), Some((letter, text)) if *letter != '/' && at(rest, text)),
+            Some(('?', rest)) => {
+                matches!(text.split_first(), Some((letter, text)) if *letter != '/' && at(rest, text))
+            }
             Some(('[', rest)) => match (class(rest), text.split_first()) {
                 (Some((members, negated, rest)), Some((letter, text))) => {
                     let inside = members.iter().any(|(low, high)| (low..=high).contains(&letter));
@@ -487,7 +520,9 @@ fn matches(pattern: &str, text: &str) -> bool {
                 }
                 _ => false,
             },
-            Some(('\\', rest)) if !rest.is_empty() => text.first() == Some(&rest[0]) && at(&rest[1..], &text[1..]),
+            Some(('\\', rest)) if !rest.is_empty() => {
+                text.first() == Some(&rest[0]) && at(&rest[1..], &text[1..])
+            }
             Some((letter, rest)) => text.first() == Some(letter) && at(rest, &text[1..]),
         }
     }

@@ -12,9 +12,7 @@ use crate::error::ApiError;
 use crate::stream::BodyReader;
 
 pub fn routes() -> Router<ApiState> {
-    Router::new()
-        .route("/plugins", get(list))
-        .route("/plugins/{*rest}", any(refuse))
+    Router::new().route("/plugins", get(list)).route("/plugins/{*rest}", any(refuse))
 }
 
 async fn list() -> Response {

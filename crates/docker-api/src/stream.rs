@@ -124,7 +124,9 @@ where
         ended((&mut work.0).await)?;
         return Ok(json_stream(Body::empty()));
     }
-    let messages = tokio_stream::iter(first).chain(ReceiverStream::new(messages)).map(|message| line(&message));
+    let messages = tokio_stream::iter(first)
+        .chain(ReceiverStream::new(messages))
+        .map(|message| line(&message));
     let last = futures_util::stream::once(async move {
         match ended((&mut work.0).await) {
             Ok(()) => Bytes::new(),
@@ -139,7 +141,9 @@ where
 }
 
 fn ended(result: Result<engine::Result<()>, tokio::task::JoinError>) -> Result<(), engine::Error> {
-    result.unwrap_or_else(|cause| Err(engine::Error::internal(format!("the work ended early: {cause}"))))
+    result.unwrap_or_else(|cause| {
+        Err(engine::Error::internal(format!("the work ended early: {cause}")))
+    })
 }
 
 fn json_stream(body: Body) -> Response {

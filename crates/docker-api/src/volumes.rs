@@ -52,11 +52,13 @@ async fn create(State(state): State<ApiState>, body: Body<CreateRequest>) -> Api
 async fn list(State(state): State<ApiState>, parameters: Parameters) -> ApiResult {
     let filters = parameters.filters()?;
     filters.only(&["dangling", "driver", "label", "name"])?;
-    let dangling = filters.has("dangling").then(|| filters.boolean("dangling", false)).transpose()?;
+    let dangling =
+        filters.has("dangling").then(|| filters.boolean("dangling", false)).transpose()?;
     let volumes = state.engine.volumes.list();
     let wanted = volumes.iter().filter(|volume| {
         let unused = || state.engine.volume_users(&volume.name).is_empty();
-        let name = !filters.has("name") || filters.values("name").any(|part| volume.name.contains(part));
+        let name =
+            !filters.has("name") || filters.values("name").any(|part| volume.name.contains(part));
         name && filters.exact("driver", &volume.driver)
             && labels_match(&filters, volume)
             && dangling.is_none_or(|dangling| dangling == unused())
@@ -117,7 +119,8 @@ fn labels_match(filters: &Filters, volume: &Volume) -> bool {
 
 /// As `docker volume inspect` prints it.
 pub(crate) fn shown(volume: &Volume) -> Value {
-    let map = |map: &BTreeMap<String, String>| if map.is_empty() { Value::Null } else { json!(map) };
+    let map =
+        |map: &BTreeMap<String, String>| if map.is_empty() { Value::Null } else { json!(map) };
     json!({
         "CreatedAt": volume.created_at,
         "Driver": volume.driver,

@@ -41,7 +41,8 @@ impl Engine {
         let engine = self.clone();
         blocking(move || {
             let place = engine.place(&container, &path)?;
-            image::copy::stat(&place.root, &place.path).map_err(|error| told(error, &container, &path))
+            image::copy::stat(&place.root, &place.path)
+                .map_err(|error| told(error, &container, &path))
         })
         .await
     }
@@ -50,7 +51,8 @@ impl Engine {
     pub fn read_path(&self, name: &str, path: &str, out: impl Write) -> Result<()> {
         let container = self.container(name)?;
         let place = self.place(&container, path)?;
-        image::copy::read(&place.root, &place.path, out).map_err(|error| told(error, &container, path))?;
+        image::copy::read(&place.root, &place.path, out)
+            .map_err(|error| told(error, &container, path))?;
         self.publish(&container, "archive-path", []);
         Ok(())
     }
@@ -95,7 +97,8 @@ impl Engine {
 
     pub async fn commit(self: &Arc<Self>, request: CommitRequest) -> Result<Arc<Image>> {
         let container = self.container(&request.container)?;
-        let own = serde_json::to_value(&container.spec().config).during("read the container's settings")?;
+        let own = serde_json::to_value(&container.spec().config)
+            .during("read the container's settings")?;
         let own: RunConfig = serde_json::from_value(own).during("read the container's settings")?;
         let config = match request.config {
             Some(given) => merged(given, own)?,
@@ -149,7 +152,12 @@ impl Engine {
             }
         }
         let visit = self.images.store.visit(container.id())?;
-        Ok(Place { root: visit.root().to_owned(), path: path.to_owned(), read_only, _visit: Some(visit) })
+        Ok(Place {
+            root: visit.root().to_owned(),
+            path: path.to_owned(),
+            read_only,
+            _visit: Some(visit),
+        })
     }
 }
 
@@ -168,9 +176,10 @@ fn cleaned(path: &str) -> String {
 fn told(error: image::Error, container: &Container, path: &str) -> Error {
     let error = Error::from(error);
     match error.kind {
-        Kind::NotFound => {
-            Error::not_found(format!("Could not find the file {path} in container {}", container.id()))
-        }
+        Kind::NotFound => Error::not_found(format!(
+            "Could not find the file {path} in container {}",
+            container.id()
+        )),
         _ => error,
     }
 }

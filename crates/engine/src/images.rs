@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use image::{
-    Credentials, Deleted, Image, Options, Platform, ProgressSender, Pruned, Reference, Registries, Remove, Store, User,
+    Credentials, Deleted, Image, Options, Platform, ProgressSender, Pruned, Reference, Registries,
+    Remove, Store, User,
 };
 
 use crate::config::Config;
@@ -52,7 +53,12 @@ impl Images {
         Ok(())
     }
 
-    pub async fn remove(&self, name: &str, remove: Remove, users: Vec<User>) -> Result<Vec<Deleted>> {
+    pub async fn remove(
+        &self,
+        name: &str,
+        remove: Remove,
+        users: Vec<User>,
+    ) -> Result<Vec<Deleted>> {
         let image = self.resolve(name)?;
         let name = name.to_owned();
         let records = self.run(move |store| store.remove(&name, remove, &users)).await?;
@@ -131,7 +137,9 @@ impl Images {
 }
 
 /// Runs on a thread that may wait for the disk.
-pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let ended = tokio::task::spawn_blocking(call).await;
     ended.map_err(|cause| Error::internal(format!("a task of the engine ended early: {cause}")))?
 }

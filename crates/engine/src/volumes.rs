@@ -166,7 +166,10 @@ impl Volumes {
             };
         };
         if !users.is_empty() {
-            return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+            return Err(Error::conflict(format!(
+                "remove {name}: volume is in use - [{}]",
+                users.join(", ")
+            )));
         }
         self.delete(&volume)?;
         state.volumes.remove(name);
@@ -203,10 +206,13 @@ impl Volumes {
         remove_if_there(&new)?;
         fs::create_dir_all(new.join("_data")).during(&making)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o701)).during(&making)?;
-        fs::set_permissions(new.join("_data"), fs::Permissions::from_mode(0o755)).during(&making)?;
+        fs::set_permissions(new.join("_data"), fs::Permissions::from_mode(0o755))
+            .during(&making)?;
         let raw = serde_json::to_vec(volume).during(&making)?;
         let record = new.join("volume.json");
-        fs::write(&record, raw).and_then(|()| fs::File::open(&record)?.sync_all()).during(&making)?;
+        fs::write(&record, raw)
+            .and_then(|()| fs::File::open(&record)?.sync_all())
+            .during(&making)?;
         fs::rename(&new, &target).during(&making)
     }
 
@@ -229,7 +235,8 @@ impl Volumes {
 /// What an earlier daemon left; half-made and half-removed volumes go.
 fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
     fs::create_dir_all(root).during(format!("create {}", root.display()))?;
-    fs::set_permissions(root, fs::Permissions::from_mode(0o701)).during(format!("set mode of {}", root.display()))?;
+    fs::set_permissions(root, fs::Permissions::from_mode(0o701))
+        .during(format!("set mode of {}", root.display()))?;
     let mut volumes = BTreeMap::new();
     for entry in fs::read_dir(root).during(format!("read {}", root.display()))? {
         let path = entry.during(format!("read {}", root.display()))?.path();
@@ -244,7 +251,9 @@ fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
                 let volume = Volume { mountpoint: path.join("_data"), ..volume };
                 volumes.insert(volume.name.clone(), volume);
             }
-            _ => tracing::warn!(path = %path.display(), "volume record is damaged; the volume is not used"),
+            _ => {
+                tracing::warn!(path = %path.display(), "volume record is damaged; the volume is not used")
+            }
         }
     }
     Ok(volumes)
@@ -267,7 +276,9 @@ fn random_name() -> String {
 }
 
 fn now() -> String {
-    let now = time::OffsetDateTime::now_utc().replace_nanosecond(0).unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let now = time::OffsetDateTime::now_utc()
+        .replace_nanosecond(0)
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
@@ -287,20 +298,27 @@ fn check_name(name: &str) -> Result<()> {
 }
 
 fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
-    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
+    if let Some(unknown) =
+        options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size"))
+    {
         return Err(Error::bad_parameter(format!("invalid option: {unknown:?}")));
     }
     if options.contains_key("size") {
         return Err(Error::bad_parameter("quota size requested but no quota support"));
     }
-    match ["device", "type"].into_iter().find(|key| !options.is_empty() && !options.contains_key(*key)) {
+    match ["device", "type"]
+        .into_iter()
+        .find(|key| !options.is_empty() && !options.contains_key(*key))
+    {
         Some(missing) => Err(Error::bad_parameter(format!("missing required option: {missing:?}"))),
         None => Ok(()),
     }
 }
 
 fn is_mounted(path: &Path) -> Result<bool> {
-    let (Ok(own), Some(Ok(parent))) = (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata)) else {
+    let (Ok(own), Some(Ok(parent))) =
+        (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata))
+    else {
         return Ok(false);
     };
     if own.dev() != parent.dev() {
@@ -309,7 +327,9 @@ fn is_mounted(path: &Path) -> Result<bool> {
     // A bind mount from the same file system has the same device; the mount table knows it.
     let table = fs::read("/proc/self/mountinfo").during("read the mount table")?;
     let path = path.as_os_str().as_encoded_bytes();
-    let points = table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
+    let points = table
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
     Ok(points.into_iter().any(|point| point == path))
 }
 
@@ -326,7 +346,8 @@ fn mount_device(volume: &Volume) -> Result<()> {
         data = with_address(&data)?;
     }
     let target = volume.mountpoint.as_path();
-    let shown = format!("failed to mount local volume: mount {device}:{}, data: {data}", target.display());
+    let shown =
+        format!("failed to mount local volume: mount {device}:{}, data: {data}", target.display());
     let data = CString::new(data).during(&shown)?;
     if flags.contains(MountFlags::BIND) {
         match propagation.contains(MountPropagationFlags::REC) {
@@ -375,8 +396,12 @@ fn parse_flags(text: &str) -> (MountFlags, MountPropagationFlags, String) {
             "private" => propagation |= MountPropagationFlags::PRIVATE,
             "unbindable" => propagation |= MountPropagationFlags::UNBINDABLE,
             "rshared" => propagation |= MountPropagationFlags::SHARED | MountPropagationFlags::REC,
-            "rslave" => propagation |= MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-            "rprivate" => propagation |= MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+            "rslave" => {
+                propagation |= MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC
+            }
+            "rprivate" => {
+                propagation |= MountPropagationFlags::PRIVATE | MountPropagationFlags::REC
+            }
             other => data.push(other),
         }
     }
@@ -387,8 +412,11 @@ fn parse_flags(text: &str) -> (MountFlags, MountPropagationFlags, String) {
 fn with_address(data: &str) -> Result<String> {
     let parts = data.split(',').map(|part| match part.strip_prefix("addr=") {
         Some(name) if name.parse::<std::net::IpAddr>().is_err() => {
-            let mut found = (name, 0).to_socket_addrs().during(format!("error resolving passed in network volume address {name}"))?;
-            let address = found.next().ok_or_else(|| Error::internal(format!("no address for {name}")))?;
+            let mut found = (name, 0)
+                .to_socket_addrs()
+                .during(format!("error resolving passed in network volume address {name}"))?;
+            let address =
+                found.next().ok_or_else(|| Error::internal(format!("no address for {name}")))?;
             Ok(format!("addr={}", address.ip()))
         }
         _ => Ok(part.to_owned()),
@@ -427,11 +455,15 @@ mod tests {
     #[tokio::test]
     async fn a_volume_in_use_stays_and_one_that_is_not_can_go() {
         let (_directory, volumes) = volumes().await;
-        let volume = volumes.ensure(Some("data"), "local", options(&[]), options(&[("a", "b")])).unwrap();
+        let volume =
+            volumes.ensure(Some("data"), "local", options(&[]), options(&[("a", "b")])).unwrap();
         assert!(!volume.anonymous);
         assert_eq!(volumes.ensure(Some("data"), "", options(&[]), options(&[])).unwrap(), volume);
         let used = ["c1".to_owned()];
-        assert_eq!(volumes.remove("data", &used, true).unwrap_err().message, "remove data: volume is in use - [c1]");
+        assert_eq!(
+            volumes.remove("data", &used, true).unwrap_err().message,
+            "remove data: volume is in use - [c1]"
+        );
         assert_eq!(volumes.prune(|_| true, |_| used.to_vec()).unwrap().deleted, [] as [String; 0]);
         fs::write(volume.mountpoint.join("f"), "12345").unwrap();
         let pruned = volumes.prune(|_| true, |_| Vec::new()).unwrap();
@@ -456,10 +488,16 @@ mod tests {
     async fn bad_names_and_options_are_refused() {
         let (_directory, volumes) = volumes().await;
         for name in ["a", "../x", "a/b", ".hidden", "a b"] {
-            assert!(volumes.ensure(Some(name), "local", options(&[]), options(&[])).is_err(), "{name}");
+            assert!(
+                volumes.ensure(Some(name), "local", options(&[]), options(&[])).is_err(),
+                "{name}"
+            );
         }
         for bad in [&[("colour", "red")][..], &[("type", "tmpfs")], &[("size", "1g")]] {
-            assert!(volumes.ensure(Some("good"), "local", options(bad), options(&[])).is_err(), "{bad:?}");
+            assert!(
+                volumes.ensure(Some("good"), "local", options(bad), options(&[])).is_err(),
+                "{bad:?}"
+            );
         }
         assert_eq!(volumes.list(), []);
     }

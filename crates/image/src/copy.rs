@@ -228,7 +228,8 @@ pub fn populate(root: &Path, path: &str, target: &Path) -> Result<bool> {
         });
         let purpose = Purpose::Copy { keep_kind: false, owner: None };
         let unpacked = Unpacker::new(target, b"", purpose)?.run(Reader::new(from, ()));
-        let packed = packing.join().map_err(|_| Error::System("copying the image's files failed".into()))?;
+        let packed =
+            packing.join().map_err(|_| Error::System("copying the image's files failed".into()))?;
         packed.map_err(Error::file("copy", path)).and(unpacked.map(drop))
     })?;
     let found = fs::fstat(&source).map_err(|cause| not_found(path, cause))?;
