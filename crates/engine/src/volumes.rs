@@ -106,11 +106,6 @@ impl Volumes {
         Ok(volume)
     }
 
-    pub fn list(&self) -> Vec<Volume> {
-        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.volumes.values().cloned().collect()
-    }
-
     pub fn get(&self, name: &str) -> Option<Volume> {
         self.lock().volumes.get(name).cloned()
     }

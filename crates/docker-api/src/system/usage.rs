@@ -97,7 +97,7 @@ async fn volumes(state: &ApiState) -> ApiResult<Vec<Value>> {
             "Name": volume.name,
             "Driver": volume.driver,
             "Mountpoint": volume.mountpoint,
-            "CreatedAt": engine::containers::rfc3339(Some(volume.created)),
+            "CreatedAt": volume.created_at,
             "Labels": volume.labels,
             "Options": volume.options,
             "Scope": "local",
