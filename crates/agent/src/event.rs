@@ -18,6 +18,9 @@ pub struct Config {
     pub gossip_name: String,
     /// What a session tells the manager.
     pub description: pb::NodeDescription,
+    /// This node's own object as [`Effect::Node`] gave it last: with it the networks stay as they
+    /// are while no manager can be asked.
+    pub node: Option<pb::Node>,
     /// Feeds every random choice: 32 bytes from the operating system.
     pub seed: [u8; 32],
 }

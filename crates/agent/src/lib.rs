@@ -3,32 +3,413 @@
 //! [`Agent::step`] takes what managers, the executor and the gossip say, and says what follows.
 
 pub mod event;
+mod life;
+pub mod network;
+mod rows;
+mod session;
+#[cfg(test)]
+mod tests;
 
 pub use event::{
     Config, Container, Effect, Endpoint, Event, Key, OverlayState, Record, Stage, StageError, Work,
 };
 
-use model::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use model::{Instant, NetworkId};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use store::access::TaskState;
+use wire::swarmkit as pb;
+
+use life::{Life, Wish};
+use network::{Picture, Subject};
+use rows::Rows;
+use session::{Session, Take};
+
+/// Rows that arrive close together are looked at together.
+const ROWS_TOGETHER: Duration = Duration::from_millis(5);
+/// After a start with tasks from before: how long the networks are left as they are, so that what
+/// the gossip has not said yet is not taken for gone.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+const SETTLE_AFTER_MEMBER: Duration = Duration::from_secs(2);
+const SETTLE_AFTER_SESSION: Duration = Duration::from_secs(4);
 
 /// One node's agent.
 pub struct Agent {
-    _config: Config,
+    config: Config,
+    dice: ChaCha8Rng,
+    session: Session,
+    node: Option<pb::Node>,
+    lives: BTreeMap<String, Life>,
+    secrets: BTreeMap<String, pb::Secret>,
+    configs: BTreeMap<String, pb::Config>,
+    attached: BTreeMap<String, (String, Vec<String>)>,
+    rows: Rows,
+    shown: Picture,
+    joined: BTreeSet<NetworkId>,
+    /// The picture may have changed: look at it then.
+    look_at: Option<Instant>,
+    /// Until then the networks stay as an earlier life of the daemon left them.
+    settles: Option<Instant>,
+    adopted: bool,
 }
 
 impl Agent {
     /// `records` are the tasks that the disk kept; those whose containers live on are adopted.
-    pub fn new(config: Config, _records: Vec<Record>) -> Self {
-        Self { _config: config }
+    pub fn new(config: Config, records: Vec<Record>) -> Self {
+        let dice = ChaCha8Rng::from_seed(config.seed);
+        let session = Session::new(config.description.clone());
+        let lives: BTreeMap<String, Life> = records
+            .into_iter()
+            .map(|record| (record.task.id.clone(), Life::adopt(record)))
+            .collect();
+        Self {
+            node: config.node.clone(),
+            config,
+            dice,
+            session,
+            adopted: lives.values().any(Life::is_present),
+            lives,
+            secrets: BTreeMap::new(),
+            configs: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            rows: Rows::default(),
+            shown: Picture::default(),
+            joined: BTreeSet::new(),
+            look_at: None,
+            settles: None,
+        }
     }
 
     /// Takes one event and says what follows from it. Begin with [`Event::Deadline`].
     #[must_use]
-    pub fn step(&mut self, _now: Instant, _event: Event) -> Vec<Effect> {
-        Vec::new()
+    pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if std::mem::take(&mut self.adopted) {
+            self.settles = Some(now + SETTLE_MAX);
+            self.look_at = Some(now);
+        }
+        self.take(now, event, &mut effects);
+        let mut work = Vec::new();
+        self.advance(now, &mut effects, &mut work);
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look_at = None;
+            self.show(now, &mut effects);
+        }
+        // Only now: a container starts in a network that was told first.
+        effects.extend(work);
+        self.session.tick(now, &mut self.dice, &mut effects);
+        effects
     }
 
     /// When [`Event::Deadline`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        let lives = self.lives.values().filter_map(Life::deadline).min();
+        [self.session.deadline(), lives, self.look_at, self.settles].into_iter().flatten().min()
+    }
+
+    /// Rows of the gossip that could not be read.
+    pub fn rows_dropped(&self) -> u64 {
+        self.rows.dropped
+    }
+
+    fn take(&mut self, now: Instant, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Deadline => {}
+            Event::Session(message) => self.told(now, *message, effects),
+            Event::SessionLost { .. } => self.session.lose(now, &mut self.dice, effects),
+            Event::HeartbeatDone { period_nanos } => {
+                self.session.heartbeat_done(now, Duration::from_nanos(period_nanos));
+            }
+            Event::Assignments(message) => match self.session.take(message) {
+                Take::Reopen(effect) => effects.push(effect),
+                Take::Complete(changes) => self.assign(changes, true, effects),
+                Take::Incremental(changes) => self.assign(changes, false, effects),
+            },
+            Event::Reported { ok } => self.session.reported(now, ok),
+            Event::Described(description) => self.session.describe(now, description, effects),
+            Event::Staged { task, stage, result } => {
+                self.with(&task, now, |life| life.staged(now, stage, result));
+            }
+            Event::Exited { task, container, message } => {
+                self.with(&task, now, |life| life.exited(now, container, message));
+            }
+            Event::Health { task, healthy } => self.with(&task, now, |life| life.health(healthy)),
+            Event::Row { network, table, key, owner, value } => {
+                self.rows.put(network, &table, key, owner, value.as_deref());
+                self.look_soon(now);
+            }
+            Event::MemberUp { name, skep, .. } => self.member_up(now, name, skep),
+            Event::MemberDown { name } => {
+                self.rows.member_down(&name);
+                self.look_soon(now);
+            }
+            Event::Attached { task, name, aliases, .. } => {
+                self.attached.insert(task.clone(), (name.clone(), aliases.clone()));
+                self.with(&task, now, |life| life.attached = Some((name, aliases)));
+            }
+            Event::Detached { task } => {
+                self.attached.remove(&task);
+                self.with(&task, now, |life| life.attached = None);
+            }
+        }
+    }
+
+    fn with(&mut self, task: &str, now: Instant, change: impl FnOnce(&mut Life)) {
+        if let Some(life) = self.lives.get_mut(task) {
+            change(life);
+            self.look_at = Some(now);
+        }
+    }
+
+    fn look_soon(&mut self, now: Instant) {
+        let soon = now + ROWS_TOGETHER;
+        self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    fn member_up(&mut self, now: Instant, name: String, skep: bool) {
+        if name == self.config.gossip_name {
+            return;
+        }
+        if !self.rows.is_up(&name) {
+            // Its rows are on their way.
+            let settled = now + SETTLE_AFTER_MEMBER;
+            self.settles = self.settles.map(|at| at.min(settled));
+        }
+        self.rows.member_up(name, skep);
+        self.look_soon(now);
+    }
+
+    fn told(&mut self, now: Instant, message: pb::SessionMessage, effects: &mut Vec<Effect>) {
+        if message.node.is_some() && message.node != self.node {
+            self.node = message.node.clone();
+            self.look_at = Some(now);
+        }
+        if self.session.told(message, now, effects) {
+            // One that is alone need not wait for others' rows for long.
+            let settled = now + SETTLE_AFTER_SESSION;
+            self.settles = self.settles.map(|at| at.min(settled));
+            for (id, life) in &self.lives {
+                if life.state() >= TaskState::Accepted {
+                    self.session.report(id, &life.status);
+                }
+            }
+        }
+    }
+
+    fn assign(
+        &mut self,
+        changes: Vec<pb::AssignmentChange>,
+        complete: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        use pb::assignment::Item;
+        use pb::assignment_change::AssignmentAction;
+        let mut kept = BTreeSet::new();
+        let mut dropped = Vec::new();
+        for change in changes {
+            let update = change.action() == AssignmentAction::Update;
+            let Some(item) = change.assignment.and_then(|assignment| assignment.item) else {
+                continue;
+            };
+            match (item, update) {
+                (Item::Task(task), true) => {
+                    kept.insert(task.id.clone());
+                    self.assign_task(task);
+                }
+                (Item::Task(task), false) => self.unassign(&task.id),
+                (Item::Secret(secret), true) => {
+                    kept.insert(secret.id.clone());
+                    self.secrets.insert(secret.id.clone(), secret);
+                }
+                (Item::Config(config), true) => {
+                    kept.insert(config.id.clone());
+                    self.configs.insert(config.id.clone(), config);
+                }
+                (Item::Secret(pb::Secret { id, .. }), false)
+                | (Item::Config(pb::Config { id, .. }), false) => dropped.push(id),
+                (Item::Volume(_), _) => {}
+            }
+        }
+        if complete {
+            let gone: Vec<String> =
+                self.lives.keys().filter(|id| !kept.contains(*id)).cloned().collect();
+            gone.iter().for_each(|id| self.unassign(id));
+            let known = self.secrets.keys().chain(self.configs.keys());
+            dropped.extend(known.filter(|id| !kept.contains(*id)).cloned());
+        }
+        if !dropped.is_empty() {
+            dropped.iter().for_each(|id| {
+                self.secrets.remove(id);
+                self.configs.remove(id);
+            });
+            effects.push(Effect::DropSecrets(dropped));
+        }
+    }
+
+    fn assign_task(&mut self, task: pb::Task) {
+        if let Some(life) = self.lives.get_mut(&task.id) {
+            life.assign(task);
+            return;
+        }
+        let mut life = Life::new(task);
+        life.attached = self.attached.get(&life.task.id).cloned();
+        life.doubt();
+        self.lives.insert(life.task.id.clone(), life);
+    }
+
+    fn unassign(&mut self, task: &str) {
+        if let Some(life) = self.lives.get_mut(task) {
+            life.unassigned = true;
+            life.unsaved = true;
+        }
+        self.session.forget(task);
+    }
+
+    /// Every task takes the steps that are due.
+    fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>, work: &mut Vec<Effect>) {
+        let mut gone = Vec::new();
+        let drain = self.drain_time();
+        // New tasks need networks that may be changed.
+        let settling = self.settles.is_some_and(|at| at > now);
+        for (id, life) in &mut self.lives {
+            let drain = if needs_drain(&life.task) { drain } else { Duration::ZERO };
+            if settling && life.is_untouched() {
+                continue;
+            }
+            let was_ready = life.is_ready();
+            let mut over = false;
+            while !over && let Some(wish) = life.advance(now, drain) {
+                self.look_at = Some(now);
+                over = wish == Wish::Gone;
+                let task = id.clone();
+                let found = || Box::new(work_of(&life.task, &self.secrets, &self.configs));
+                match wish {
+                    Wish::Prepare => work.push(Effect::Prepare(found())),
+                    Wish::Attach => work.push(Effect::Attachment(found())),
+                    Wish::Start => work.push(Effect::Start { task }),
+                    Wish::Shutdown => work.push(Effect::Shutdown { task }),
+                    Wish::Remove => work.push(Effect::Remove { task }),
+                    Wish::Detach => work.push(Effect::AttachmentGone { task }),
+                    Wish::Gone => gone.push(task),
+                }
+            }
+            if life.unsaved || was_ready != life.is_ready() {
+                self.look_at = Some(now);
+            }
+            if std::mem::take(&mut life.unsaved) && !over {
+                effects.push(Effect::Persist(Box::new(life.record())));
+            }
+            if std::mem::take(&mut life.unreported) && !life.unassigned {
+                self.session.report(id, &life.status);
+            }
+        }
+        for task in gone {
+            self.lives.remove(&task);
+            effects.push(Effect::Forget { task });
+        }
+    }
+
+    /// How long the other nodes need to hear of a change: gossip goes out every fifth of a second
+    /// to a few nodes, which pass it on.
+    fn drain_time(&self) -> Duration {
+        let rounds = (self.rows.members() + 1).checked_ilog2().unwrap_or(0);
+        Duration::from_millis(200) + Duration::from_millis(250) * rounds
+    }
+
+    /// Compares the picture with what was shown last and tells the difference.
+    fn show(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.settles.is_some_and(|at| at > now) {
+            return self.show_rows_only(effects);
+        }
+        self.settles = None;
+        let new = self.picture();
+        self.join(&new, effects);
+        if new.state != self.shown.state {
+            effects.push(Effect::Overlays(new.state.clone()));
+        }
+        if new.zones != self.shown.zones {
+            effects.push(Effect::Zones(new.zones.clone()));
+        }
+        self.announce(&new, effects);
+        self.leave(&new, effects);
+        self.shown = new;
+    }
+
+    /// Others must hear of this node's tasks before its own networks are touched again.
+    fn show_rows_only(&mut self, effects: &mut Vec<Effect>) {
+        let new = self.picture();
+        self.join(&new, effects);
+        self.announce(&new, effects);
+        self.shown.rows = new.rows;
+        self.look_at = self.settles;
+    }
+
+    fn picture(&self) -> Picture {
+        network::picture(&Subject {
+            own_name: &self.config.gossip_name,
+            own_id: &self.config.node_id,
+            data_path: self.config.data_path,
+            node: self.node.as_ref(),
+            lives: &self.lives,
+            rows: &self.rows,
+        })
+    }
+
+    fn join(&mut self, new: &Picture, effects: &mut Vec<Effect>) {
+        for network in new.state.overlays.keys() {
+            if self.joined.insert(network.clone()) {
+                effects.push(Effect::JoinNetwork(network.clone()));
+            }
+        }
+    }
+
+    fn leave(&mut self, new: &Picture, effects: &mut Vec<Effect>) {
+        let gone = self.joined.iter().filter(|id| !new.state.overlays.contains_key(*id));
+        for network in gone.cloned().collect::<Vec<_>>() {
+            self.joined.remove(&network);
+            self.rows.forget_network(&network);
+            effects.push(Effect::LeaveNetwork(network));
+        }
+    }
+
+    fn announce(&self, new: &Picture, effects: &mut Vec<Effect>) {
+        for (key, value) in &new.rows {
+            if self.shown.rows.get(key) != Some(value) {
+                let ((network, table, key), value) = (key.clone(), value.clone());
+                effects.push(Effect::PutRow { network, table, key, value });
+            }
+        }
+        for key in self.shown.rows.keys().filter(|key| !new.rows.contains_key(*key)) {
+            let (network, table, key) = key.clone();
+            effects.push(Effect::DeleteRow { network, table, key });
+        }
+    }
+}
+
+/// A task that nobody reaches over a network has nobody to wait for.
+fn needs_drain(task: &pb::Task) -> bool {
+    let mut networks = task.networks.iter().filter_map(|attachment| attachment.network.as_ref());
+    !task.service_id.is_empty() && networks.any(network::is_overlay)
+}
+
+fn work_of(
+    task: &pb::Task,
+    secrets: &BTreeMap<String, pb::Secret>,
+    configs: &BTreeMap<String, pb::Config>,
+) -> Work {
+    let spec = task.spec.clone().unwrap_or_default();
+    Work {
+        endpoints: network::endpoints(task),
+        ingress: network::ingress_targets(task),
+        secrets: store::object::task_secrets(&spec)
+            .filter_map(|id| secrets.get(id).cloned())
+            .collect(),
+        configs: store::object::task_configs(&spec)
+            .filter_map(|id| configs.get(id).cloned())
+            .collect(),
+        task: task.clone(),
     }
 }

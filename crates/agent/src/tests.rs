@@ -1,0 +1,409 @@
+//! An agent's days, event by event.
+
+use super::*;
+use gossip::{ENDPOINT_TABLE, OVERLAY_PEER_TABLE};
+use netplan::view::{Backend, NodeEngine};
+use prost::Message as _;
+use wire::networktable::{EndpointRecord, PeerRecord, PortConfig};
+
+const OWN: &str = "aaaaaaaaaaaa";
+
+struct World {
+    now: Instant,
+    agent: Agent,
+}
+
+fn config() -> Config {
+    Config {
+        node_id: "n1".into(),
+        data_path: "192.0.2.1".parse().unwrap(),
+        gossip_name: OWN.into(),
+        description: pb::NodeDescription::default(),
+        node: None,
+        seed: [1; 32],
+    }
+}
+
+impl World {
+    fn new(records: Vec<Record>) -> Self {
+        let now = Instant::from_nanos(1_000_000_000_000);
+        World { now, agent: Agent::new(config(), records) }
+    }
+
+    fn step(&mut self, event: Event) -> Vec<Effect> {
+        self.agent.step(self.now, event)
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Effect> {
+        let end = self.now + time;
+        let mut effects = Vec::new();
+        while let Some(at) = self.agent.deadline().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            effects.extend(self.step(Event::Deadline));
+        }
+        self.now = end;
+        effects
+    }
+
+    /// A session with this node attached to both networks.
+    fn connect(&mut self) -> Vec<Effect> {
+        let _ = self.step(Event::Deadline);
+        let attachments = vec![attach(&ingress(), "10.0.0.2/24"), attach(&web(), "10.0.1.9/24")];
+        let node =
+            pb::Node { id: "n1".into(), attachments, vxlanudp_port: 4789, ..Default::default() };
+        self.step(Event::Session(Box::new(pb::SessionMessage {
+            session_id: "s1".into(),
+            node: Some(node),
+            ..Default::default()
+        })))
+    }
+
+    fn assign(&mut self, from: &str, to: &str, tasks: Vec<pb::Task>) -> Vec<Effect> {
+        let changes = tasks.into_iter().map(|task| change(task, 0)).collect();
+        let kind = if from.is_empty() { 0 } else { 1 };
+        self.step(Event::Assignments(pb::AssignmentsMessage {
+            r#type: kind,
+            applies_to: from.into(),
+            results_in: to.into(),
+            changes,
+        }))
+    }
+
+    fn staged(&mut self, stage: Stage) -> Vec<Effect> {
+        let container = Container { container_id: "c".repeat(64), pid: 7, ..Default::default() };
+        self.step(Event::Staged { task: "t1".into(), stage, result: Ok(container) })
+    }
+
+    fn run(&mut self) {
+        let _ = self.connect();
+        let _ = self.assign("", "1", vec![task(TaskState::Running)]);
+        let _ = self.staged(Stage::Prepare);
+        let _ = self.staged(Stage::Start);
+    }
+
+    fn row(&mut self, network: &str, table: &str, key: &str, owner: &str, value: Vec<u8>) {
+        let _ = self.step(Event::Row {
+            network: network.into(),
+            table: table.into(),
+            key: key.into(),
+            owner: owner.into(),
+            value: Some(value),
+        });
+    }
+}
+
+fn change(task: pb::Task, action: i32) -> pb::AssignmentChange {
+    let item = Some(pb::assignment::Item::Task(task));
+    pb::AssignmentChange { assignment: Some(pb::Assignment { item }), action }
+}
+
+fn network(id: &str, vni: &str, subnet: &str, ingress: bool) -> pb::Network {
+    let options = [("com.docker.network.driver.overlay.vxlanid_list".to_owned(), vni.to_owned())];
+    let config = pb::IpamConfig {
+        subnet: subnet.into(),
+        gateway: subnet.replace(".0/24", ".1"),
+        ..Default::default()
+    };
+    pb::Network {
+        id: id.into(),
+        spec: Some(pb::NetworkSpec {
+            annotations: Some(pb::Annotations { name: id.into(), ..Default::default() }),
+            ingress,
+            ..Default::default()
+        }),
+        driver_state: Some(pb::Driver { name: "overlay".into(), options: options.into() }),
+        ipam: Some(pb::IpamOptions { driver: None, configs: vec![config] }),
+        ..Default::default()
+    }
+}
+
+fn web() -> pb::Network {
+    network("web", "4097", "10.0.1.0/24", false)
+}
+
+fn ingress() -> pb::Network {
+    network("ingress", "4096", "10.0.0.0/24", true)
+}
+
+fn attach(network: &pb::Network, address: &str) -> pb::NetworkAttachment {
+    pb::NetworkAttachment {
+        network: Some(network.clone()),
+        addresses: vec![address.into()],
+        aliases: vec!["shop".into()],
+        ..Default::default()
+    }
+}
+
+fn task(desired: TaskState) -> pb::Task {
+    let vip = |network: &str, addr: &str| pb::endpoint::VirtualIp {
+        network_id: network.into(),
+        addr: addr.into(),
+    };
+    let port = pb::PortConfig { target_port: 80, published_port: 8080, ..Default::default() };
+    let mut status = pb::TaskStatus::default();
+    status.set_state(TaskState::Assigned);
+    let mut task = pb::Task {
+        id: "t1".into(),
+        service_id: "svc".into(),
+        slot: 3,
+        node_id: "n1".into(),
+        service_annotations: Some(pb::Annotations { name: "shop-web".into(), ..Default::default() }),
+        networks: vec![attach(&ingress(), "10.0.0.5/24"), attach(&web(), "10.0.1.5/24")],
+        endpoint: Some(pb::Endpoint {
+            ports: vec![port],
+            virtual_ips: vec![vip("ingress", "10.0.0.4/24"), vip("web", "10.0.1.4/24")],
+            ..Default::default()
+        }),
+        status: Some(status),
+        ..Default::default()
+    };
+    task.set_desired_state(desired);
+    task
+}
+
+/// The effects in short, in their order.
+fn short(effects: &[Effect]) -> Vec<String> {
+    let name = |effect: &Effect| match effect {
+        Effect::OpenSession(_) => "open".to_owned(),
+        Effect::CloseSession => "close".to_owned(),
+        Effect::OpenAssignments(_) => "assignments".to_owned(),
+        Effect::Heartbeat(_) => "heartbeat".to_owned(),
+        Effect::Report(request) => {
+            let states = request.updates.iter().map(|update| {
+                format!("{:?}", update.status.as_ref().unwrap().state())
+            });
+            format!("report {}", states.collect::<Vec<_>>().join(" "))
+        }
+        Effect::Persist(record) => format!("persist {:?}", record.status.state()),
+        Effect::Forget { .. } => "forget".to_owned(),
+        Effect::Prepare(_) => "prepare".to_owned(),
+        Effect::Start { .. } => "start".to_owned(),
+        Effect::Shutdown { .. } => "shutdown".to_owned(),
+        Effect::Remove { .. } => "remove".to_owned(),
+        Effect::Overlays(_) => "overlays".to_owned(),
+        Effect::Zones(_) => "zones".to_owned(),
+        Effect::JoinNetwork(id) => format!("join {id}"),
+        Effect::LeaveNetwork(id) => format!("leave {id}"),
+        Effect::PutRow { network, table, .. } => format!("put {network} {table}"),
+        Effect::DeleteRow { network, table, .. } => format!("delete {network} {table}"),
+        Effect::Node(_) => "node".to_owned(),
+        _ => "other".to_owned(),
+    };
+    effects.iter().map(name).collect()
+}
+
+fn overlays(effects: &[Effect]) -> Option<&OverlayState> {
+    effects.iter().rev().find_map(|effect| match effect {
+        Effect::Overlays(state) => Some(state),
+        _ => None,
+    })
+}
+
+fn zone<'a>(effects: &'a [Effect], network: &str) -> Option<&'a dns::Zone> {
+    effects.iter().rev().find_map(|effect| match effect {
+        Effect::Zones(zones) => zones.get(network),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_task_comes_to_life_stage_by_stage() {
+    let mut world = World::new(vec![]);
+    assert_eq!(short(&world.step(Event::Deadline)), ["open"]);
+    let told = world.connect();
+    let told = short(&told);
+    assert_eq!(told[..5], ["node", "assignments", "heartbeat", "join ingress", "join web"]);
+    let assigned = world.assign("", "1", vec![task(TaskState::Running)]);
+    let assigned = short(&assigned);
+    let (first, last) = (&assigned[0], &assigned[assigned.len() - 2..]);
+    assert_eq!((first.as_str(), last), ("persist Preparing", &["prepare".to_owned(), "report Preparing".to_owned()][..]));
+    let prepared = short(&world.staged(Stage::Prepare));
+    assert!(prepared.contains(&"persist Starting".to_owned()));
+    assert!(prepared.contains(&"put web overlay_peer_table".to_owned()), "reachable before it runs");
+    assert!(!prepared.contains(&"put web endpoint_table".to_owned()));
+    assert!(prepared.ends_with(&["start".to_owned()]), "one report is under way");
+    let reported = short(&world.step(Event::Reported { ok: true }));
+    assert_eq!(reported, ["report Starting"]);
+    let started = world.staged(Stage::Start);
+    let names = zone(&started, "web").unwrap();
+    assert_eq!(names.names["shop-web"], ["10.0.1.4".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(names.names["tasks.shop"], ["10.0.1.5".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(names.pointers[&"10.0.1.5".parse().unwrap()], "shop-web.3.t1");
+    assert!(short(&started).contains(&"put web endpoint_table".to_owned()));
+}
+
+#[test]
+fn a_task_is_drained_before_it_is_stopped_and_leaves_nothing() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let stopping = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    assert!(short(&stopping).contains(&"put web endpoint_table".to_owned()));
+    assert!(!short(&stopping).contains(&"shutdown".to_owned()));
+    let state = overlays(&stopping).unwrap();
+    let backend = Backend { address: "10.0.1.5".parse().unwrap(), ready: false };
+    assert_eq!(state.overlays["web"].services[0].backends, [backend]);
+    let drained = world.pass(Duration::from_millis(300));
+    assert!(short(&drained).contains(&"shutdown".to_owned()));
+    let stopped = world.staged(Stage::Shutdown);
+    assert!(short(&stopped).contains(&"delete web endpoint_table".to_owned()));
+    assert!(short(&stopped).contains(&"persist Shutdown".to_owned()));
+    let gone = world.step(Event::Assignments(pb::AssignmentsMessage {
+        r#type: 1,
+        applies_to: "2".into(),
+        results_in: "3".into(),
+        changes: vec![change(pb::Task { id: "t1".into(), ..Default::default() }, 1)],
+    }));
+    assert!(short(&gone).contains(&"remove".to_owned()));
+    assert!(short(&world.staged(Stage::Remove)).contains(&"forget".to_owned()));
+}
+
+#[test]
+fn failures_say_why() {
+    let mut world = World::new(vec![]);
+    let _ = world.connect();
+    let _ = world.assign("", "1", vec![task(TaskState::Running)]);
+    let error = StageError { message: "No such image: nope".into(), reject: true };
+    let event =
+        Event::Staged { task: "t1".into(), stage: Stage::Prepare, result: Err(error) };
+    let _ = world.step(event);
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!((status.state(), status.err.as_str()), (TaskState::Rejected, "No such image: nope"));
+
+    for (code, state, err) in [
+        (0, TaskState::Complete, ""),
+        (3, TaskState::Failed, "task: non-zero exit (3)"),
+    ] {
+        let mut world = World::new(vec![]);
+        world.run();
+        let container = Some(Container { exit_code: code, ..Default::default() });
+        let event = Event::Exited { task: "t1".into(), container, message: String::new() };
+        let _ = world.step(event);
+        let status = &world.agent.lives["t1"].status;
+        assert_eq!((status.state(), status.err.as_str()), (state, err));
+    }
+    let mut world = World::new(vec![]);
+    world.run();
+    let effects = world.step(Event::Health { task: "t1".into(), healthy: false });
+    assert!(short(&effects).contains(&"shutdown".to_owned()));
+    let _ = world.staged(Stage::Shutdown);
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!(status.state(), TaskState::Failed);
+    assert!(status.err.contains("unhealthy container"));
+}
+
+#[test]
+fn a_restart_adopts_what_runs_and_leaves_the_networks_alone_at_first() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let record = world.agent.lives["t1"].record();
+    let mut world = World::new(vec![record]);
+    let first = world.step(Event::Deadline);
+    assert!(overlays(&first).is_none());
+    assert!(short(&first).contains(&"put web endpoint_table".to_owned()));
+    let told = world.connect();
+    let assigned = world.assign("", "1", vec![task(TaskState::Running)]);
+    for effects in [&told, &assigned] {
+        let effects = short(effects);
+        assert!(!effects.iter().any(|e| ["prepare", "start", "shutdown"].contains(&e.as_str())));
+        assert!(overlays(&[]).is_none());
+    }
+    assert!(short(&told).contains(&"report Running".to_owned()));
+    let settled = world.pass(Duration::from_secs(5));
+    assert!(overlays(&settled).is_some());
+    let dead = Event::Exited { task: "t1".into(), container: None, message: String::new() };
+    let _ = world.step(dead);
+    assert_eq!(world.agent.lives["t1"].state(), TaskState::Failed);
+}
+
+#[test]
+fn rows_of_others_become_peers_backends_ports_and_names() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let _ = world.step(Event::MemberUp {
+        name: "bbbbbbbbbbbb".into(),
+        address: "192.0.2.2".parse().unwrap(),
+        skep: false,
+    });
+    let peer = |ip: &str| {
+        let record = PeerRecord {
+            endpoint_ip: ip.into(),
+            endpoint_mac: "02:42:0a:00:01:06".into(),
+            tunnel_endpoint_ip: "192.0.2.2".into(),
+        };
+        record.encode_to_vec()
+    };
+    let port = PortConfig { published_port: 8080, target_port: 80, ..Default::default() };
+    let endpoint = |ip: &str, vip: &str, ports: Vec<PortConfig>| {
+        let record = EndpointRecord {
+            name: "shop-web.1.t9".into(),
+            service_name: "shop-web".into(),
+            service_id: "svc".into(),
+            virtual_ip: vip.into(),
+            endpoint_ip: ip.into(),
+            ingress_ports: ports,
+            ..Default::default()
+        };
+        record.encode_to_vec()
+    };
+    let other = "bbbbbbbbbbbb";
+    world.row("web", OVERLAY_PEER_TABLE, "e1", other, peer("10.0.1.6/24"));
+    world.row("web", ENDPOINT_TABLE, "e1", other, endpoint("10.0.1.6", "10.0.1.4", vec![]));
+    world.row("ingress", ENDPOINT_TABLE, "e2", other, endpoint("10.0.0.6", "10.0.0.4", vec![port]));
+    let lb = EndpointRecord {
+        name: "ingress-endpoint".into(),
+        virtual_ip: "<nil>".into(),
+        endpoint_ip: "10.0.0.3".into(),
+        ..Default::default()
+    };
+    world.row("ingress", ENDPOINT_TABLE, "e3", other, lb.encode_to_vec());
+    world.row("web", ENDPOINT_TABLE, "e4", other, vec![1, 2, 3]);
+    let shown = world.pass(Duration::from_millis(10));
+    assert_eq!(world.agent.rows_dropped(), 1);
+    let state = overlays(&shown).unwrap();
+    let web = &state.overlays["web"];
+    assert_eq!(web.peers[&"10.0.1.6".parse().unwrap()].vtep.to_string(), "192.0.2.2");
+    let backends: Vec<String> =
+        web.services[0].backends.iter().map(|b| format!("{} {}", b.address, b.ready)).collect();
+    assert_eq!(backends, ["10.0.1.5 true", "10.0.1.6 true"]);
+    let mesh = state.overlays["ingress"].ingress.as_ref().unwrap();
+    let engines: Vec<NodeEngine> = mesh.ports[0].backends.iter().map(|b| b.engine).collect();
+    assert_eq!(engines, [NodeEngine::Skep, NodeEngine::Docker]);
+    assert_eq!(mesh.nodes.len(), 2);
+    assert_eq!(zone(&shown, "web").unwrap().names["tasks.shop-web"].len(), 2);
+    let _ = world.step(Event::MemberDown { name: other.into() });
+    let shown = world.pass(Duration::from_millis(10));
+    let backends = &overlays(&shown).unwrap().overlays["web"].services[0].backends;
+    assert_eq!(backends.iter().map(|b| b.ready).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn a_lost_session_is_opened_again_with_growing_pauses() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let mut pauses = Vec::new();
+    for _ in 0..10 {
+        let lost = world.step(Event::SessionLost { reason: "gone".into() });
+        assert!(short(&lost).contains(&"close".to_owned()));
+        let start = world.now;
+        while !short(&world.step(Event::Deadline)).contains(&"open".to_owned()) {
+            world.now = world.agent.deadline().unwrap();
+        }
+        pauses.push(world.now.since(start));
+    }
+    assert!(pauses[0] <= Duration::from_millis(100));
+    assert!(*pauses.last().unwrap() >= Duration::from_secs(4));
+    let back = world.connect();
+    assert!(short(&back).contains(&"report Running".to_owned()));
+}
+
+#[test]
+fn assignments_that_do_not_follow_are_asked_for_again() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let odd = world.assign("7", "8", vec![]);
+    assert!(short(&odd).contains(&"assignments".to_owned()));
+    assert_eq!(world.agent.lives.len(), 1);
+    let empty = world.assign("", "1", vec![]);
+    assert!(!short(&empty).is_empty());
+    assert!(world.agent.lives["t1"].unassigned);
+}
