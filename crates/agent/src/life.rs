@@ -255,9 +255,8 @@ impl Life {
             }
             (Stage::Shutdown, _) if self.unhealthy && !self.wants_end() => {
                 let exit = self.container.exit_code;
-                self.status.err = format!(
-                    "task: non-zero exit ({exit}): dockerexec: unhealthy container"
-                );
+                self.status.err =
+                    format!("task: non-zero exit ({exit}): dockerexec: unhealthy container");
                 self.change(now, TaskState::Failed, "started");
             }
             (Stage::Shutdown, _) => self.change(now, TaskState::Shutdown, "shutdown"),

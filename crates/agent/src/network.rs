@@ -8,8 +8,8 @@ use gossip::{ENDPOINT_TABLE, OVERLAY_PEER_TABLE};
 use model::NetworkId;
 use netplan::addr::{Cidr, Mac};
 use netplan::view::{
-    Backend, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, NodeEngine,
-    Overlay, OverlaySubnet, Proto, Service,
+    Backend, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, NodeEngine, Overlay,
+    OverlaySubnet, Proto, Service,
 };
 use prost::Message as _;
 use sha2::{Digest, Sha256};
@@ -85,10 +85,8 @@ pub fn networks<'a>(subject: &Subject<'a>) -> BTreeMap<NetworkId, (&'a pb::Netwo
 
 pub fn picture(subject: &Subject) -> Picture {
     let mut picture = Picture::default();
-    picture.state.vxlan_port = subject
-        .node
-        .and_then(|node| u16::try_from(node.vxlanudp_port).ok())
-        .unwrap_or_default();
+    picture.state.vxlan_port =
+        subject.node.and_then(|node| u16::try_from(node.vxlanudp_port).ok()).unwrap_or_default();
     for (id, (network, own)) in networks(subject) {
         let ingress = store::tables::is_ingress(network);
         let named = named(subject, &id, network);
@@ -239,10 +237,7 @@ fn services(subject: &Subject, id: &NetworkId, named: &[Named]) -> Vec<Service> 
     let service = |((_, vip), (name, backends)): (_, (String, BTreeMap<IpAddr, bool>))| Service {
         name,
         vips: vec![vip],
-        backends: backends
-            .into_iter()
-            .map(|(address, ready)| Backend { address, ready })
-            .collect(),
+        backends: backends.into_iter().map(|(address, ready)| Backend { address, ready }).collect(),
     };
     services.into_iter().map(service).collect()
 }

@@ -103,10 +103,8 @@ impl Session {
             }
         });
         let updates = updates.collect();
-        effects.push(Effect::Report(pb::UpdateTaskStatusRequest {
-            session_id: id.clone(),
-            updates,
-        }));
+        effects
+            .push(Effect::Report(pb::UpdateTaskStatusRequest { session_id: id.clone(), updates }));
         self.in_flight = Some(std::mem::take(&mut self.pending));
     }
 

@@ -147,7 +147,10 @@ fn task(desired: TaskState) -> pb::Task {
         service_id: "svc".into(),
         slot: 3,
         node_id: "n1".into(),
-        service_annotations: Some(pb::Annotations { name: "shop-web".into(), ..Default::default() }),
+        service_annotations: Some(pb::Annotations {
+            name: "shop-web".into(),
+            ..Default::default()
+        }),
         networks: vec![attach(&ingress(), "10.0.0.5/24"), attach(&web(), "10.0.1.5/24")],
         endpoint: Some(pb::Endpoint {
             ports: vec![port],
@@ -169,9 +172,10 @@ fn short(effects: &[Effect]) -> Vec<String> {
         Effect::OpenAssignments(_) => "assignments".to_owned(),
         Effect::Heartbeat(_) => "heartbeat".to_owned(),
         Effect::Report(request) => {
-            let states = request.updates.iter().map(|update| {
-                format!("{:?}", update.status.as_ref().unwrap().state())
-            });
+            let states = request
+                .updates
+                .iter()
+                .map(|update| format!("{:?}", update.status.as_ref().unwrap().state()));
             format!("report {}", states.collect::<Vec<_>>().join(" "))
         }
         Effect::Persist(record) => format!("persist {:?}", record.status.state()),
@@ -216,10 +220,16 @@ fn a_task_comes_to_life_stage_by_stage() {
     let assigned = world.assign("", "1", vec![task(TaskState::Running)]);
     let assigned = short(&assigned);
     let (first, last) = (&assigned[0], &assigned[assigned.len() - 2..]);
-    assert_eq!((first.as_str(), last), ("persist Preparing", &["prepare".to_owned(), "report Preparing".to_owned()][..]));
+    assert_eq!(
+        (first.as_str(), last),
+        ("persist Preparing", &["prepare".to_owned(), "report Preparing".to_owned()][..])
+    );
     let prepared = short(&world.staged(Stage::Prepare));
     assert!(prepared.contains(&"persist Starting".to_owned()));
-    assert!(prepared.contains(&"put web overlay_peer_table".to_owned()), "reachable before it runs");
+    assert!(
+        prepared.contains(&"put web overlay_peer_table".to_owned()),
+        "reachable before it runs"
+    );
     assert!(!prepared.contains(&"put web endpoint_table".to_owned()));
     assert!(prepared.ends_with(&["start".to_owned()]), "one report is under way");
     let reported = short(&world.step(Event::Reported { ok: true }));
@@ -263,16 +273,14 @@ fn failures_say_why() {
     let _ = world.connect();
     let _ = world.assign("", "1", vec![task(TaskState::Running)]);
     let error = StageError { message: "No such image: nope".into(), reject: true };
-    let event =
-        Event::Staged { task: "t1".into(), stage: Stage::Prepare, result: Err(error) };
+    let event = Event::Staged { task: "t1".into(), stage: Stage::Prepare, result: Err(error) };
     let _ = world.step(event);
     let status = &world.agent.lives["t1"].status;
     assert_eq!((status.state(), status.err.as_str()), (TaskState::Rejected, "No such image: nope"));
 
-    for (code, state, err) in [
-        (0, TaskState::Complete, ""),
-        (3, TaskState::Failed, "task: non-zero exit (3)"),
-    ] {
+    for (code, state, err) in
+        [(0, TaskState::Complete, ""), (3, TaskState::Failed, "task: non-zero exit (3)")]
+    {
         let mut world = World::new(vec![]);
         world.run();
         let container = Some(Container { exit_code: code, ..Default::default() });
