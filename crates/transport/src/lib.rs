@@ -11,6 +11,7 @@ mod services;
 pub mod client;
 pub mod join;
 pub mod raft;
+pub mod gossip;
 
 pub use call::{Call, Reply, Stream};
 pub use gate::{Gate, Peer, Route};
