@@ -217,7 +217,8 @@ impl Runner {
                 let streams = self.streams.clone();
                 self.tasks.spawn(async move {
                     // Who is too slow is cut off.
-                    let _ = tokio::time::timeout(STREAM_TIME_MAX, serve(stream, from, streams)).await;
+                    let _ =
+                        tokio::time::timeout(STREAM_TIME_MAX, serve(stream, from, streams)).await;
                 });
             }
             Ok(_) => {}
@@ -272,7 +273,11 @@ async fn sleep(wait: Option<Duration>) {
 }
 
 /// One frame of an accepted connection, and its answer if there is one.
-async fn serve(mut stream: TcpStream, from: SocketAddr, streams: mpsc::Sender<Streamed>) -> io::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    from: SocketAddr,
+    streams: mpsc::Sender<Streamed>,
+) -> io::Result<()> {
     let bytes = read_frame(&mut stream).await?;
     let (reply, answer) = oneshot::channel();
     let _ = streams.send(Streamed::Request { from, bytes, reply }).await;
