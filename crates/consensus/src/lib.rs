@@ -4,7 +4,11 @@
 //! raft-rs and etcd number differently never reach the other side, and raft-rs never parses what a
 //! peer sent.
 
+// Messages of generated code are filled field by field: they have more fields than are ours to set.
+#![allow(clippy::field_reassign_with_default)]
+
 pub mod write;
+mod alone;
 mod member;
 mod raft;
 mod storage;

@@ -341,6 +341,36 @@ fn a_commit_index_beyond_the_log_is_not_believed() {
     assert_eq!(set.hosts[&2].applied.len(), 1);
 }
 
+#[test]
+fn one_of_three_goes_on_alone_with_everything_it_has() {
+    let mut set = Set::new(8);
+    set.add(2);
+    set.add(3);
+    for number in 0..5 {
+        set.propose(format!("{number}").as_bytes()).unwrap();
+    }
+    set.run(3);
+    set.snapshot(2);
+    set.propose(b"last").unwrap();
+    set.run(3);
+    let applied = set.hosts[&2].applied.clone();
+    for id in [1, 3] {
+        set.hosts.get_mut(&id).unwrap().raft = None;
+    }
+    let (recovered, write) = set.hosts[&2].disk.recovered.clone().alone();
+    set.hosts.get_mut(&2).unwrap().disk.write(write);
+    assert_eq!(set.hosts[&2].disk.recovered, recovered);
+    set.restart(2);
+    assert_eq!(set.leader(), Some(2));
+    assert_eq!(set.hosts[&2].applied, applied);
+    let members = set.hosts[&2].raft.as_ref().unwrap().members();
+    assert_eq!(members.count(), 1);
+    assert!(members.is_removed(1) && members.is_removed(3));
+    set.propose(b"alone").unwrap();
+    set.add(4);
+    assert_eq!(set.hosts[&4].applied.last().unwrap().1, b"alone");
+}
+
 /// Loss, partitions, crashes in the middle of the effects, restarts, snapshots: what a leader saw
 /// committed stays committed, everybody applies the same, and the healed set agrees.
 fn storm(seed: u64) {

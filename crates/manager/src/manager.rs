@@ -101,6 +101,20 @@ impl Manager {
         Self::begin(now, dice, identity, raft, effects, None)
     }
 
+    /// Goes on as the only member, whoever else was in the set: `--force-new-cluster`.
+    pub fn restore_alone(
+        now: Instant,
+        dice: ChaCha8Rng,
+        identity: Identity,
+        recovered: Recovered,
+    ) -> (Self, Vec<Effect>) {
+        let (recovered, write) = recovered.alone();
+        let (manager, rest) = Self::restore(now, dice, identity, recovered);
+        let mut effects = vec![Effect::Persist(Box::new(write))];
+        effects.extend(rest);
+        (manager, effects)
+    }
+
     fn begin(
         now: Instant,
         dice: ChaCha8Rng,
@@ -447,11 +461,13 @@ impl Manager {
     }
 
     fn round(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let moved = self.moved();
         let Some(leading) = &mut self.leading else { return false };
         if !leading.take_dirty(now) {
             return false;
         }
-        let roles = membership::plan_roles(&self.store, &self.raft);
+        let mut roles = membership::plan_roles(&self.store, &self.raft);
+        roles.member = roles.member.or(moved);
         let transaction = leading.plan(now, &self.store, roles.changes);
         let actions =
             transaction.map(|transaction| transaction.finish(now, self.raft.commit_index()));
@@ -469,6 +485,13 @@ impl Manager {
         let Some(actions) = actions else { return !self.changes.is_empty() };
         self.propose(now, actions, None, None, out);
         true
+    }
+
+    /// This manager was started under another address than the others know.
+    fn moved(&self) -> Option<MemberChange> {
+        let known = self.raft.members().get(self.raft.id())?;
+        (known.addr != self.identity.address)
+            .then(|| MemberChange::Update(raft_member(&self.identity, self.raft.id())))
     }
 
     fn propose(

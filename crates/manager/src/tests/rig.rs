@@ -267,6 +267,17 @@ impl Rig {
         node
     }
 
+    pub fn force(&mut self, node: &str, address: &str) {
+        let dice = ChaCha8Rng::seed_from_u64(self.dice.random());
+        let host = self.hosts.get_mut(node).expect("it exists");
+        host.identity.address = address.into();
+        let (identity, recovered) = (host.identity.clone(), host.disk.recovered.clone());
+        let (manager, effects) = Manager::restore_alone(self.now, dice, identity, recovered);
+        host.manager = Some(manager);
+        self.perform(node, effects);
+        self.settle();
+    }
+
     pub fn restart(&mut self, node: &str) {
         let dice = ChaCha8Rng::seed_from_u64(self.dice.random());
         let host = self.hosts.get_mut(node).expect("it exists");

@@ -110,3 +110,27 @@ fn without_a_quorum_reads_are_answered_and_writes_say_why_not() {
     let refused = rig.call(&second, manager_of(&second), write).err().unwrap();
     assert_eq!(refused.message, crate::NO_LEADER);
 }
+
+#[test]
+fn one_manager_of_three_is_made_whole_again_by_force() {
+    let mut rig = Rig::new(27);
+    let second = rig.add_manager();
+    let third = rig.add_manager();
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+    rig.run(Duration::from_secs(3));
+    for gone in ["node1", third.as_str()] {
+        rig.hosts.get_mut(gone).unwrap().manager = None;
+    }
+    rig.run(Duration::from_secs(40));
+    assert_eq!(rig.leader(), None);
+    rig.force(&second, "10.7.7.7:2377");
+    assert_eq!(rig.leader().as_deref(), Some(second.as_str()));
+    let manager = rig.manager(&second);
+    assert_eq!(
+        manager.members().map(|member| member.addr.as_str()).collect::<Vec<_>>(),
+        ["10.7.7.7:2377"]
+    );
+    assert_eq!(manager.store().count::<pb::Service>(), 1);
+    rig.control(pb::CreateServiceRequest { spec: Some(service("db", 1)) }).unwrap();
+    rig.add_manager();
+}
