@@ -52,7 +52,11 @@ pub async fn bind(settings: &Settings) -> Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-async fn bind_one(host: &str, settings: &Settings, tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
+async fn bind_one(
+    host: &str,
+    settings: &Settings,
+    tls: Option<&TlsAcceptor>,
+) -> Result<Vec<Listener>> {
     if let Some(path) = host.strip_prefix("unix://") {
         return Ok(vec![Listener::Unix(unix(Path::new(path), settings.group.as_deref())?)]);
     }
@@ -113,7 +117,9 @@ fn group_id(name: &str) -> Result<u32> {
     }
     let table = std::fs::read_to_string("/etc/group")?;
     let row = table.lines().find(|row| row.split(':').next() == Some(name));
-    row.and_then(|row| row.split(':').nth(2)).and_then(|id| id.parse().ok()).with_context(|| format!("group {name} not found"))
+    row.and_then(|row| row.split(':').nth(2))
+        .and_then(|id| id.parse().ok())
+        .with_context(|| format!("group {name} not found"))
 }
 
 /// The sockets that systemd opened for us (sd_listen_fds(3)).
@@ -135,12 +141,16 @@ fn handed_over() -> Result<Vec<Listener>> {
 fn acceptor(settings: &Settings) -> Result<TlsAcceptor> {
     let certificates = CertificateDer::pem_file_iter(&settings.tls_certificate)
         .and_then(|found| found.collect::<Result<Vec<_>, _>>())
-        .with_context(|| format!("could not load the certificate {}", settings.tls_certificate.display()))?;
+        .with_context(|| {
+            format!("could not load the certificate {}", settings.tls_certificate.display())
+        })?;
     let key = PrivateKeyDer::from_pem_file(&settings.tls_key)
         .with_context(|| format!("could not load the key {}", settings.tls_key.display()))?;
     let builder = rustls::ServerConfig::builder();
     let builder = if settings.tls_verify {
-        builder.with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots(&settings.tls_ca)?)).build()?)
+        builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder(Arc::new(roots(&settings.tls_ca)?)).build()?,
+        )
     } else {
         builder.with_no_client_auth()
     };
@@ -149,7 +159,8 @@ fn acceptor(settings: &Settings) -> Result<TlsAcceptor> {
 
 fn roots(file: &PathBuf) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    let found = CertificateDer::pem_file_iter(file).with_context(|| format!("could not load the CA {}", file.display()))?;
+    let found = CertificateDer::pem_file_iter(file)
+        .with_context(|| format!("could not load the CA {}", file.display()))?;
     for certificate in found {
         roots.add(certificate?)?;
     }
@@ -174,9 +185,13 @@ pub async fn serve(listener: Listener, api: Api) {
                 tokio::spawn(async move {
                     match tls {
                         None => connection(stream, api).await,
-                        Some(tls) => match tokio::time::timeout(HEADERS_MAX, tls.accept(stream)).await {
+                        Some(tls) => match tokio::time::timeout(HEADERS_MAX, tls.accept(stream))
+                            .await
+                        {
                             Ok(Ok(stream)) => connection(stream, api).await,
-                            Ok(Err(error)) => tracing::info!(%peer, %error, "TLS handshake refused"),
+                            Ok(Err(error)) => {
+                                tracing::info!(%peer, %error, "TLS handshake refused")
+                            }
                             Err(_) => tracing::info!(%peer, "TLS handshake not finished in time"),
                         },
                     }
@@ -195,7 +210,9 @@ pub async fn serve(listener: Listener, api: Api) {
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, api: Api) {
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(api)).await;
+    let served = builder
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(api))
+        .await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }

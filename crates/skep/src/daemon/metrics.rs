@@ -48,14 +48,20 @@ impl std::fmt::Debug for Containers {
 impl Collector for Containers {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         // Each container is looked at once, so that the three counts add up.
-        let phases: Vec<Phase> = self.0.containers.all().iter().map(|container| container.phase()).collect();
+        let phases: Vec<Phase> =
+            self.0.containers.all().iter().map(|container| container.phase()).collect();
         let count = |phase| phases.iter().filter(|one| **one == phase).count();
         let (paused, running) = (count(Phase::Paused), count(Phase::Running));
         let stopped = phases.len() - running - paused;
         for (state, count) in [("paused", paused), ("running", running), ("stopped", stopped)] {
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
             let name = format!("engine_daemon_container_states_containers_{state}");
-            let metric = encoder.encode_descriptor(&name, "Containers in this state", None, gauge.metric_type())?;
+            let metric = encoder.encode_descriptor(
+                &name,
+                "Containers in this state",
+                None,
+                gauge.metric_type(),
+            )?;
             gauge.encode(metric)?;
         }
         Ok(())

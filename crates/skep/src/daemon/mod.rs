@@ -40,7 +40,8 @@ fn start(settings: Settings) -> Result<()> {
         tracing::debug!("a TLS provider was installed before");
     }
     if let Some(score) = settings.oom_score {
-        std::fs::write("/proc/self/oom_score_adj", score.to_string()).context("--oom-score-adjust")?;
+        std::fs::write("/proc/self/oom_score_adj", score.to_string())
+            .context("--oom-score-adjust")?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(settings))
@@ -52,7 +53,10 @@ fn log(settings: &Settings) -> Result<()> {
     // Libraries speak up from warnings on; their debug lines would drown ours.
     let filter = EnvFilter::try_new(format!("{level},h2=warn,hyper=warn,tower=warn,rustls=warn,netlink_proto=warn,libcontainer=warn,raft=warn"))
         .with_context(|| format!("--log-level {level} is not one of debug, info, warn, error, fatal"))?;
-    let subscriber = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_env_filter(filter);
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(filter);
     match settings.log_format.as_str() {
         "json" => subscriber.json().init(),
         _ => subscriber.init(),
@@ -66,7 +70,9 @@ async fn run(settings: Settings) -> Result<()> {
     let engine = engine::Engine::open(settings.engine.clone()).await?;
     let cluster = Arc::new(docker_api::swarm::Inactive::default());
     if let Some(address) = &settings.metrics_addr {
-        metrics::serve(address, engine.clone()).await.with_context(|| format!("--metrics-addr {address}"))?;
+        metrics::serve(address, engine.clone())
+            .await
+            .with_context(|| format!("--metrics-addr {address}"))?;
     }
     let api = docker_api::router(docker_api::ApiState { engine, cluster });
     for listener in listeners {

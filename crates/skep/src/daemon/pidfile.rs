@@ -15,7 +15,10 @@ impl Pidfile {
         if let Ok(text) = std::fs::read_to_string(path)
             && let Some(pid) = running_daemon(text.trim())
         {
-            bail!("process with PID {pid} is still running: ensure docker is not running or delete {}", path.display());
+            bail!(
+                "process with PID {pid} is still running: ensure docker is not running or delete {}",
+                path.display()
+            );
         }
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
@@ -29,7 +32,9 @@ impl Pidfile {
 /// A process id is used again sooner or later: only another process of this program counts.
 fn running_daemon(pid: &str) -> Option<&str> {
     let own = std::process::id().to_string();
-    let program = |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).ok()?.file_name().map(|n| n.to_owned());
+    let program = |pid: &str| {
+        std::fs::read_link(format!("/proc/{pid}/exe")).ok()?.file_name().map(|n| n.to_owned())
+    };
     let same = pid != own && program(pid).is_some() && program(pid) == program("self");
     same.then_some(pid)
 }

@@ -60,8 +60,9 @@ impl Settings {
         let named = matches.get_one::<String>("config-file");
         let path = Path::new(named.map_or(CONFIG_FILE, String::as_str));
         let file = if path.exists() || named.is_some() { read_file(path)? } else { Map::new() };
-        let mut settings = merge(given(&matches), file)
-            .with_context(|| format!("unable to configure the daemon with file {}", path.display()))?;
+        let mut settings = merge(given(&matches), file).with_context(|| {
+            format!("unable to configure the daemon with file {}", path.display())
+        })?;
         settings.validate = matches.get_flag("validate");
         Ok(settings)
     }
@@ -72,7 +73,12 @@ fn command() -> Command {
         .about("A swarm-mode container engine with dockerd's options.")
         .disable_version_flag(true)
         .arg(Arg::new("config-file").long("config-file").help("Daemon configuration file"))
-        .arg(Arg::new("validate").long("validate").action(ArgAction::SetTrue).help("Validate the configuration and exit"));
+        .arg(
+            Arg::new("validate")
+                .long("validate")
+                .action(ArgAction::SetTrue)
+                .help("Validate the configuration and exit"),
+        );
     for definition in OPTIONS {
         let mut arg = Arg::new(definition.flag).long(definition.flag).help(definition.help);
         if let Some(letter) = definition.short {
@@ -97,7 +103,9 @@ fn given(matches: &ArgMatches) -> Map<String, Value> {
         let value = match definition.kind {
             Kind::List | Kind::Map => words.into(),
             Kind::Text => words.last().map(|word| (*word).into()).unwrap_or_default(),
-            Kind::Switch | Kind::Number => words.last().map(|word| scalar(word)).unwrap_or_default(),
+            Kind::Switch | Kind::Number => {
+                words.last().map(|word| scalar(word)).unwrap_or_default()
+            }
         };
         given.insert(definition.flag.to_owned(), value);
     }
@@ -123,17 +131,25 @@ fn merge(flags: Map<String, Value>, file: Map<String, Value>) -> Result<Settings
     let mut twice: Vec<String> = Vec::new();
     for key in file.keys() {
         match OPTIONS.iter().find(|definition| definition.key == key) {
-            None if !["features", "builder", "proxies"].contains(&key.as_str()) => unknown.push(key.clone()),
+            None if !["features", "builder", "proxies"].contains(&key.as_str()) => {
+                unknown.push(key.clone())
+            }
             // Lists of sockets, labels and the like may not come from both places either.
             Some(definition) if flags.contains_key(definition.flag) => twice.push(key.clone()),
             _ => {}
         }
     }
     if !unknown.is_empty() {
-        bail!("the following directives don't match any configuration option: {}", unknown.join(", "));
+        bail!(
+            "the following directives don't match any configuration option: {}",
+            unknown.join(", ")
+        );
     }
     if !twice.is_empty() {
-        bail!("the following directives are specified both as a flag and in the configuration file: {}", twice.join(", "));
+        bail!(
+            "the following directives are specified both as a flag and in the configuration file: {}",
+            twice.join(", ")
+        );
     }
     for definition in OPTIONS {
         if let Some(value) = flags.get(definition.flag).or_else(|| file.get(definition.key)) {
@@ -145,13 +161,19 @@ fn merge(flags: Map<String, Value>, file: Map<String, Value>) -> Result<Settings
 
 fn apply(settings: &mut Settings, definition: &Definition, value: &Value) -> Result<()> {
     match definition.effect {
-        Effect::Apply(apply) => {
-            apply(settings, value).map_err(|reason| anyhow::anyhow!("--{}: {reason}", definition.flag))
-        }
+        Effect::Apply(apply) => apply(settings, value)
+            .map_err(|reason| anyhow::anyhow!("--{}: {reason}", definition.flag)),
         // `false`, an empty text and an empty list ask for nothing.
-        Effect::Refused(_) if [Value::Bool(false), "".into(), Value::Array(vec![])].contains(value) => Ok(()),
+        Effect::Refused(_)
+            if [Value::Bool(false), "".into(), Value::Array(vec![])].contains(value) =>
+        {
+            Ok(())
+        }
         Effect::Refused(reason) => {
-            settings.engine.warnings.push(format!("WARNING: --{} is not honoured: {reason}", definition.flag));
+            settings
+                .engine
+                .warnings
+                .push(format!("WARNING: --{} is not honoured: {reason}", definition.flag));
             Ok(())
         }
     }
@@ -190,9 +212,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_honoured_is_named_in_a_warning() {
-        let settings = settle("--experimental --selinux-enabled=false --userns-remap default", "{}").expect("valid");
+        let settings =
+            settle("--experimental --selinux-enabled=false --userns-remap default", "{}")
+                .expect("valid");
         let warnings = settings.engine.warnings.join("\n");
-        assert!(warnings.contains("--experimental") && warnings.contains("--userns-remap"), "{warnings}");
+        assert!(
+            warnings.contains("--experimental") && warnings.contains("--userns-remap"),
+            "{warnings}"
+        );
         assert!(!warnings.contains("selinux"), "{warnings}");
     }
 
