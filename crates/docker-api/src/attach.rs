@@ -1,9 +1,288 @@
-//! Attach and resize of a container's own streams.
+//! Attach and resize of a container's own streams, and the copying that exec shares.
 
-use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Extension, Router};
+use engine::containers::Container;
+use runtime::{AttachOptions, LogOptions, LogStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
 
-use crate::ApiState;
+use crate::hijack::{Connection, MULTIPLEXED, RAW, Takeover};
+use crate::request::RawBody;
+use crate::version::Version;
+use crate::{ApiError, ApiResult, ApiState, Parameters};
+
+/// ctrl-p, ctrl-q.
+const DEFAULT_KEYS: [u8; 2] = [16, 17];
+/// Output not yet taken by a client whose container has ended is waited for this long.
+const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub fn routes() -> Router<ApiState> {
     Router::new()
+        .route("/containers/{id}/attach", post(attach))
+        .route("/containers/{id}/attach/ws", get(websocket))
+        .route("/containers/{id}/resize", post(resize))
+}
+
+async fn websocket() -> ApiError {
+    ApiError::unsupported("attach over a websocket: use POST /containers/{id}/attach")
+}
+
+async fn attach(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+    Extension(version): Extension<Version>,
+    mut request: Request,
+) -> ApiResult {
+    let takeover = Takeover::prepare(&mut request);
+    // A client whose body is not read breaks its pipe.
+    let _ = <RawBody as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
+    let keys = DetachKeys::parse(query.get("detachKeys").unwrap_or_default())?;
+    let engine = state.engine.clone();
+    let stream = query.flag("stream");
+    let options = AttachOptions {
+        stdin: query.flag("stdin") && stream,
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+    };
+    let container = engine.container(&id)?;
+    let (tty, open_stdin) = (container.tty(), container.spec().config.open_stdin.unwrap_or_default());
+    let options = AttachOptions { stdin: options.stdin && open_stdin, ..options };
+    let earlier = if query.flag("logs") {
+        let wanted = LogOptions { stdout: options.stdout, stderr: options.stderr, ..Default::default() };
+        Some(engine.logs(&id, wanted)?.1)
+    } else {
+        None
+    };
+    let pending = if stream { Some(engine.attach(&id, options)?.1) } else { None };
+    Ok(takeover.serve(media_type(tty, version), move |mut connection| async move {
+        if let Some(mut reader) = earlier {
+            while let Ok(Some(entry)) = reader.next().await {
+                let bytes = if tty { entry.line } else { frame(number(entry.stream), &entry.line) };
+                if connection.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        }
+        let Some(pending) = pending else {
+            let _ = connection.shutdown().await;
+            return;
+        };
+        let Ok(stream) = pending.ready().await else { return };
+        let detached = copy(connection, stream, options.stdin, tty.then_some(keys), async {}).await;
+        if detached {
+            engine.publish(&container, "detach", []);
+        }
+    }))
+}
+
+async fn resize(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult {
+    let (height, width) = window(&query)?;
+    state.engine.resize(&id, height, width).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// `h` and `w`.
+pub(crate) fn window(query: &Parameters) -> ApiResult<(u16, u16)> {
+    let size = |name: &str| {
+        let number = query.number(name)?.unwrap_or_default();
+        u16::try_from(number).map_err(|_| ApiError::bad_request(format!("{name}: {number} is no size of a terminal")))
+    };
+    Ok((size("h")?, size("w")?))
+}
+
+/// What a stream is called to the client; before 1.42 everything was raw.
+pub(crate) fn media_type(tty: bool, version: Version) -> &'static str {
+    let named = (version.0, version.1) >= (1, 42);
+    if tty || !named { RAW } else { MULTIPLEXED }
+}
+
+pub(crate) fn number(stream: LogStream) -> u8 {
+    match stream {
+        LogStream::Stdout => 1,
+        LogStream::Stderr => 2,
+    }
+}
+
+/// Docker's frame: stream, three zeros, length, data.
+pub(crate) fn frame(stream: u8, data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len() + 8);
+    out.extend_from_slice(&[stream, 0, 0, 0]);
+    out.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    out.extend_from_slice(data);
+    out
+}
+
+/// Both directions until the process has ended and its output is sent, or the client detaches (true)
+/// or leaves. `ended` is awaited before the client's connection is closed.
+pub(crate) async fn copy(
+    connection: Connection,
+    stream: UnixStream,
+    stdin: bool,
+    keys: Option<DetachKeys>,
+    ended: impl Future<Output = ()>,
+) -> bool {
+    let (from_client, mut to_client) = tokio::io::split(connection);
+    let (mut from_process, to_process) = stream.into_split();
+    let output = async {
+        let copied = tokio::io::copy(&mut from_process, &mut to_client).await;
+        copied.is_ok()
+    };
+    let input = type_in(from_client, to_process, stdin, keys);
+    tokio::pin!(output, input);
+    let mut typing = true;
+    let mut detached = false;
+    let mut whole = false;
+    loop {
+        tokio::select! {
+            complete = &mut output => {
+                whole = complete;
+                break;
+            }
+            by_keys = &mut input, if typing => {
+                typing = false;
+                if by_keys {
+                    detached = true;
+                    break;
+                }
+            }
+        }
+    }
+    if whole {
+        let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
+    }
+    let _ = to_client.shutdown().await;
+    detached
+}
+
+/// From the client to the process; true when the detach keys came.
+async fn type_in(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    stdin: bool,
+    mut keys: Option<DetachKeys>,
+) -> bool {
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let count = match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        let data = &buffer[..count];
+        let (passed, detach) = match &mut keys {
+            Some(keys) => keys.scan(data),
+            None => (data.to_vec(), false),
+        };
+        if stdin && to.write_all(&passed).await.is_err() {
+            // The process reads no more; the client may still detach.
+            continue;
+        }
+        if detach {
+            return true;
+        }
+    }
+    let _ = to.shutdown().await;
+    false
+}
+
+/// The keys that end an attach without ending the container.
+pub(crate) struct DetachKeys {
+    keys: Vec<u8>,
+    /// How many of them have been typed in a row.
+    matched: usize,
+}
+
+impl DetachKeys {
+    /// Docker's notation: `ctrl-a,b,ctrl-[`; empty means the default.
+    pub(crate) fn parse(text: &str) -> ApiResult<Self> {
+        if text.is_empty() {
+            return Ok(Self { keys: DEFAULT_KEYS.to_vec(), matched: 0 });
+        }
+        let key = |word: &str| {
+            if let Some(letter) = word.strip_prefix("ctrl-") {
+                let byte = match letter.as_bytes() {
+                    [b @ b'a'..=b'z'] => b - b'a' + 1,
+                    b"@" => 0,
+                    b"[" => 27,
+                    b"\\" => 28,
+                    b"]" => 29,
+                    b"^" => 30,
+                    b"_" => 31,
+                    _ => return Err(unknown_key(text, word)),
+                };
+                return Ok(byte);
+            }
+            match word.as_bytes() {
+                [b] => Ok(*b),
+                _ => Err(unknown_key(text, word)),
+            }
+        };
+        let keys = text.split(',').map(key).collect::<ApiResult<Vec<u8>>>()?;
+        Ok(Self { keys, matched: 0 })
+    }
+
+    /// What goes on to the process, and whether the whole sequence was typed. A beginning is held back
+    /// until it is clear what it becomes.
+    fn scan(&mut self, data: &[u8]) -> (Vec<u8>, bool) {
+        let mut passed = Vec::with_capacity(data.len());
+        for byte in data {
+            if *byte == self.keys[self.matched] {
+                self.matched += 1;
+                if self.matched == self.keys.len() {
+                    self.matched = 0;
+                    return (passed, true);
+                }
+                continue;
+            }
+            passed.extend_from_slice(&self.keys[..self.matched]);
+            self.matched = 0;
+            if *byte == self.keys[0] && self.keys.len() > 1 {
+                self.matched = 1;
+            } else {
+                passed.push(*byte);
+            }
+        }
+        (passed, false)
+    }
+}
+
+fn unknown_key(text: &str, word: &str) -> ApiError {
+    ApiError::bad_request(format!("Invalid detach keys ({text}) provided: Unknown character: '{word}'"))
+}
+
+/// The name of the container as it is in paths and statistics.
+pub(crate) fn slash_name(container: &Container) -> String {
+    format!("/{}", container.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(keys: &str, typed: &[&str], passed: &str, detached: bool) {
+        let mut keys = DetachKeys::parse(keys).expect("keys");
+        let mut out = Vec::new();
+        let mut done = false;
+        for piece in typed {
+            let (bytes, detach) = keys.scan(piece.as_bytes());
+            out.extend(bytes);
+            done |= detach;
+        }
+        assert_eq!((String::from_utf8_lossy(&out).as_ref(), done), (passed, detached), "{typed:?}");
+    }
+
+    #[test]
+    fn detach_keys_are_found_also_across_reads_and_nothing_else_is_lost() {
+        check("", &["ab\x10\x11"], "ab", true);
+        check("", &["ab\x10", "\x11"], "ab", true);
+        check("", &["a\x10b"], "a\x10b", false);
+        check("", &["\x10\x10\x11"], "\x10", true);
+        check("ctrl-a,x", &["\x01y\x01x"], "\x01y", true);
+        check("q", &["abc", "q"], "abc", true);
+        assert!(DetachKeys::parse("ctrl-1").is_err() && DetachKeys::parse("ab").is_err());
+    }
 }

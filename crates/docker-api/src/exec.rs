@@ -1,9 +1,147 @@
-//! Further processes in a container: create, start, inspect, resize.
+//! `/containers/{id}/exec` and `/exec/{id}`: commands in running containers.
 
-use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use runtime::ExecSpec;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
-use crate::ApiState;
+use crate::attach::{self, DetachKeys};
+use crate::hijack::Takeover;
+use crate::request::RawBody;
+use crate::version::Version;
+use crate::{ApiResult, ApiState, Body, Parameters};
 
 pub fn routes() -> Router<ApiState> {
     Router::new()
+        .route("/containers/{id}/exec", post(create))
+        .route("/exec/{id}/start", post(start))
+        .route("/exec/{id}/json", get(inspect))
+        .route("/exec/{id}/resize", post(resize))
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct ExecConfig {
+    attach_stdin: bool,
+    attach_stdout: bool,
+    attach_stderr: bool,
+    detach_keys: Option<String>,
+    tty: bool,
+    console_size: Option<(u16, u16)>,
+    env: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    privileged: bool,
+    user: Option<String>,
+    working_dir: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartConfig {
+    detach: bool,
+    tty: bool,
+    console_size: Option<(u16, u16)>,
+}
+
+async fn create(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    body: Body<ExecConfig>,
+) -> ApiResult {
+    let config = body.required()?;
+    let detach_keys = config.detach_keys.unwrap_or_default();
+    DetachKeys::parse(&detach_keys)?;
+    let spec = ExecSpec {
+        args: config.cmd.unwrap_or_default(),
+        env: config.env.unwrap_or_default(),
+        cwd: config.working_dir.unwrap_or_default(),
+        user: config.user.unwrap_or_default(),
+        tty: config.tty,
+        stdin: config.attach_stdin,
+        stdout: config.attach_stdout,
+        stderr: config.attach_stderr,
+        privileged: config.privileged,
+        console_size: config.console_size.unwrap_or_default(),
+        ..Default::default()
+    };
+    let id = state.engine.exec_create(&id, spec, detach_keys)?;
+    Ok((StatusCode::CREATED, Json(json!({ "Id": id }))).into_response())
+}
+
+async fn start(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    Extension(version): Extension<Version>,
+    mut request: Request,
+) -> ApiResult {
+    let takeover = Takeover::prepare(&mut request);
+    let body = <RawBody as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
+    let config: StartConfig = crate::request::parse(&body.0)?.unwrap_or_default();
+    let engine = state.engine.clone();
+    let size = config.console_size.unwrap_or_default();
+    if config.detach {
+        let exec = engine.exec_claim(&id)?;
+        engine.exec_start(&exec, size).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
+    let exec = engine.exec_claim(&id)?;
+    let tty = exec.spec.tty || config.tty;
+    let keys = DetachKeys::parse(&exec.detach_keys)?;
+    let pending = engine.exec_attach(&exec);
+    Ok(takeover.serve(attach::media_type(tty, version), move |mut connection| async move {
+        if let Err(error) = engine.exec_start(&exec, size).await {
+            // The answer is under way already: the reason goes where the output would.
+            let text = format!("{}\r\n", error.message);
+            let bytes = if tty { text.into_bytes() } else { attach::frame(1, text.as_bytes()) };
+            let _ = connection.write_all(&bytes).await;
+            let _ = connection.shutdown().await;
+            return;
+        }
+        let Ok(stream) = pending.ready().await else { return };
+        let ended = engine.exec_ended(&exec);
+        attach::copy(connection, stream, exec.spec.stdin, tty.then_some(keys), ended).await;
+    }))
+}
+
+async fn inspect(State(state): State<ApiState>, Path(id): Path<String>) -> ApiResult {
+    let exec = state.engine.exec_find(&id)?;
+    let (spec, now) = (&exec.spec, exec.state());
+    let (entrypoint, arguments) = match spec.args.split_first() {
+        Some((first, rest)) => (first.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let mut process = json!({
+        "tty": spec.tty,
+        "entrypoint": entrypoint,
+        "arguments": arguments,
+        "privileged": spec.privileged,
+    });
+    if !spec.user.is_empty() {
+        process["user"] = json!(spec.user);
+    }
+    Ok(Json(json!({
+        "ID": spec.id,
+        "Running": now.running,
+        "ExitCode": now.exit_code,
+        "ProcessConfig": process,
+        "OpenStdin": spec.stdin,
+        "OpenStderr": spec.stderr,
+        "OpenStdout": spec.stdout,
+        "CanRemove": now.exit_code.is_some(),
+        "ContainerID": exec.container.id().as_str(),
+        "DetachKeys": exec.detach_keys,
+        "Pid": now.pid,
+    }))
+    .into_response())
+}
+
+async fn resize(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult<Response> {
+    let (height, width) = attach::window(&query)?;
+    state.engine.exec_resize(&id, height, width).await?;
+    Ok(StatusCode::OK.into_response())
 }

@@ -1,1 +1,18 @@
-//! A container's log, read back. Owner: the runtime area.
+//! Reading a container's log, whether it runs or not.
+
+use std::sync::Arc;
+
+use runtime::{LogOptions, LogReader};
+
+use crate::Engine;
+use crate::containers::Container;
+use crate::error::Result;
+
+impl Engine {
+    /// A followed log ends when the container does.
+    pub fn logs(&self, name: &str, options: LogOptions) -> Result<(Arc<Container>, LogReader)> {
+        let container = self.container(name)?;
+        let reader = LogReader::open(&container.spec().log, options, container.ended())?;
+        Ok((container, reader))
+    }
+}

@@ -89,12 +89,12 @@ pub fn tweak(add: &[String], drop: &[String], privileged: bool) -> Result<Vec<St
     Ok(set)
 }
 
-/// Those the running kernel knows; asking for an unknown one would fail the container.
-pub fn supported() -> &'static [&'static str] {
-    let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-    let count =
-        last.and_then(|text| text.trim().parse::<usize>().ok()).map_or(ALL.len(), |n| n + 1);
-    &ALL[..count.min(ALL.len())]
+/// Those this daemon may give: what the kernel knows and the daemon itself has.
+pub fn supported() -> Vec<&'static str> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let permitted = status.lines().find_map(|l| l.strip_prefix("CapPrm:"));
+    let bits = permitted.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(u64::MAX);
+    ALL.iter().enumerate().filter(|(n, _)| bits & (1 << n) != 0).map(|(_, name)| *name).collect()
 }
 
 fn normalize(names: &[String]) -> Result<Vec<String>> {

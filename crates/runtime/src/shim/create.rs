@@ -222,11 +222,16 @@ fn create_by_binary(
     let mut create = runtime_command(path, args);
     create.arg("create").arg("--bundle").arg(bundle).arg("--pid-file").arg("pid");
     if spec.tty {
-        create.arg("--console-socket").arg(bundle.join(CONSOLE_SOCKET));
+        create.arg("--console-socket").arg(short(CONSOLE_SOCKET));
     }
     create.arg(&spec.id).stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
     run(create)?;
     read_pid(Path::new("pid"))
+}
+
+/// A name in the bundle as another process may use it: socket addresses are short, bundles lie deep.
+fn short(name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/cwd/{name}", std::process::id()))
 }
 
 fn read_pid(file: &Path) -> Result<i32> {
@@ -280,7 +285,7 @@ fn log_message(line: &str) -> Option<String> {
 }
 
 /// An exec through the OCI runtime's binary.
-pub fn exec_by_binary(spec: &ShimSpec, bundle: &Path, process: &ExecProcess) -> Result<Made> {
+pub fn exec_by_binary(spec: &ShimSpec, process: &ExecProcess) -> Result<Made> {
     let failed = |e: io::Error| Error::system("stdio of the exec not made", e);
     let OciRuntime::Binary { path, args } = &spec.runtime else {
         return Err(Error::new(ErrorKind::System, "not an OCI runtime's binary"));
@@ -299,7 +304,7 @@ pub fn exec_by_binary(spec: &ShimSpec, bundle: &Path, process: &ExecProcess) -> 
     let mut exec = runtime_command(path, args);
     exec.arg("exec").arg("--detach").arg("--process").arg(&file).arg("--pid-file").arg(&pid_file);
     if process.tty {
-        exec.arg("--console-socket").arg(bundle.join(&socket));
+        exec.arg("--console-socket").arg(short(&socket));
     }
     exec.arg(&spec.id).stdin(theirs.stdin).stdout(theirs.stdout).stderr(theirs.stderr);
     let result = run(exec).and_then(|()| read_pid(&pid_file));

@@ -411,7 +411,7 @@ impl Shim {
         let made = match &self.spec.runtime {
             crate::spec::OciRuntime::BuiltIn => exec::start(&self.spec, init, process),
             crate::spec::OciRuntime::Binary { .. } => {
-                create::exec_by_binary(&self.spec, &self.bundle, process)
+                create::exec_by_binary(&self.spec, process)
             }
         };
         let made = match made {
