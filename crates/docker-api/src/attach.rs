@@ -130,33 +130,20 @@ pub(crate) async fn copy(
     let (mut from_process, to_process) = stream.into_split();
     let output = async {
         let copied = tokio::io::copy(&mut from_process, &mut to_client).await;
-        copied.is_ok()
+        if copied.is_ok() {
+            let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
+        }
+        let _ = to_client.shutdown().await;
     };
     let input = type_in(from_client, to_process, stdin, keys);
     tokio::pin!(output, input);
-    let mut typing = true;
-    let mut detached = false;
-    let mut whole = false;
-    loop {
-        tokio::select! {
-            complete = &mut output => {
-                whole = complete;
-                break;
-            }
-            by_keys = &mut input, if typing => {
-                typing = false;
-                if by_keys {
-                    detached = true;
-                    break;
-                }
-            }
-        }
+    tokio::select! {
+        () = &mut output => return false,
+        // A client that is through with typing still reads.
+        detached = &mut input => if detached { return true },
     }
-    if whole {
-        let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
-    }
-    let _ = to_client.shutdown().await;
-    detached
+    output.await;
+    false
 }
 
 /// From the client to the process; true when the detach keys came.

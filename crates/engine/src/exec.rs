@@ -56,7 +56,7 @@ impl Execs {
     }
 
     /// Ids of those of one container that are not over, for its inspect.
-    pub fn of(&self, container: &str) -> Vec<String> {
+    pub fn of_container(&self, container: &str) -> Vec<String> {
         let mine = |exec: &Arc<Exec>| exec.container.id().as_str() == container && exec.state().ended.is_none();
         self.lock().values().filter(|exec| mine(exec)).map(|exec| exec.spec.id.clone()).collect()
     }
