@@ -50,10 +50,12 @@ async fn attach(
         stderr: query.flag("stderr"),
     };
     let container = engine.container(&id)?;
-    let (tty, open_stdin) = (container.tty(), container.spec().config.open_stdin.unwrap_or_default());
+    let (tty, open_stdin) =
+        (container.tty(), container.spec().config.open_stdin.unwrap_or_default());
     let options = AttachOptions { stdin: options.stdin && open_stdin, ..options };
     let earlier = if query.flag("logs") {
-        let wanted = LogOptions { stdout: options.stdout, stderr: options.stderr, ..Default::default() };
+        let wanted =
+            LogOptions { stdout: options.stdout, stderr: options.stderr, ..Default::default() };
         Some(engine.logs(&id, wanted)?.1)
     } else {
         None
@@ -80,7 +82,11 @@ async fn attach(
     }))
 }
 
-async fn resize(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult {
+async fn resize(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+) -> ApiResult {
     let (height, width) = window(&query)?;
     state.engine.resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
@@ -90,7 +96,9 @@ async fn resize(State(state): State<ApiState>, Path(id): Path<String>, query: Pa
 pub(crate) fn window(query: &Parameters) -> ApiResult<(u16, u16)> {
     let size = |name: &str| {
         let number = query.number(name)?.unwrap_or_default();
-        u16::try_from(number).map_err(|_| ApiError::bad_request(format!("{name}: {number} is no size of a terminal")))
+        u16::try_from(number).map_err(|_| {
+            ApiError::bad_request(format!("{name}: {number} is no size of a terminal"))
+        })
     };
     Ok((size("h")?, size("w")?))
 }
@@ -238,7 +246,9 @@ impl DetachKeys {
 }
 
 fn unknown_key(text: &str, word: &str) -> ApiError {
-    ApiError::bad_request(format!("Invalid detach keys ({text}) provided: Unknown character: '{word}'"))
+    ApiError::bad_request(format!(
+        "Invalid detach keys ({text}) provided: Unknown character: '{word}'"
+    ))
 }
 
 /// The name of the container as it is in paths and statistics.

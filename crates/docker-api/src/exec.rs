@@ -140,7 +140,11 @@ async fn inspect(State(state): State<ApiState>, Path(id): Path<String>) -> ApiRe
     .into_response())
 }
 
-async fn resize(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult<Response> {
+async fn resize(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+) -> ApiResult<Response> {
     let (height, width) = attach::window(&query)?;
     state.engine.exec_resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())

@@ -49,7 +49,11 @@ async fn logs(
         return Err(ApiError::bad_request("Bad parameters: you must choose at least one stream"));
     }
     let (_, reader) = state.engine.logs(&id, options)?;
-    let show = Show { tty: container.tty(), timestamps: query.flag("timestamps"), details: query.flag("details") };
+    let show = Show {
+        tty: container.tty(),
+        timestamps: query.flag("timestamps"),
+        details: query.flag("details"),
+    };
     let media = media_type(show.tty, version);
     let stream = futures_util::stream::unfold((reader, show), next);
     let response = Response::new(HttpBody::from_stream(stream));
@@ -79,7 +83,8 @@ fn line(entry: LogEntry, show: &Show) -> Vec<u8> {
         text.push(b' ');
     }
     if show.details {
-        let details: Vec<String> = entry.attrs.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect();
+        let details: Vec<String> =
+            entry.attrs.iter().map(|(k, v)| format!("{}={}", escape(k), escape(v))).collect();
         text.extend_from_slice(details.join(",").as_bytes());
         text.push(b' ');
     }
@@ -92,7 +97,9 @@ fn escape(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(byte as char)
+            }
             b' ' => out.push('+'),
             byte => out.push_str(&format!("%{byte:02X}")),
         }
@@ -148,6 +155,9 @@ mod tests {
 
     #[test]
     fn timestamps_have_nine_digits() {
-        assert_eq!(fixed_nanos(UNIX_EPOCH + Duration::from_millis(1_500)), "1970-01-01T00:00:01.500000000Z");
+        assert_eq!(
+            fixed_nanos(UNIX_EPOCH + Duration::from_millis(1_500)),
+            "1970-01-01T00:00:01.500000000Z"
+        );
     }
 }

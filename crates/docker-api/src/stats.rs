@@ -26,10 +26,16 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 pub fn routes() -> Router<ApiState> {
-    Router::new().route("/containers/{id}/stats", get(stats)).route("/containers/{id}/top", get(top))
+    Router::new()
+        .route("/containers/{id}/stats", get(stats))
+        .route("/containers/{id}/top", get(top))
 }
 
-async fn top(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult {
+async fn top(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+) -> ApiResult {
     let (titles, rows) = state.engine.top(&id, query.get("ps_args").unwrap_or_default()).await?;
     Ok(Json(json!({ "Titles": titles, "Processes": rows })).into_response())
 }
@@ -42,7 +48,11 @@ struct Following {
     life: tokio::sync::watch::Receiver<engine::containers::Life>,
 }
 
-async fn stats(State(state): State<ApiState>, Path(id): Path<String>, query: Parameters) -> ApiResult {
+async fn stats(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+) -> ApiResult {
     let engine = state.engine.clone();
     let container = engine.container(&id)?;
     let life = container.life();
@@ -58,21 +68,24 @@ async fn stats(State(state): State<ApiState>, Path(id): Path<String>, query: Par
     }
     // A wrong container is told before the stream begins.
     let first = following.reading().await?;
-    let stream = futures_util::stream::unfold((Some(first), following), |(first, mut following)| async move {
-        let document = match first {
-            Some(document) => document,
-            None => {
-                tokio::time::sleep(INTERVAL).await;
-                if following.life.borrow_and_update().removed {
-                    return None;
+    let stream = futures_util::stream::unfold(
+        (Some(first), following),
+        |(first, mut following)| async move {
+            let document = match first {
+                Some(document) => document,
+                None => {
+                    tokio::time::sleep(INTERVAL).await;
+                    if following.life.borrow_and_update().removed {
+                        return None;
+                    }
+                    following.reading().await.ok()?
                 }
-                following.reading().await.ok()?
-            }
-        };
-        let mut line = document.to_string().into_bytes();
-        line.push(b'\n');
-        Some((Ok::<_, std::io::Error>(Bytes::from(line)), (None, following)))
-    });
+            };
+            let mut line = document.to_string().into_bytes();
+            line.push(b'\n');
+            Some((Ok::<_, std::io::Error>(Bytes::from(line)), (None, following)))
+        },
+    );
     let response = Response::new(HttpBody::from_stream(stream));
     Ok(([(header::CONTENT_TYPE, "application/json")], response).into_response())
 }
@@ -163,7 +176,8 @@ fn running(stats: &Stats, links: &BTreeMap<String, LinkCounters>) -> Value {
         "memory_stats": memory,
     });
     if !links.is_empty() {
-        let all: serde_json::Map<String, Value> = links.iter().map(|(name, c)| (name.clone(), link(c))).collect();
+        let all: serde_json::Map<String, Value> =
+            links.iter().map(|(name, c)| (name.clone(), link(c))).collect();
         document["networks"] = Value::Object(all);
     }
     document
@@ -177,8 +191,6 @@ fn link(c: &LinkCounters) -> Value {
 }
 
 fn entries(list: &[(u64, u64, String, u64)]) -> Value {
-    let one = |(major, minor, op, value): &(u64, u64, String, u64)| {
-        json!({ "major": major, "minor": minor, "op": op, "value": value })
-    };
+    let one = |(major, minor, op, value): &(u64, u64, String, u64)| json!({ "major": major, "minor": minor, "op": op, "value": value });
     Value::Array(list.iter().map(one).collect())
 }

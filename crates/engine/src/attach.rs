@@ -10,7 +10,11 @@ use crate::error::{Error, Result};
 
 impl Engine {
     /// Registers the client at once; a container that is not running yet is waited for.
-    pub fn attach(&self, name: &str, options: AttachOptions) -> Result<(Arc<Container>, PendingAttach)> {
+    pub fn attach(
+        &self,
+        name: &str,
+        options: AttachOptions,
+    ) -> Result<(Arc<Container>, PendingAttach)> {
         let container = self.container(name)?;
         match container.phase() {
             Phase::Paused => {
@@ -38,7 +42,8 @@ impl Engine {
             return Err(Error::conflict(format!("Container {} is not running", container.id())));
         }
         self.runtime.resize(container.id().as_str(), None, height, width).await?;
-        let size = [("height".to_owned(), height.to_string()), ("width".to_owned(), width.to_string())];
+        let size =
+            [("height".to_owned(), height.to_string()), ("width".to_owned(), width.to_string())];
         self.publish(&container, "resize", size);
         Ok(())
     }

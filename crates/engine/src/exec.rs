@@ -57,7 +57,9 @@ impl Execs {
 
     /// Ids of those of one container that are not over, for its inspect.
     pub fn of_container(&self, container: &str) -> Vec<String> {
-        let mine = |exec: &Arc<Exec>| exec.container.id().as_str() == container && exec.state().ended.is_none();
+        let mine = |exec: &Arc<Exec>| {
+            exec.container.id().as_str() == container && exec.state().ended.is_none()
+        };
         self.lock().values().filter(|exec| mine(exec)).map(|exec| exec.spec.id.clone()).collect()
     }
 
@@ -65,7 +67,9 @@ impl Execs {
         let all = self.lock();
         let mut matching = all.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id));
         match (matching.next(), matching.next()) {
-            (Some((key, exec)), other) if key == id || (other.is_none() && !id.is_empty()) => Ok(exec.clone()),
+            (Some((key, exec)), other) if key == id || (other.is_none() && !id.is_empty()) => {
+                Ok(exec.clone())
+            }
             _ => Err(Error::not_found(format!("No such exec instance: {id}"))),
         }
     }
@@ -73,7 +77,9 @@ impl Execs {
     fn insert(&self, exec: Arc<Exec>) -> Result<()> {
         let mut all = self.lock();
         let old = |exec: &Exec| exec.state().ended.is_some_and(|at| at.elapsed() > KEPT);
-        all.retain(|_, exec| !old(exec) && (exec.state().ended.is_some() || exec.container.is_running()));
+        all.retain(|_, exec| {
+            !old(exec) && (exec.state().ended.is_some() || exec.container.is_running())
+        });
         if all.len() >= EXECS_MAX {
             return Err(Error::unavailable(format!("more than {EXECS_MAX} execs at once")));
         }
@@ -84,7 +90,12 @@ impl Execs {
 
 impl Engine {
     /// Notes a command to run in a container; it runs with `exec_start`.
-    pub fn exec_create(&self, container: &str, spec: ExecSpec, detach_keys: String) -> Result<String> {
+    pub fn exec_create(
+        &self,
+        container: &str,
+        spec: ExecSpec,
+        detach_keys: String,
+    ) -> Result<String> {
         let container = self.running_container(container)?;
         if spec.args.is_empty() {
             return Err(Error::bad_parameter("No exec command specified"));
@@ -92,7 +103,8 @@ impl Engine {
         let id = self.containers.new_id().into_string();
         let action = format!("exec_create: {}", spec.args.join(" "));
         let spec = ExecSpec { id: id.clone(), ..spec };
-        let exec = Exec { container: container.clone(), spec, detach_keys, state: Mutex::default() };
+        let exec =
+            Exec { container: container.clone(), spec, detach_keys, state: Mutex::default() };
         self.execs.insert(Arc::new(exec))?;
         self.publish(&container, &action, [("execID".to_owned(), id.clone())]);
         Ok(id)
@@ -122,20 +134,31 @@ impl Engine {
 
     /// Registered before the start, so that nothing of its output is missed.
     pub fn exec_attach(&self, exec: &Exec) -> PendingAttach {
-        let options =
-            AttachOptions { stdin: exec.spec.stdin, stdout: exec.spec.stdout, stderr: exec.spec.stderr };
+        let options = AttachOptions {
+            stdin: exec.spec.stdin,
+            stdout: exec.spec.stdout,
+            stderr: exec.spec.stderr,
+        };
         self.runtime.attach_exec(exec.container.id().as_str(), &exec.spec.id, options)
     }
 
     /// Starts a claimed exec. Its end is noted by itself.
-    pub async fn exec_start(self: &Arc<Self>, exec: &Arc<Exec>, console_size: (u16, u16)) -> Result<()> {
+    pub async fn exec_start(
+        self: &Arc<Self>,
+        exec: &Arc<Exec>,
+        console_size: (u16, u16),
+    ) -> Result<()> {
         let mut spec = exec.spec.clone();
         if console_size != (0, 0) {
             spec.console_size = console_size;
         }
         let container = exec.container.id().as_str();
         let attributes = || [("execID".to_owned(), spec.id.clone())];
-        self.publish(&exec.container, &format!("exec_start: {}", spec.args.join(" ")), attributes());
+        self.publish(
+            &exec.container,
+            &format!("exec_start: {}", spec.args.join(" ")),
+            attributes(),
+        );
         exec.lock().running = true;
         match self.runtime.exec(container, &spec).await {
             Ok(pid) => exec.lock().pid = pid,
@@ -156,7 +179,8 @@ impl Engine {
             let code = status.map_or(137, |status| status.code);
             end(&exec, code);
             if let Some(engine) = engine.upgrade() {
-                let attributes = [("execID".to_owned(), id), ("exitCode".to_owned(), code.to_string())];
+                let attributes =
+                    [("execID".to_owned(), id), ("exitCode".to_owned(), code.to_string())];
                 engine.publish(&exec.container, "exec_die", attributes);
             }
         });

@@ -23,7 +23,10 @@ pub struct LinkCounters {
 
 impl Engine {
     /// `None` when it does not run.
-    pub async fn stats(&self, container: &Container) -> Result<Option<(Stats, BTreeMap<String, LinkCounters>)>> {
+    pub async fn stats(
+        &self,
+        container: &Container,
+    ) -> Result<Option<(Stats, BTreeMap<String, LinkCounters>)>> {
         if !container.is_running() {
             return Ok(None);
         }

@@ -93,7 +93,8 @@ pub fn tweak(add: &[String], drop: &[String], privileged: bool) -> Result<Vec<St
 pub fn supported() -> Vec<&'static str> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let permitted = status.lines().find_map(|l| l.strip_prefix("CapPrm:"));
-    let bits = permitted.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(u64::MAX);
+    let bits =
+        permitted.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(u64::MAX);
     ALL.iter().enumerate().filter(|(n, _)| bits & (1 << n) != 0).map(|(_, name)| *name).collect()
 }
 

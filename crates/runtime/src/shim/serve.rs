@@ -410,9 +410,7 @@ impl Shim {
         }
         let made = match &self.spec.runtime {
             crate::spec::OciRuntime::BuiltIn => exec::start(&self.spec, init, process),
-            crate::spec::OciRuntime::Binary { .. } => {
-                create::exec_by_binary(&self.spec, process)
-            }
+            crate::spec::OciRuntime::Binary { .. } => create::exec_by_binary(&self.spec, process),
         };
         let made = match made {
             Ok(made) => made,
