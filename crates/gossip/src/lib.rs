@@ -8,6 +8,8 @@ mod probe;
 mod suspicion;
 mod queue;
 mod database;
+mod network;
+mod row;
 mod sync;
 mod receive;
 mod io;
@@ -107,8 +109,9 @@ impl Gossip {
         soonest = soonest.min(timers.rejoin).min(timers.digest);
         let networks = self.database.networks.values().filter_map(|network| network.ours.as_ref());
         let rows = networks.flat_map(|ours| [ours.flush_at, ours.sync_at]).flatten().min();
-        let rest = [self.swim.prober.deadline(), self.swim.next_suspect(), rows];
-        rest.into_iter().flatten().fold(Some(soonest), |soonest, at| soonest.map(|it| it.min(at)))
+        let again = self.database.reannounce_at;
+        let rest = [self.swim.prober.deadline(), self.swim.next_suspect(), rows, again];
+        Some(rest.into_iter().flatten().fold(soonest, Instant::min))
     }
 
     /// This node's name on the gossip.
@@ -209,7 +212,7 @@ impl Gossip {
                 Notice::Updated(member) => database.node_updated(&mut io, member),
                 Notice::Failed(name) => database.node_failed(&mut io, &name),
                 Notice::Left(name) => database.node_left(&mut io, &name),
-                Notice::Accused => database.reannounce(&mut io),
+                Notice::Accused => database.reannounce_soon(now),
             }
         }
         for (subject, event) in database.events.drain(..) {
@@ -259,6 +262,7 @@ impl Gossip {
         let Self { dice, swim, database, dials, counters, timers, .. } = self;
         let Some(timers) = timers else { return };
         let mut io = Io { now, dice, out, counters };
+        database.reannounce_due(&mut io);
         sync::flush_due(database, swim, &mut io);
         sync::sync_due(database, dials, &mut io);
         if timers.gossip <= now {
@@ -325,6 +329,7 @@ impl Gossip {
             }
         }
         self.swim.prober.next = Some(later);
+        self.database.reannounce_at = self.database.reannounce_at.map(|at| at.max(later));
         for network in self.database.networks.values_mut() {
             if let Some(ours) = &mut network.ours {
                 ours.flush_at = ours.flush_at.map(|at| at.max(later));

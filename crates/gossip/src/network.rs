@@ -1,0 +1,216 @@
+//! NetworkDB's networks: which node is where, as announced by each node itself.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use model::{Instant, NetworkId};
+use wire::networkdb as pb;
+
+use crate::database::*;
+use crate::event::{Effect, Member};
+use crate::io::Io;
+use crate::row::*;
+
+/// Nodes that come back together, after a cut, are answered together.
+const REANNOUNCE_DELAY: Duration = Duration::from_millis(200);
+
+impl Database {
+    pub fn join_network(&mut self, io: &mut Io<'_>, id: &NetworkId) {
+        if self.networks.get(id).is_some_and(|network| network.ours.is_some()) {
+            return;
+        }
+        let network = self.networks.entry(id.clone()).or_default();
+        let mut ours = Ours::default();
+        ours.hurry(io.now);
+        network.ours = Some(ours);
+        self.announce_network(id, JOIN, None);
+        self.peers_changed(io, id);
+    }
+
+    pub fn leave_network(&mut self, io: &mut Io<'_>, id: &NetworkId) {
+        let Some(network) = self.networks.get_mut(id) else { return };
+        if network.ours.take().is_none() {
+            return;
+        }
+        let rows = std::mem::take(&mut network.rows);
+        for ((table, key), entry) in rows {
+            if entry.reap_at.is_none() {
+                io.effect(row_changed(id, &table, &key, &entry.owner, Some(entry.value), None));
+            }
+        }
+        self.announce_network(id, LEAVE, Some(io.now + DEPARTURE));
+        self.peers_changed(io, id);
+    }
+
+    pub fn announce_network(&mut self, id: &NetworkId, what: i32, reap_at: Option<Instant>) {
+        self.network_clock += 1;
+        let event = pb::NetworkEvent {
+            r#type: what,
+            l_time: self.network_clock,
+            node_name: self.name.clone(),
+            network_id: id.to_string(),
+        };
+        let message = envelope(pb::MessageType::NetworkEvent, &event);
+        self.events.push((format!("network/{id}/{}", self.name), message));
+        let attachment = Attachment { ltime: event.l_time, leaving: what == LEAVE, reap_at };
+        let network = self.networks.entry(id.clone()).or_default();
+        network.attachments.insert(self.name.clone(), attachment);
+    }
+
+    /// Someone may have dropped what this node announced.
+    pub fn reannounce_soon(&mut self, now: Instant) {
+        self.reannounce_at.get_or_insert(now + REANNOUNCE_DELAY);
+    }
+
+    /// Says everything about this node again, for those that may have dropped it.
+    pub fn reannounce_due(&mut self, io: &mut Io<'_>) {
+        if self.reannounce_at.is_some_and(|at| at <= io.now) {
+            self.reannounce_at = None;
+            self.reannounce(io);
+        }
+    }
+
+    fn reannounce(&mut self, io: &mut Io<'_>) {
+        self.announce_node(JOIN);
+        for id in self.joined() {
+            self.announce_network(&id, JOIN, None);
+            let Some(network) = self.networks.get_mut(&id) else { continue };
+            let Some(ours) = &mut network.ours else { continue };
+            for ((table, key), entry) in &network.rows {
+                if entry.owner == self.name && entry.reap_at.is_none() {
+                    let event = row_event(io.now, &id, table, key, entry, CREATE);
+                    ours.fresh
+                        .push((subject(table, key), envelope(pb::MessageType::TableEvent, &event)));
+                }
+            }
+            if !ours.fresh.is_empty() {
+                ours.flush_at.get_or_insert(io.now + FLUSH_DELAY);
+            }
+        }
+    }
+
+    pub fn joined(&self) -> Vec<NetworkId> {
+        let ours = self.networks.iter().filter(|(_, network)| network.ours.is_some());
+        ours.map(|(id, _)| id.clone()).collect()
+    }
+
+    pub fn heard_network_event(&mut self, io: &mut Io<'_>, event: &pb::NetworkEvent, spread: bool) {
+        if !self.witness_network(io, event.l_time) {
+            return;
+        }
+        let id = NetworkId::new(event.network_id.clone());
+        if event.node_name == self.name {
+            return self.heard_own_network_event(io, &id, event);
+        }
+        let known = self.peers.get(&event.node_name);
+        if known.is_none_or(|peer| peer.state == Presence::Left) {
+            return io.count("network_event_of_stranger");
+        }
+        let leaving = event.r#type == LEAVE;
+        let attached = self.networks.get(&id).and_then(|it| it.attachments.get(&event.node_name));
+        match attached {
+            Some(attachment) if attachment.ltime >= event.l_time => return,
+            None if leaving => return,
+            None if id.len() > KEY_BYTES_MAX
+                || (!self.networks.contains_key(&id) && self.networks.len() >= NETWORKS_MAX) =>
+            {
+                return io.count("networks_full");
+            }
+            _ => {}
+        }
+        let reap_at = leaving.then_some(io.now + DEPARTURE);
+        let attachment = Attachment { ltime: event.l_time, leaving, reap_at };
+        let was = self
+            .networks
+            .entry(id.clone())
+            .or_default()
+            .attachments
+            .insert(event.node_name.clone(), attachment);
+        if leaving {
+            self.drop_rows_of(io, &id, &event.node_name);
+        }
+        if was.is_none_or(|was| was.leaving != leaving) {
+            self.peers_changed(io, &id);
+        }
+        if spread {
+            let message = envelope(pb::MessageType::NetworkEvent, event);
+            self.events.push((format!("network/{id}/{}", event.node_name), message));
+        }
+    }
+
+    /// What the others believe of this node from an earlier life is corrected.
+    fn heard_own_network_event(
+        &mut self,
+        io: &mut Io<'_>,
+        id: &NetworkId,
+        event: &pb::NetworkEvent,
+    ) {
+        let network = self.networks.get(id);
+        let attached = network.is_some_and(|network| network.ours.is_some());
+        let ltime = network
+            .and_then(|network| network.attachments.get(&self.name))
+            .map_or(0, |attachment| attachment.ltime);
+        let said = event.r#type == JOIN;
+        if event.l_time > ltime || (event.l_time == ltime && said != attached) {
+            if attached {
+                self.announce_network(id, JOIN, None);
+            } else if said && io.now.since(self.began) > SETTLED {
+                self.announce_network(id, LEAVE, Some(io.now + DEPARTURE));
+            }
+        }
+    }
+
+    pub fn networks_with(&self, name: &str) -> Vec<NetworkId> {
+        let with = |network: &Network| network.attachments.contains_key(name);
+        self.networks.iter().filter(|(_, it)| with(it)).map(|(id, _)| id.clone()).collect()
+    }
+
+    pub fn peers_changed_with(&mut self, io: &mut Io<'_>, name: &str) {
+        for id in self.networks_with(name) {
+            self.peers_changed(io, &id);
+        }
+    }
+
+    pub fn peers_changed(&mut self, io: &mut Io<'_>, id: &NetworkId) {
+        self.changed = io.now;
+        io.effect(Effect::PeersChanged { network: id.clone(), peers: self.peers_of(id) });
+    }
+
+    /// Active nodes on a network, this one included when it is there.
+    pub fn peers_of(&self, id: &NetworkId) -> Vec<(String, IpAddr)> {
+        let Some(network) = self.networks.get(id) else { return Vec::new() };
+        let attached = network.attachments.iter().filter(|(_, attachment)| !attachment.leaving);
+        attached
+            .filter_map(|(name, _)| {
+                if *name == self.name {
+                    return network.ours.is_some().then(|| (name.clone(), self.advertise));
+                }
+                let peer = self.peers.get(name)?;
+                let active = peer.state == Presence::Active;
+                active.then(|| (name.clone(), peer.member.address.ip()))
+            })
+            .collect()
+    }
+
+    /// Other active nodes on a network.
+    pub fn partners(&self, id: &NetworkId) -> Vec<Member> {
+        let Some(network) = self.networks.get(id) else { return Vec::new() };
+        let attached = network.attachments.iter().filter(|(_, attachment)| !attachment.leaving);
+        attached
+            .filter_map(|(name, _)| self.peers.get(name))
+            .filter(|peer| peer.state == Presence::Active)
+            .map(|peer| peer.member.clone())
+            .collect()
+    }
+
+    pub fn await_sync_with(&mut self, io: &mut Io<'_>, name: &str) {
+        for network in self.networks.values_mut() {
+            if network.attachments.contains_key(name)
+                && let Some(ours) = &mut network.ours
+            {
+                ours.returned.insert(name.to_owned());
+                ours.hurry(io.now);
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! NetworkDB's rows: announced by one node, known to all that are on the network.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::{Instant, NetworkId};
+use wire::networkdb as pb;
+
+use crate::database::*;
+use crate::event::{Effect, Row};
+use crate::io::Io;
+
+impl Database {
+    pub fn put_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey, value: Vec<u8>) {
+        if value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
+            return io.count("row_too_large");
+        }
+        let Some(network) = self.networks.get_mut(id) else { return io.count("row_elsewhere") };
+        if network.ours.is_none() {
+            return io.count("row_elsewhere");
+        }
+        let old = network.rows.remove(&key);
+        let alive = old.as_ref().filter(|entry| entry.reap_at.is_none());
+        if alive.is_some_and(|entry| entry.owner == self.name && entry.value == value) {
+            network.rows.extend(old.map(|entry| (key, entry)));
+            return;
+        }
+        let what = if alive.is_some() { UPDATE } else { CREATE };
+        let before = alive.map(|entry| entry.value.clone());
+        let entry = Entry { owner: self.name.clone(), ltime: 0, value, reap_at: None };
+        let now = Some(entry.value.clone());
+        io.effect(row_changed(id, &key.0, &key.1, &self.name, before, now));
+        network.rows.insert(key.clone(), entry);
+        self.announce_row(io, id, &key, what);
+    }
+
+    pub fn delete_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey) {
+        let Some(network) = self.networks.get_mut(id) else { return };
+        let Some(entry) = network.rows.get_mut(&key) else { return };
+        if entry.owner != self.name || entry.reap_at.is_some() {
+            return;
+        }
+        entry.reap_at = Some(io.now + TOMBSTONE);
+        let value = entry.value.clone();
+        io.effect(row_changed(id, &key.0, &key.1, &self.name, Some(value), None));
+        self.announce_row(io, id, &key, DELETE);
+    }
+
+    /// Gives one of this node's rows the newest time and tells everyone.
+    fn announce_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: &RowKey, what: i32) {
+        self.table_clock += 1;
+        let Some(network) = self.networks.get_mut(id) else { return };
+        let Some(entry) = network.rows.get_mut(key) else { return };
+        entry.ltime = self.table_clock;
+        let event = row_event(io.now, id, &key.0, &key.1, entry, what);
+        if let Some(ours) = &mut network.ours {
+            let message = envelope(pb::MessageType::TableEvent, &event);
+            ours.fresh.push((subject(&key.0, &key.1), message));
+            ours.flush_at.get_or_insert(io.now + FLUSH_DELAY);
+            ours.changed = io.now;
+        }
+    }
+
+    /// A row of another node, from a packet or out of a bulk sync.
+    pub fn heard_row(&mut self, io: &mut Io<'_>, event: pb::TableEvent, bulk: bool) {
+        let id = NetworkId::new(event.network_id.clone());
+        let Some(network) = self.networks.get(&id) else { return };
+        if network.ours.is_none() || !self.witness_table(io, event.l_time) {
+            return;
+        }
+        let key = (event.table_name.clone(), event.key.clone());
+        if event.node_name == self.name {
+            return self.heard_own_row(io, &id, key, &event);
+        }
+        let Some(network) = self.networks.get_mut(&id) else { return };
+        let owner = network.attachments.get(&event.node_name);
+        if owner.is_none_or(|attachment| attachment.leaving) {
+            return io.count("row_of_stranger");
+        }
+        let deleted = event.r#type == DELETE;
+        let reap_after = match event.residual_reap_time {
+            seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
+            _ => TOMBSTONE,
+        };
+        match network.rows.get(&key) {
+            Some(entry) if entry.owner == self.name && entry.reap_at.is_none() => {
+                // Two nodes claim one key: this one is here to say that it is its own.
+                if event.l_time >= entry.ltime {
+                    self.announce_row(io, &id, &key, UPDATE);
+                }
+                return;
+            }
+            Some(entry) if entry.ltime >= event.l_time => return,
+            None if deleted && !bulk => return,
+            None if network.rows.len() >= ROWS_PER_NETWORK_MAX => return io.count("rows_full"),
+            _ => {}
+        }
+        if event.value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
+            return io.count("row_too_large");
+        }
+        let unknown_delete = deleted && !network.rows.contains_key(&key);
+        let entry = Entry {
+            owner: event.node_name.clone(),
+            ltime: event.l_time,
+            value: event.value.clone(),
+            reap_at: deleted.then_some(io.now + reap_after),
+        };
+        let new = (!deleted).then(|| event.value.clone());
+        let old = network.rows.insert(key.clone(), entry);
+        let old = old.filter(|entry| entry.reap_at.is_none()).map(|entry| entry.value);
+        if old != new {
+            io.effect(row_changed(&id, &key.0, &key.1, &event.node_name, old, new));
+        }
+        // A deletion that is about to be forgotten would only come back round and round.
+        let spread = !unknown_delete || reap_after > TOMBSTONE / 6;
+        let Some(ours) = &mut network.ours else { return };
+        ours.changed = io.now;
+        if spread {
+            let message = envelope(pb::MessageType::TableEvent, &event);
+            ours.heard.push(subject(&key.0, &key.1), message);
+        }
+    }
+
+    /// An echo of this node's own row, or a row of its earlier life.
+    fn heard_own_row(
+        &mut self,
+        io: &mut Io<'_>,
+        id: &NetworkId,
+        key: RowKey,
+        event: &pb::TableEvent,
+    ) {
+        let deleted = event.r#type == DELETE;
+        let Some(network) = self.networks.get_mut(id) else { return };
+        match network.rows.get(&key) {
+            Some(entry) => {
+                let same =
+                    entry.reap_at.is_some() == deleted && (deleted || entry.value == event.value);
+                if event.l_time > entry.ltime || (event.l_time == entry.ltime && !same) {
+                    let what = if entry.reap_at.is_some() { DELETE } else { UPDATE };
+                    if entry.owner == self.name {
+                        self.announce_row(io, id, &key, what);
+                    }
+                }
+            }
+            None if !deleted && io.now.since(self.began) > SETTLED => {
+                io.count("row_of_earlier_life");
+                let entry = Entry {
+                    owner: self.name.clone(),
+                    ltime: 0,
+                    value: event.value.clone(),
+                    reap_at: Some(io.now + TOMBSTONE),
+                };
+                network.rows.insert(key.clone(), entry);
+                self.announce_row(io, id, &key, DELETE);
+            }
+            None => {}
+        }
+    }
+
+    pub fn drop_rows_of(&mut self, io: &mut Io<'_>, id: &NetworkId, owner: &str) {
+        let Some(network) = self.networks.get_mut(id) else { return };
+        let mut gone = Vec::new();
+        network.rows.retain(|key, entry| {
+            let keep = entry.owner != owner;
+            if !keep && entry.reap_at.is_none() {
+                gone.push((key.clone(), std::mem::take(&mut entry.value)));
+            }
+            keep
+        });
+        for ((table, key), value) in gone {
+            io.effect(row_changed(id, &table, &key, owner, Some(value), None));
+        }
+    }
+
+    /// The live rows of a table.
+    pub fn rows(&self, id: &NetworkId, table: &str) -> BTreeMap<String, Row> {
+        let Some(network) = self.networks.get(id) else { return BTreeMap::new() };
+        let from = (table.to_owned(), String::new());
+        network
+            .rows
+            .range(from..)
+            .take_while(|((name, _), _)| name == table)
+            .filter(|(_, entry)| entry.reap_at.is_none())
+            .map(|((_, key), entry)| {
+                let owner_up = entry.owner == self.name
+                    || self.peers.get(&entry.owner).is_some_and(|it| it.state == Presence::Active);
+                let owner = entry.owner.clone();
+                (key.clone(), Row { owner, value: entry.value.clone(), owner_up })
+            })
+            .collect()
+    }
+
+    /// Every row of a network as events, deleted ones included: a bulk sync's payload.
+    pub fn row_events(&self, now: Instant, id: &NetworkId) -> Vec<Vec<u8>> {
+        let Some(network) = self.networks.get(id).filter(|it| it.ours.is_some()) else {
+            return Vec::new();
+        };
+        let event = |((table, key), entry): (&RowKey, &Entry)| {
+            let what = if entry.reap_at.is_some() { DELETE } else { CREATE };
+            let event = row_event(now, id, table, key, entry, what);
+            envelope(pb::MessageType::TableEvent, &event)
+        };
+        network.rows.iter().map(event).collect()
+    }
+
+    /// How many live rows a network has, and a number that differs when the rows do.
+    pub fn rows_digest(&self, id: &NetworkId) -> (u64, u64) {
+        let Some(network) = self.networks.get(id) else { return (0, 0) };
+        let live = network.rows.iter().filter(|(_, entry)| entry.reap_at.is_none());
+        live.fold((0, 0), |(entries, sum), ((table, key), entry)| {
+            let hash = fnv(&[table.as_bytes(), key.as_bytes(), &entry.ltime.to_be_bytes()]);
+            (entries + 1, u64::wrapping_add(sum, hash))
+        })
+    }
+
+    /// The same over the active nodes and their networks.
+    pub fn attachments_digest(&self) -> (u64, u64) {
+        let (mut entries, mut sum) = (0, 0u64);
+        for id in self.networks.keys() {
+            for (name, _) in self.peers_of(id) {
+                entries += 1;
+                sum = sum.wrapping_add(fnv(&[id.as_bytes(), name.as_bytes()]));
+            }
+        }
+        (entries, sum)
+    }
+}
+
+pub(crate) fn subject(table: &str, key: &str) -> String {
+    format!("{table}/{key}")
+}
+
+pub(crate) fn row_event(
+    now: Instant,
+    id: &NetworkId,
+    table: &str,
+    key: &str,
+    entry: &Entry,
+    what: i32,
+) -> pb::TableEvent {
+    let residual = entry.reap_at.map_or(0, |at| (at.since(now).as_secs() as i32).max(1));
+    pb::TableEvent {
+        r#type: what,
+        l_time: entry.ltime,
+        node_name: entry.owner.clone(),
+        network_id: id.to_string(),
+        table_name: table.to_owned(),
+        key: key.to_owned(),
+        value: entry.value.clone(),
+        residual_reap_time: residual,
+    }
+}
+
+pub(crate) fn row_changed(
+    id: &NetworkId,
+    table: &str,
+    key: &str,
+    owner: &str,
+    old: Option<Vec<u8>>,
+    new: Option<Vec<u8>>,
+) -> Effect {
+    Effect::RowChanged {
+        network: id.clone(),
+        table: table.to_owned(),
+        key: key.to_owned(),
+        owner: owner.to_owned(),
+        old,
+        new,
+    }
+}
