@@ -104,7 +104,7 @@ pub(crate) fn status(
     let certificate = node.certificate.clone().unwrap_or_default();
     let status = certificate.status.clone().unwrap_or_default();
     let settled = matches!(status.state(), State::Issued | State::Failed | State::Rotate);
-    Ok(settled.then(|| pb::NodeCertificateStatusResponse {
+    Ok(settled.then_some(pb::NodeCertificateStatusResponse {
         status: Some(status),
         certificate: Some(certificate),
     }))

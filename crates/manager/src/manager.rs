@@ -419,11 +419,10 @@ impl Manager {
             return true;
         }
         let calls_turn = self.leading.as_ref().is_some_and(|leading| leading.calls_turn);
-        let done = if calls_turn {
-            self.next_call(now, out) || self.round(now, out)
-        } else {
-            self.round(now, out) || self.next_call(now, out)
-        };
+        // Callers and loops take turns; who has nothing to do gives its turn away.
+        let done = (calls_turn && self.next_call(now, out))
+            || self.round(now, out)
+            || (!calls_turn && self.next_call(now, out));
         if let Some(leading) = &mut self.leading {
             leading.calls_turn = !calls_turn;
         }

@@ -154,7 +154,7 @@ proptest! {
             let wanted = task(&id, &format!("s{service_id}"), slot.into(), &format!("n{node}"));
             let change = match (what, store.get::<pb::Task>(&id)) {
                 (0, _) => Change::create(wanted),
-                (1, Some(old)) => Change::update(pb::Task { meta: old.meta.clone(), ..wanted }),
+                (1, Some(old)) => Change::update(pb::Task { meta: old.meta, ..wanted }),
                 (1, None) => Change::update(wanted),
                 _ => Change::remove::<pb::Task>(id),
             };
