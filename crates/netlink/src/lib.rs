@@ -1,1 +1,12 @@
 //! Observe and apply host-network objects: rtnetlink, nfnetlink, namespaces.
+
+pub mod kernel;
+pub mod namespace;
+pub mod nft;
+pub mod conntrack;
+pub mod route;
+pub mod socket;
+pub mod expressions;
+pub mod message;
+
+pub use kernel::{Failure, Kernel};

@@ -2,6 +2,17 @@
 
 pub mod addr;
 pub mod view;
+pub mod desired;
+pub mod objects;
+pub mod table;
+pub mod diff;
+pub mod print;
 
 pub use addr::{AddrError, Cidr, Mac};
+pub use desired::{desired, mark_of, overlay_mtu};
+pub use diff::{Step, diff};
+pub use objects::{
+    BridgePort, Flows, LinkKind, LinkObject, Namespace, Objects, Route, Rule, TABLE_MAIN, World,
+};
+pub use table::{TABLE_NAME, Table};
 pub use view::*;

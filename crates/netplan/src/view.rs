@@ -43,6 +43,8 @@ pub struct Host {
     pub data_path: Option<IpAddr>,
     /// UDP port of VXLAN, the cluster's `DataPathPort`.
     pub vxlan_port: u16,
+    /// Bridged packets pass the IP hooks (`bridge-nf-call-iptables`).
+    pub bridge_netfilter: bool,
     /// MTU of the link that carries the data-path address.
     pub uplink_mtu: u32,
 }
@@ -55,6 +57,7 @@ impl Default for Host {
             masquerade: true,
             data_path: None,
             vxlan_port: 4789,
+            bridge_netfilter: false,
             uplink_mtu: 1500,
         }
     }

@@ -1,0 +1,131 @@
+//! Tracked connections: finding those that may not live on, ending them.
+
+use std::io;
+use std::net::IpAddr;
+
+use netplan::Flows;
+
+use crate::message::{Attributes, Message, Received, ip_bytes};
+use crate::socket::Socket;
+
+const GET: u16 = (1 << 8) | 1;
+const DELETE: u16 = (1 << 8) | 2;
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const NESTED: u16 = 0x8000;
+const SOCK_DESTROY: u16 = 21;
+
+/// One direction of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuple {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub protocol: u8,
+    pub src_port: u16,
+    pub dst_port: u16,
+}
+
+pub struct Flow {
+    pub original: Tuple,
+    pub reply: Tuple,
+    family: u8,
+    original_raw: Vec<u8>,
+    id: Option<Vec<u8>>,
+}
+
+pub fn dump(socket: &mut Socket) -> io::Result<Vec<Flow>> {
+    let message = Message::new(GET, 0).body(&[0, 0, 0, 0]);
+    Ok(socket.dump(message)?.iter().filter_map(read).collect())
+}
+
+fn read(message: &Received) -> Option<Flow> {
+    let attributes = message.attributes(4);
+    Some(Flow {
+        original: tuple(attributes.nested(TUPLE_ORIGINAL))?,
+        reply: tuple(attributes.nested(TUPLE_REPLY))?,
+        family: message.body(4)?[0],
+        original_raw: attributes.find(TUPLE_ORIGINAL)?.to_vec(),
+        id: attributes.find(ID).map(<[u8]>::to_vec),
+    })
+}
+
+fn tuple(attributes: Attributes<'_>) -> Option<Tuple> {
+    let ip = attributes.nested(1);
+    let proto = attributes.nested(2);
+    Some(Tuple {
+        src: ip.ip(1).or(ip.ip(3))?,
+        dst: ip.ip(2).or(ip.ip(4))?,
+        protocol: proto.u8(1)?,
+        src_port: proto.u16_be(2).unwrap_or(0),
+        dst_port: proto.u16_be(3).unwrap_or(0),
+    })
+}
+
+/// Which flows' answers come from where they should not, under the new table.
+pub fn is_stale(flow: &Flow, right: &Flows) -> bool {
+    if let Some(allowed) = right.virtual_addresses.get(&flow.original.dst) {
+        return !allowed.contains(&flow.reply.src);
+    }
+    let key = (flow.original.protocol, flow.original.dst_port);
+    let Some(allowed) = right.ports.get(&key) else { return false };
+    let translated = flow.reply.src != flow.original.dst;
+    let udp = i32::from(flow.original.protocol) == libc::IPPROTO_UDP;
+    // A datagram flow that began before the port was published is not translated and would
+    // never be; a connection to the host's own server of that port is none of ours.
+    (translated && !allowed.contains(&flow.reply.src)) || (!translated && udp && !allowed.is_empty())
+}
+
+pub fn touches(flow: &Flow, addresses: &[IpAddr]) -> bool {
+    [flow.original.src, flow.original.dst, flow.reply.src, flow.reply.dst]
+        .iter()
+        .any(|addr| addresses.contains(addr))
+}
+
+/// Forgets the flows; one that has ended by itself is fine.
+pub fn forget(socket: &mut Socket, flows: &[&Flow]) -> io::Result<usize> {
+    let messages = flows
+        .iter()
+        .map(|flow| {
+            let mut message = Message::new(DELETE, 0).body(&[flow.family, 0, 0, 0]);
+            message.put(TUPLE_ORIGINAL | NESTED, &flow.original_raw);
+            if let Some(id) = &flow.id {
+                message.put(ID, id);
+            }
+            message
+        })
+        .collect::<Vec<_>>();
+    let count = messages.len();
+    for (_, error) in socket.batch(messages)? {
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error);
+        }
+    }
+    Ok(count)
+}
+
+/// Ends the local sockets of these flows at once, so that nobody waits for a dead peer. A host
+/// whose kernel cannot do that leaves it to the reset that the next packet earns.
+pub fn abort_sockets(socket: &mut Socket, flows: &[&Flow]) {
+    let tcp = |flow: &&&Flow| i32::from(flow.original.protocol) == libc::IPPROTO_TCP;
+    let messages: Vec<_> = flows.iter().filter(tcp).map(|flow| destroy(&flow.original)).collect();
+    if !messages.is_empty() {
+        let _ = socket.batch(messages);
+    }
+}
+
+fn destroy(tuple: &Tuple) -> Message {
+    let family = if tuple.src.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
+    body.extend_from_slice(&u32::MAX.to_ne_bytes());
+    body.extend_from_slice(&tuple.src_port.to_be_bytes());
+    body.extend_from_slice(&tuple.dst_port.to_be_bytes());
+    for addr in [tuple.src, tuple.dst] {
+        let mut bytes = ip_bytes(addr);
+        bytes.resize(16, 0);
+        body.extend_from_slice(&bytes);
+    }
+    body.extend_from_slice(&0u32.to_ne_bytes());
+    body.extend_from_slice(&[0xff; 8]);
+    Message::new(SOCK_DESTROY, 0).body(&body)
+}

@@ -1,0 +1,148 @@
+//! Local networks from views alone: real namespaces, real packets.
+
+mod support;
+
+use netplan::{Bridge, Link, Proto, PublishedPort, Sandbox, SandboxId, View};
+use support::{Host, run, stdout};
+
+fn view() -> View {
+    let mut view = View::default();
+    view.bridges.insert("net1".into(), bridge("docker0", "172.17.0.1/16"));
+    view.sandboxes.insert(SandboxId("one".into()), sandbox("net1", 2));
+    view.sandboxes.insert(SandboxId("two".into()), sandbox("net1", 3));
+    view
+}
+
+fn bridge(ifname: &str, address: &str) -> Bridge {
+    Bridge {
+        ifname: ifname.into(),
+        addresses: vec![address.parse().unwrap()],
+        mtu: 1500,
+        internal: false,
+        icc: true,
+        masquerade: true,
+        foreign: false,
+    }
+}
+
+fn sandbox(network: &str, n: u8) -> Sandbox {
+    let address: netplan::Cidr = format!("172.17.0.{n}/16").parse().unwrap();
+    Sandbox {
+        links: vec![Link {
+            network: network.into(),
+            ifname: "eth0".into(),
+            peer: format!("veth{n}"),
+            mac: netplan::Mac::for_ip(address.addr),
+            addresses: vec![address],
+            gateways: vec!["172.17.0.1".parse().unwrap()],
+            routes: vec![],
+        }],
+        resolver: None,
+        published: vec![],
+        ingress: vec![],
+    }
+}
+
+fn publish(host_ip: &str, host_port: u16, address: &str, port: u16) -> PublishedPort {
+    PublishedPort {
+        proto: Proto::Tcp,
+        host_ip: host_ip.parse().unwrap(),
+        host_port,
+        address: address.parse().unwrap(),
+        port,
+    }
+}
+
+#[test]
+fn containers_reach_each_other_the_host_and_the_outside() {
+    let (a, b) = Host::pair();
+    a.apply(&view());
+    for target in ["172.17.0.3", "172.17.0.1", "192.0.2.1", "192.0.2.2"] {
+        let output = a.exec_in("one", &format!("ping -c 1 -W 2 {target}"));
+        assert!(output.status.success(), "{target}: {output:?}");
+    }
+    drop(b);
+}
+
+#[test]
+fn published_ports_answer_from_outside_from_the_host_and_from_containers() {
+    let (a, b) = Host::pair();
+    let mut view = view();
+    let one = view.sandboxes.get_mut(&SandboxId("one".into())).unwrap();
+    one.published = vec![
+        publish("0.0.0.0", 8080, "172.17.0.2", 80),
+        publish("127.0.0.1", 8081, "172.17.0.2", 80),
+    ];
+    a.apply(&view);
+    let www = tempfile::tempdir().unwrap();
+    std::fs::write(www.path().join("hi"), "hello").unwrap();
+    let _server =
+        a.spawn_in("one", &format!("busybox httpd -f -p 80 -h {}", www.path().display()));
+    let get = |output: std::process::Output| stdout(&output);
+    let ask = "curl -s -m 3 http://";
+    for _ in 0..50 {
+        if get(a.exec_in("one", &format!("{ask}172.17.0.2/hi"))) == "hello" {
+            break;
+        }
+    }
+    assert_eq!(get(b.exec(&format!("{ask}192.0.2.1:8080/hi"))), "hello", "from outside");
+    assert_eq!(get(a.exec(&format!("{ask}192.0.2.1:8080/hi"))), "hello", "from the host");
+    assert_eq!(get(a.exec(&format!("{ask}127.0.0.1:8080/hi"))), "hello", "by the loopback");
+    assert_eq!(get(a.exec(&format!("{ask}127.0.0.1:8081/hi"))), "hello", "loopback only");
+    assert_eq!(get(b.exec(&format!("{ask}192.0.2.1:8081/hi"))), "", "loopback only, outside");
+    assert_eq!(get(a.exec_in("two", &format!("{ask}192.0.2.1:8080/hi"))), "hello", "a neighbour");
+    assert_eq!(get(a.exec_in("one", &format!("{ask}192.0.2.1:8080/hi"))), "hello", "itself");
+    let sneak = b.exec("ip route add 172.17.0.0/16 via 192.0.2.1; busybox nc -w 1 172.17.0.2 80 </dev/null");
+    assert!(!sneak.status.success(), "an unpublished way in");
+}
+
+#[test]
+fn what_is_altered_or_deleted_is_put_right() {
+    let host = Host::new("repair");
+    let mut view = view();
+    view.sandboxes.get_mut(&SandboxId("one".into())).unwrap().published =
+        vec![publish("0.0.0.0", 8080, "172.17.0.2", 80)];
+    let wanted = netplan::desired(&view);
+    let name = host.name.clone();
+    let directory = host.directory.clone();
+    host.with(|kernel| {
+        support::settle(kernel, &wanted);
+        let one = directory.join("one");
+        let inside = |line: &str| {
+            run("nsenter", &[&format!("--net={}", one.display()), "sh", "-c", line]);
+        };
+        let damages: Vec<(&str, Box<dyn Fn()>)> = vec![
+            ("bridge deleted", Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "docker0"])))),
+            ("bridge down", Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "docker0", "down"])))),
+            ("bridge address", Box::new(|| drop(run("ip", &["-n", &name, "addr", "flush", "dev", "docker0"])))),
+            ("pair deleted", Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "veth2"])))),
+            ("out of the bridge", Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "veth2", "nomaster"])))),
+            ("container's link down", Box::new(|| inside("ip link set eth0 down"))),
+            ("container's address", Box::new(|| inside("ip addr flush dev eth0"))),
+            ("container's route", Box::new(|| inside("ip route del default"))),
+            ("container's mtu", Box::new(|| inside("ip link set eth0 mtu 1000"))),
+            ("loopback down", Box::new(|| inside("ip link set lo down"))),
+            ("forwarding off", Box::new(|| drop(run("ip", &["netns", "exec", &name, "sysctl", "-qw", "net.ipv4.ip_forward=0"])))),
+            ("table deleted", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "delete", "table", "inet", "skep"])))),
+            ("table flushed", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "flush", "table", "inet", "skep"])))),
+            ("rule added", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "add", "rule", "inet", "skep", "forward", "drop"])))),
+            ("namespace gone", Box::new(|| netlink::namespace::remove(&one).unwrap())),
+        ];
+        for (what, damage) in damages {
+            // A first look, as the sweep takes it, knows the table from then on.
+            assert!(netplan::diff(&kernel.observe(&wanted), &wanted).is_empty(), "before {what}");
+            damage();
+            for round in 0..3 {
+                let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
+                assert!(round > 0 || !steps.is_empty(), "{what}: not seen");
+                let failures = kernel.apply(&steps);
+                assert!(failures.is_empty(), "{what}: {failures:#?}");
+            }
+            let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
+            assert!(steps.is_empty(), "{what}: {}", support::text(&steps));
+        }
+        run("ip", &["netns", "exec", &name, "nft", "add", "table", "inet", "other"]);
+        let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
+        assert!(steps.is_empty(), "somebody else's table is not ours: {}", support::text(&steps));
+    });
+}

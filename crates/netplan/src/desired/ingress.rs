@@ -1,0 +1,150 @@
+//! The routing mesh: the namespace that receives published ports, and the way back from tasks.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{any, host};
+use crate::addr::{Cidr, Mac};
+use crate::objects::{Objects, Route, Rule};
+use crate::table::{
+    Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_MANGLE,
+    PRIORITY_SRCNAT, Table,
+};
+use crate::view::{Ingress, IngressPort, Link, NodeEngine, Overlay, Sandbox, View};
+
+/// The mark of flows that came in through a node, and the table that leads back: the node's
+/// ingress address as a number, which is above every table the kernel or a person names.
+pub fn mark_of(node: IpAddr) -> Option<u32> {
+    match node {
+        IpAddr::V4(v4) => Some(v4.to_bits()).filter(|mark| *mark > 0xffff),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn ingress_link<'a>(
+    view: &'a View,
+    sandbox: &'a Sandbox,
+) -> Option<(&'a Link, &'a Overlay, &'a Ingress)> {
+    sandbox.links.iter().find_map(|link| {
+        let overlay = view.overlays.get(&link.network)?;
+        Some((link, overlay, overlay.ingress.as_ref()?))
+    })
+}
+
+/// In `ingress_sbox`: a published port goes to a task, with the client's address kept.
+pub(super) fn add_router(
+    view: &View,
+    sandbox: &Sandbox,
+    objects: &mut Objects,
+    table: &mut Table,
+) {
+    for path in ["net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"] {
+        objects.sysctls.insert(path.to_owned(), "1".to_owned());
+    }
+    loosen_source_check(objects, sandbox);
+    let Some((link, overlay, ingress)) = ingress_link(view, sandbox) else { return };
+    let Some((own, _)) = host::mesh_ports(view) else { return };
+    let mut dnat = Chain::base("mesh", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
+    let mut refuse = Chain::base("refuse", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
+    let mut snat = Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT);
+    for port in &ingress.ports {
+        add_port(objects, &mut dnat, &mut refuse, own, port);
+    }
+    if let Some(lb) = overlay.lb_address.or(link.addresses.first().copied()) {
+        for address in docker_tasks(ingress) {
+            let out = Match::OifName(link.ifname.clone());
+            let to = Match::Daddr(Cidr::host(address));
+            snat.rule(vec![out, to, Match::Translated], Action::Snat(lb.addr));
+        }
+    }
+    for chain in [dnat, refuse, snat] {
+        if !chain.rules.is_empty() {
+            table.chains.push(chain);
+        }
+    }
+}
+
+fn add_port(
+    objects: &mut Objects,
+    dnat: &mut Chain,
+    refuse: &mut Chain,
+    own: IpAddr,
+    port: &IngressPort,
+) {
+    let mut ready: Vec<IpAddr> =
+        port.backends.iter().filter(|backend| backend.ready).map(|b| b.address).collect();
+    ready.sort();
+    ready.dedup();
+    let all = port.backends.iter().map(|backend| backend.address).collect();
+    objects.flows.ports.insert((port.proto.number(), port.published), all);
+    let matches = || vec![Match::Daddr(Cidr::host(own)), Match::Dport(port.proto, port.published)];
+    if !ready.is_empty() {
+        dnat.rule(matches(), Action::Dnat(ready, None));
+        return;
+    }
+    if !port.backends.is_empty() {
+        let mut held = matches();
+        held.push(Match::Established);
+        refuse.rule(held, Action::Accept);
+    }
+    let reset = matches!(port.proto, crate::view::Proto::Tcp);
+    let action = if reset { Action::RejectReset } else { Action::RejectUnreachable };
+    refuse.rule(matches(), action);
+}
+
+fn docker_tasks(ingress: &Ingress) -> std::collections::BTreeSet<IpAddr> {
+    let backends = ingress.ports.iter().flat_map(|port| &port.backends);
+    backends.filter(|b| b.engine == NodeEngine::Docker).map(|b| b.address).collect()
+}
+
+/// In a task: published -> target, and replies go back through the node the flow came in by.
+pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, table: &mut Table) {
+    let Some((link, _, ingress)) = ingress_link(view, sandbox) else { return };
+    loosen_source_check(objects, sandbox);
+    let name = || link.ifname.clone();
+    let mut marks = BTreeMap::new();
+    for node in &ingress.nodes {
+        let Some(mark) = mark_of(node.address) else { continue };
+        marks.insert(Mac::for_ip(node.address), mark);
+        objects.rules.insert(Rule { v6: false, fwmark: mark, table: mark });
+        objects.routes.insert(Route {
+            table: mark,
+            dst: any(true),
+            via: Some(node.address),
+            dev: name(),
+        });
+    }
+    let mut mark = Chain::base("mark", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
+    if !marks.is_empty() {
+        mark.rule(vec![Match::IifName(name()), Match::New], Action::CtMarkBySource(marks));
+    }
+    let mut redirect = Chain::base("redirect", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
+    for own in link.addresses.iter().filter(|cidr| cidr.is_v4()) {
+        for port in &sandbox.ingress {
+            let to = Match::Daddr(Cidr::host(own.addr));
+            let matches = vec![Match::IifName(name()), to, Match::Dport(port.proto, port.published)];
+            redirect.rule(matches, Action::Redirect(port.target));
+        }
+    }
+    // On the ingress network a task offers its published ports and nothing else.
+    let mut guard = Chain::base("guard", ChainKind::Filter, Hook::Input, PRIORITY_FILTER);
+    guard.rule(vec![Match::IifName(name()), Match::Established], Action::Accept);
+    guard.rule(vec![Match::IifName(name()), Match::Translated], Action::Accept);
+    guard.rule(vec![Match::IifName(name()), Match::Icmp], Action::Accept);
+    guard.rule(vec![Match::IifName(name())], Action::Drop);
+    let mut back = Chain::base("back", ChainKind::Route, Hook::Output, PRIORITY_MANGLE);
+    back.rule(vec![Match::CtMarked], Action::MarkFromCt);
+    for chain in [mark, redirect, guard, back] {
+        if !chain.rules.is_empty() {
+            table.chains.push(chain);
+        }
+    }
+}
+
+/// Clients' addresses come in by a link that does not lead to them.
+fn loosen_source_check(objects: &mut Objects, sandbox: &Sandbox) {
+    let names = sandbox.links.iter().map(|link| link.ifname.as_str());
+    for name in names.chain(["all"]) {
+        objects.sysctls.insert(format!("net/ipv4/conf/{name}/rp_filter"), "0".to_owned());
+    }
+}

@@ -1,0 +1,129 @@
+//! The namespace of an overlay: for each subnet a bridge with the gateway and a VXLAN device.
+
+use std::net::IpAddr;
+
+use model::NetworkId;
+
+use super::{bridge_link, loopback, outer_end};
+use crate::addr::{Cidr, Mac};
+use crate::objects::{BridgePort, LinkKind, LinkObject, Namespace, Objects};
+use crate::view::{Host, Link, Overlay, OverlaySubnet, View};
+
+// Outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5); IPv6 is 20 longer.
+const OVERHEAD_V4: u32 = 50;
+const OVERHEAD_V6: u32 = 70;
+/// The least an IPv6 link may have; IPv4 works too.
+const MTU_MIN: u32 = 1280;
+
+/// The network's own MTU, or what the uplink leaves.
+pub fn mtu(host: &Host, overlay: &Overlay) -> u32 {
+    if overlay.mtu != 0 {
+        return overlay.mtu;
+    }
+    let overhead = match host.data_path {
+        Some(IpAddr::V6(_)) => OVERHEAD_V6,
+        _ => OVERHEAD_V4,
+    };
+    let left = host.uplink_mtu.saturating_sub(overhead);
+    if left < MTU_MIN.saturating_sub(OVERHEAD_V6) { MTU_MIN } else { left }
+}
+
+/// Can this host carry it: there is a data path and a segment.
+pub(super) fn carried(host: &Host, overlay: &Overlay) -> bool {
+    host.data_path.is_some() && !overlay.subnets.is_empty()
+}
+
+/// Which subnet's segment an address is on. IPv6 subnets share the first IPv4 subnet's segment,
+/// so that an endpoint with both families needs one link.
+pub(super) fn segment(overlay: &Overlay, addr: IpAddr) -> usize {
+    let own = segments(overlay).position(|(_, subnet)| subnet.subnet.contains(addr));
+    own.unwrap_or(0)
+}
+
+fn segments(overlay: &Overlay) -> impl Iterator<Item = (usize, &OverlaySubnet)> {
+    let v4 = overlay.subnets.iter().any(|subnet| subnet.subnet.is_v4());
+    overlay.subnets.iter().filter(move |subnet| subnet.subnet.is_v4() == v4).enumerate()
+}
+
+fn bridge_name(segment: usize) -> String {
+    format!("br{segment}")
+}
+
+fn vxlan_name(segment: usize) -> String {
+    format!("vxlan{segment}")
+}
+
+/// The segment of a link: that of its first address.
+fn link_segment(overlay: &Overlay, link: &Link) -> usize {
+    let v4 = link.addresses.iter().find(|cidr| cidr.is_v4());
+    v4.or(link.addresses.first()).map_or(0, |cidr| segment(overlay, cidr.addr))
+}
+
+/// None while no sandbox of this host is on it.
+pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<Objects> {
+    let local = view.host.data_path.filter(|_| carried(&view.host, overlay))?;
+    let mut objects = Objects::default();
+    for (sandbox, link) in links(view, id) {
+        let master = bridge_name(link_segment(overlay, link));
+        let inside = Namespace::Sandbox(sandbox.clone());
+        let end =
+            outer_end(inside, link, mtu(&view.host, overlay), master, BridgePort::default());
+        objects.links.insert(link.peer.clone(), end);
+    }
+    if objects.links.is_empty() {
+        return None;
+    }
+    objects.links.insert("lo".to_owned(), loopback());
+    for (n, subnet) in segments(overlay) {
+        add_segment(&mut objects, view, overlay, n, subnet, local);
+    }
+    for subnet in &overlay.subnets {
+        if let Some(gateway) = subnet.gateway {
+            let bridge = bridge_name(segment(overlay, subnet.subnet.addr));
+            objects.addresses.insert((bridge, Cidr::new(gateway, subnet.subnet.prefix)));
+        }
+    }
+    for (addr, peer) in &overlay.peers {
+        let device = vxlan_name(segment(overlay, *addr));
+        objects.neighbours.insert((device.clone(), *addr), peer.mac);
+        objects.fdb.insert((device, peer.mac), peer.vtep);
+    }
+    // Between the subnets of one network this namespace is the router.
+    objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
+    Some(objects)
+}
+
+fn add_segment(
+    objects: &mut Objects,
+    view: &View,
+    overlay: &Overlay,
+    n: usize,
+    subnet: &OverlaySubnet,
+    local: IpAddr,
+) {
+    let mtu = mtu(&view.host, overlay);
+    let mac = subnet.gateway.map(Mac::for_ip);
+    let v6 = overlay.subnets.iter().any(|subnet| !subnet.subnet.is_v4());
+    objects.links.insert(bridge_name(n), bridge_link(mac, mtu, v6));
+    objects.links.insert(
+        vxlan_name(n),
+        LinkObject {
+            kind: LinkKind::Vxlan { vni: subnet.vni, local, port: view.host.vxlan_port },
+            mac: None,
+            mtu,
+            master: Some(bridge_name(n)),
+            port: BridgePort::default(),
+            up: true,
+            link_local: false,
+        },
+    );
+}
+
+fn links<'a>(
+    view: &'a View,
+    id: &'a NetworkId,
+) -> impl Iterator<Item = (&'a crate::view::SandboxId, &'a Link)> {
+    view.sandboxes.iter().flat_map(move |(sandbox, content)| {
+        content.links.iter().filter(move |link| link.network == *id).map(move |link| (sandbox, link))
+    })
+}

@@ -1,0 +1,143 @@
+//! A container's namespace: its links, routes, the resolver's redirect, virtual addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use super::{Plug, any, ingress, link_mtu, loopback, plug};
+use crate::addr::Cidr;
+use crate::objects::{BridgePort, Flows, LinkKind, LinkObject, Objects, Route, TABLE_MAIN};
+use crate::table::{
+    Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_MANGLE, Table,
+};
+use crate::view::{Link, Proto, ResolverPorts, Sandbox, SandboxId, Service, View};
+
+/// Where every container believes its resolver to be.
+pub const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
+const DNS_PORT: u16 = 53;
+
+pub(super) fn objects(view: &View, id: &SandboxId, sandbox: &Sandbox) -> Objects {
+    let mut objects = Objects::default();
+    objects.links.insert("lo".to_owned(), loopback());
+    for link in &sandbox.links {
+        if let Some(plug) = plug(view, link) {
+            add_link(&mut objects, view, link, &plug);
+        }
+    }
+    let mut table = Table::default();
+    if *id == SandboxId::ingress() {
+        ingress::add_router(view, sandbox, &mut objects, &mut table);
+    } else {
+        add_services(view, sandbox, &mut objects.flows, &mut table);
+        ingress::add_task(view, sandbox, &mut objects, &mut table);
+    }
+    if !table.chains.is_empty() {
+        objects.table = Some(Arc::new(table));
+    }
+    objects
+}
+
+fn add_link(objects: &mut Objects, view: &View, link: &Link, plug: &Plug<'_>) {
+    let v6 = link.addresses.iter().any(|cidr| !cidr.is_v4());
+    objects.links.insert(
+        link.ifname.clone(),
+        LinkObject {
+            kind: LinkKind::VethPeer,
+            mac: Some(link.mac),
+            mtu: link_mtu(&view.host, plug),
+            master: None,
+            port: BridgePort::default(),
+            up: true,
+            link_local: v6,
+        },
+    );
+    for address in &link.addresses {
+        objects.addresses.insert((link.ifname.clone(), *address));
+    }
+    let route = |dst: Cidr, via: Option<IpAddr>| Route {
+        table: TABLE_MAIN,
+        dst,
+        via,
+        dev: link.ifname.clone(),
+    };
+    for gateway in &link.gateways {
+        objects.routes.insert(route(any(gateway.is_ipv4()), Some(*gateway)));
+    }
+    for (subnet, via) in &link.routes {
+        objects.routes.insert(route(subnet.network(), *via));
+    }
+}
+
+/// Virtual addresses of the sandbox's overlays, translated where the connection starts.
+fn add_services(view: &View, sandbox: &Sandbox, flows: &mut Flows, table: &mut Table) {
+    let services = services(view, sandbox);
+    let mut output = Chain::base("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT);
+    let mut refuse = Chain::base("refuse", ChainKind::Filter, Hook::Output, PRIORITY_MANGLE);
+    if let Some(ports) = sandbox.resolver {
+        redirect_names(&mut output, ports);
+    }
+    for v4 in [true, false] {
+        let mut map = BTreeMap::new();
+        for (vip, service) in services.iter().filter(|(vip, _)| vip.is_ipv4() == v4) {
+            let (all, ready) = backends(service, *vip);
+            if ready.is_empty() {
+                refuse_address(&mut refuse, *vip, &all);
+            } else {
+                let mut chain = Chain::new(format!("vip-{vip}").replace(':', "."));
+                chain.rule(translatable(), Action::Dnat(ready, None));
+                map.insert(*vip, chain.name.clone());
+                table.chains.push(chain);
+            }
+            flows.virtual_addresses.insert(*vip, all);
+        }
+        if !map.is_empty() {
+            output.rule(vec![if v4 { Match::V4 } else { Match::V6 }], Action::GotoByDaddr(map));
+        }
+    }
+    for chain in [output, refuse] {
+        if !chain.rules.is_empty() {
+            table.chains.push(chain);
+        }
+    }
+}
+
+/// Everything that has flows is translated; there is no port to look at.
+fn translatable() -> Vec<Match> {
+    Vec::new()
+}
+
+fn redirect_names(output: &mut Chain, ports: ResolverPorts) {
+    for (proto, port) in [(Proto::Udp, ports.udp), (Proto::Tcp, ports.tcp)] {
+        let matches = vec![Match::Daddr(Cidr::host(RESOLVER)), Match::Dport(proto, DNS_PORT)];
+        output.rule(matches, Action::Dnat(vec![RESOLVER], Some(port)));
+    }
+}
+
+fn services<'a>(view: &'a View, sandbox: &Sandbox) -> Vec<(IpAddr, &'a Service)> {
+    let networks: BTreeSet<_> = sandbox.links.iter().map(|link| &link.network).collect();
+    let overlays = networks.into_iter().filter_map(|id| view.overlays.get(id));
+    let services = overlays.filter(|overlay| overlay.ingress.is_none()).flat_map(|o| &o.services);
+    let mut pairs: Vec<_> =
+        services.flat_map(|service| service.vips.iter().map(move |vip| (*vip, service))).collect();
+    pairs.sort_by_key(|(vip, _)| *vip);
+    pairs.dedup_by_key(|(vip, _)| *vip);
+    pairs
+}
+
+/// Those that may answer, and those that get new connections, of the virtual address's family.
+fn backends(service: &Service, vip: IpAddr) -> (BTreeSet<IpAddr>, Vec<IpAddr>) {
+    let same = || service.backends.iter().filter(|b| b.address.is_ipv4() == vip.is_ipv4());
+    let all = same().map(|backend| backend.address).collect();
+    let ready: BTreeSet<_> = same().filter(|b| b.ready).map(|b| b.address).collect();
+    (all, ready.into_iter().collect())
+}
+
+/// A service without a ready task says so at once. What a draining task still holds lives on.
+fn refuse_address(chain: &mut Chain, vip: IpAddr, draining: &BTreeSet<IpAddr>) {
+    let to = Match::Daddr(Cidr::host(vip));
+    if !draining.is_empty() {
+        chain.rule(vec![to.clone(), Match::Established], Action::Accept);
+    }
+    chain.rule(vec![to.clone(), Match::Proto(Proto::Tcp)], Action::RejectReset);
+    chain.rule(vec![to], Action::RejectUnreachable);
+}
