@@ -9,7 +9,7 @@ pub mod diff;
 pub mod print;
 
 pub use addr::{AddrError, Cidr, Mac};
-pub use desired::{desired, mark_of, overlay_mtu};
+pub use desired::{desired, mark_of, overlay_mtu, sandbox::RESOLVER};
 pub use diff::{Step, diff};
 pub use objects::{
     BridgePort, Flows, LinkKind, LinkObject, Namespace, Objects, Route, Rule, TABLE_MAIN, World,

@@ -5,6 +5,16 @@
 
 pub mod api;
 pub mod handle;
+mod controller;
+mod state;
+mod local;
+mod ipam;
+mod sandboxes;
+mod ports;
+mod names;
+mod overlays;
+#[cfg(test)]
+mod tests;
 
 pub use api::*;
 pub use handle::Network;

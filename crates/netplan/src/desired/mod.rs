@@ -3,7 +3,7 @@
 mod host;
 mod ingress;
 mod overlay;
-mod sandbox;
+pub mod sandbox;
 
 use std::net::IpAddr;
 

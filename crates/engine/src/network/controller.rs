@@ -1,0 +1,259 @@
+//! The thread that owns the view and the kernel: changes come in, differences go out, a sweep
+//! puts right what nobody had asked to change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use netlink::{Failure, Kernel};
+use netplan::{LinkKind, Namespace, SandboxId, Step, World, desired, diff};
+use tokio::sync::broadcast;
+
+use super::api::*;
+use super::handle::Shared;
+use super::names::Names;
+use super::ports::Ports;
+use super::state::{Record, State};
+
+/// Drift is repaired within five seconds: this, and the time a sweep takes.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// How often a change is tried again, each time after a look at what is there.
+const TRIES_MAX: usize = 3;
+
+/// Work for the thread; it answers through what it has captured.
+pub type Job = Box<dyn FnOnce(&mut Controller) + Send>;
+
+pub struct Controller {
+    pub config: Arc<NetworkConfig>,
+    pub state: State,
+    pub ports: Ports,
+    pub kernel: Kernel,
+    pub names: Names,
+    pub counters: NetworkCounters,
+    pub events: broadcast::Sender<NetworkEvent>,
+    shared: Arc<Shared>,
+    /// What the kernel holds, as far as we know: written by us or seen by the last look.
+    known: World,
+}
+
+impl Controller {
+    pub fn open(
+        config: Arc<NetworkConfig>,
+        shared: Arc<Shared>,
+        events: broadcast::Sender<NetworkEvent>,
+        resolver: Arc<resolver::Client>,
+    ) -> Result<Self, NetworkError> {
+        let directory = config.exec_root.join("netns");
+        let kernel = Kernel::open(&directory).map_err(|error| {
+            internal(format!("network namespaces under {}: {error}", directory.display()))
+        })?;
+        let mut controller = Self {
+            state: load(&networks_file(&config))?.unwrap_or_default(),
+            ports: Ports::default(),
+            kernel,
+            names: Names::new(resolver),
+            counters: NetworkCounters::default(),
+            events,
+            shared,
+            known: World::new(),
+            config,
+        };
+        controller.adopt()?;
+        controller.add_predefined()?;
+        controller.look_at_host();
+        let wanted = desired(&controller.state.view(&controller.config));
+        controller.kernel.prune(&wanted).map_err(|error| internal(error.to_string()))?;
+        controller.known = controller.observe(&wanted);
+        if let Err(error) = controller.reconcile(None) {
+            tracing::warn!(%error, "the network is not as it should be yet");
+        }
+        controller.save_networks()?;
+        controller.publish_state();
+        Ok(controller)
+    }
+
+    /// Sandboxes of an earlier daemon whose namespace is still there.
+    fn adopt(&mut self) -> Result<(), NetworkError> {
+        let records: Vec<Record> = load(&sandboxes_file(&self.config))?.unwrap_or_default();
+        for record in records {
+            let kept = record.state.netns.as_deref().is_none_or(netlink::namespace::is_kept);
+            if !kept {
+                continue;
+            }
+            for port in &record.published {
+                self.ports.adopt(port.proto, port.host_ip, port.host_port);
+            }
+            self.state.sandboxes.insert(record.state.container.clone(), record);
+        }
+        Ok(())
+    }
+
+    pub fn run(mut self, jobs: &Receiver<Job>) {
+        let mut next = Instant::now() + SWEEP_EVERY;
+        loop {
+            match jobs.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                Ok(job) => job(&mut self),
+                Err(RecvTimeoutError::Timeout) => {}
+                // Nobody holds a handle any more; what runs keeps its network.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if Instant::now() >= next {
+                self.sweep();
+                next = Instant::now() + SWEEP_EVERY;
+            }
+        }
+    }
+
+    /// Applies the view. Errors are those that concern `sandbox`, or all without one.
+    pub fn reconcile(&mut self, sandbox: Option<&SandboxId>) -> Result<(), NetworkError> {
+        let wanted = desired(&self.state.view(&self.config));
+        let mut failures = Vec::new();
+        for _ in 0..TRIES_MAX {
+            let steps = diff(&self.known, &wanted);
+            failures = self.apply(&steps);
+            if failures.is_empty() {
+                self.known = wanted;
+                return Ok(());
+            }
+            self.known = self.observe(&wanted);
+        }
+        for failure in &failures {
+            tracing::warn!(%failure, "the network is not as it should be");
+        }
+        let concerning = failures.into_iter().find(|failure| match sandbox {
+            Some(id) => concerns(failure, id),
+            None => true,
+        });
+        concerning.map_or(Ok(()), |failure| Err(internal(failure.to_string())))
+    }
+
+    fn apply(&mut self, steps: &[Step]) -> Vec<Failure> {
+        for step in steps {
+            tracing::debug!(%step, "apply");
+        }
+        let failures = self.kernel.apply(steps);
+        self.counters.steps_applied += (steps.len() - failures.len().min(steps.len())) as u64;
+        self.counters.steps_failed += failures.len() as u64;
+        self.counters.flows_reset = self.kernel.flows_ended;
+        failures
+    }
+
+    /// What is really there, namespaces that are to go included.
+    fn observe(&mut self, wanted: &World) -> World {
+        let mut look = wanted.clone();
+        for ns in self.known.keys() {
+            look.entry(ns.clone()).or_default();
+        }
+        let world = self.kernel.observe(&look);
+        for (ns, error) in &self.kernel.unreadable {
+            tracing::warn!(namespace = %ns, %error, "namespace cannot be read");
+        }
+        world
+    }
+
+    fn sweep(&mut self) {
+        self.counters.sweeps += 1;
+        self.look_at_host();
+        let wanted = desired(&self.state.view(&self.config));
+        // Unfinished business is not a repair.
+        if self.known != wanted {
+            let _ = self.reconcile(None);
+        }
+        self.known = self.observe(&wanted);
+        let steps = diff(&self.known, &wanted);
+        if !steps.is_empty() {
+            self.counters.repairs += steps.len() as u64;
+            for step in &steps {
+                tracing::warn!(%step, "repair");
+            }
+            let _ = self.reconcile(None);
+        }
+        if self.names.sweep(&mut self.state) {
+            let _ = self.reconcile(None);
+        }
+        self.publish_state();
+    }
+
+    /// Facts of the host that the plan depends on.
+    pub(super) fn look_at_host(&mut self) {
+        let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+        let switch = std::fs::read_to_string(path).unwrap_or_default();
+        self.state.host.bridge_netfilter = switch.trim() == "1";
+        if let Some(address) = self.state.overlays.data_path {
+            match self.kernel.uplink_mtu(address) {
+                Ok(Some(mtu)) => self.state.host.uplink_mtu = mtu,
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%address, %error, "uplink cannot be read"),
+            }
+        }
+    }
+
+    /// After a change of networks: kept on disk before anybody is told.
+    pub fn save_networks(&self) -> Result<(), NetworkError> {
+        save(&networks_file(&self.config), &self.state, true)
+    }
+
+    /// After a change of sandboxes; a reboot ends them all, so that no disk has to be waited for.
+    pub fn save_sandboxes(&self) -> Result<(), NetworkError> {
+        let records: Vec<&Record> = self.state.sandboxes.values().collect();
+        save(&sandboxes_file(&self.config), &records, false)
+    }
+
+    /// What readers see.
+    pub fn publish_state(&self) {
+        self.shared.publish(&self.state, self.counters);
+    }
+}
+
+fn concerns(failure: &Failure, id: &SandboxId) -> bool {
+    let own = Namespace::Sandbox(id.clone());
+    match &failure.step {
+        Step::AddLink(_, _, link, _) => {
+            matches!(&link.kind, LinkKind::Veth { peer_namespace, .. } if *peer_namespace == own)
+                || matches!(link.kind, LinkKind::Vxlan { .. } | LinkKind::Bridge)
+        }
+        Step::SetTable(Namespace::Host, _) => true,
+        step => *step.namespace() == own,
+    }
+}
+
+pub fn internal(message: impl Into<String>) -> NetworkError {
+    NetworkError::new(NetworkErrorKind::Internal, message)
+}
+
+fn networks_file(config: &NetworkConfig) -> PathBuf {
+    config.data_root.join("network").join("networks.json")
+}
+
+fn sandboxes_file(config: &NetworkConfig) -> PathBuf {
+    config.exec_root.join("network").join("sandboxes.json")
+}
+
+fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(internal(format!("{}: {error}", path.display()))),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| internal(format!("{} is damaged: {error}", path.display())))
+}
+
+/// Replaces the file as a whole.
+fn save(path: &Path, value: &impl serde::Serialize, durable: bool) -> Result<(), NetworkError> {
+    let write = || -> std::io::Result<()> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        let beside = path.with_extension("new");
+        let mut file = std::fs::File::create(&beside)?;
+        std::io::Write::write_all(&mut file, &serde_json::to_vec(value)?)?;
+        if durable {
+            file.sync_all()?;
+        }
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|error| internal(format!("{}: {error}", path.display())))
+}

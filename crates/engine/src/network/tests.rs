@@ -1,0 +1,173 @@
+//! The controller on a real kernel: each test is a host of its own, a network namespace.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use model::ContainerId;
+
+use super::*;
+
+/// Runs `work` with a controller in a network namespace of its own.
+fn on_a_host<F: Future<Output = ()>>(work: impl FnOnce(Network, PathBuf) -> F + Send) {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().to_owned();
+    let keep = path.join("host");
+    let config = config(&path);
+    netlink::namespace::create(&keep, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let network = Network::open(config).await.unwrap();
+            work(network, path).await;
+        });
+        Ok(())
+    })
+    .unwrap();
+    for entry in std::fs::read_dir(root.path().join("exec/netns")).into_iter().flatten().flatten() {
+        netlink::namespace::remove(&entry.path()).unwrap();
+    }
+    netlink::namespace::remove(&keep).unwrap();
+}
+
+fn config(root: &std::path::Path) -> NetworkConfig {
+    NetworkConfig {
+        data_root: root.join("data"),
+        exec_root: root.join("exec"),
+        bridge: None,
+        bip: None,
+        fixed_cidr: None,
+        pools: Vec::new(),
+        firewall: true,
+        ip_forward: true,
+        ip_masq: true,
+        icc: true,
+        default_host_ip: None,
+        mtu: 0,
+    }
+}
+
+fn container(n: u8) -> ContainerId {
+    ContainerId::new(format!("{n:064x}").chars().rev().collect::<String>())
+}
+
+fn spec(n: u8, network: &str) -> SandboxSpec {
+    SandboxSpec {
+        container: container(n),
+        container_name: format!("c{n}"),
+        mode: SandboxMode::Own,
+        endpoints: vec![EndpointSpec { network: network.to_owned(), ..Default::default() }],
+        ports: Vec::new(),
+        ingress: Vec::new(),
+        dns: Vec::new(),
+        dns_search: Vec::new(),
+        dns_options: Vec::new(),
+        links: Vec::new(),
+    }
+}
+
+fn port(host: (u16, u16)) -> PortSpec {
+    PortSpec { proto: Proto::Tcp, port: 80, host_ip: None, host_ports: host }
+}
+
+fn inside(state: &SandboxState, line: &str) -> Output {
+    let netns = state.netns.as_ref().unwrap();
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", netns.display())).args(["sh", "-c", line]);
+    command.output().unwrap()
+}
+
+#[test]
+fn containers_on_the_default_bridge_get_addresses_and_reach_each_other() {
+    on_a_host(|network, _| async move {
+        let one = network.start(spec(1, BRIDGE)).await.unwrap();
+        let two = network.start(spec(2, BRIDGE)).await.unwrap();
+        let address = |state: &SandboxState| state.endpoints[BRIDGE].addresses[0].to_string();
+        assert_eq!(address(&one), "172.17.0.2/16");
+        assert_eq!(address(&two), "172.17.0.3/16");
+        assert!(inside(&one, "ping -c1 -W2 172.17.0.3").status.success());
+        assert!(inside(&one, "ping -c1 -W2 172.17.0.1").status.success());
+        network.stop(&container(1)).await.unwrap();
+        let again = network.start(spec(3, BRIDGE)).await.unwrap();
+        assert_eq!(address(&again), "172.17.0.2/16", "what is free is given again");
+        assert_eq!(network.counters().steps_failed, 0);
+    });
+}
+
+#[test]
+fn ports_conflict_in_dockers_words_and_change_nothing() {
+    on_a_host(|network, _| async move {
+        let mut first = spec(1, BRIDGE);
+        first.ports = vec![port((8080, 8080)), port((0, 0))];
+        let state = network.start(first).await.unwrap();
+        assert_eq!(state.ports.len(), 2);
+        let mut second = spec(2, BRIDGE);
+        second.ports = vec![port((8080, 8080))];
+        let error = network.start(second.clone()).await.unwrap_err().to_string();
+        assert!(error.ends_with("Bind for 0.0.0.0:8080 failed: port is already allocated"), "{error}");
+        assert!(network.sandbox(&container(2)).is_none());
+        network.stop(&container(1)).await.unwrap();
+        network.start(second).await.unwrap();
+    });
+}
+
+#[test]
+fn a_controller_that_was_killed_is_followed_by_one_that_changes_nothing() {
+    on_a_host(|network, root| async move {
+        let mut first = spec(1, BRIDGE);
+        first.ports = vec![port((8080, 8080))];
+        let state = network.start(first).await.unwrap();
+        let bridge = network.find(BRIDGE).unwrap();
+        // A namespace that a crash has left behind.
+        let orphan = root.join("exec/netns/orphan");
+        netlink::namespace::create(&orphan, || Ok(())).unwrap();
+        drop(network);
+        let network = Network::open(config(&root)).await.unwrap();
+        assert_eq!(network.sandbox(&container(1)).unwrap(), state);
+        assert_eq!(network.find(BRIDGE).unwrap(), bridge);
+        assert!(!orphan.exists());
+        assert!(inside(&state, "ping -c1 -W2 172.17.0.1").status.success());
+        network.retain(Vec::new()).await.unwrap();
+        assert!(network.sandboxes().is_empty());
+        assert!(!state.netns.unwrap().exists());
+    });
+}
+
+#[test]
+fn networks_are_checked_made_and_removed() {
+    on_a_host(|network, _| async move {
+        let spec_of = |name: &str, subnet: Option<&str>, gateway: Option<&str>| NetworkSpec {
+            name: name.to_owned(),
+            driver: Driver::Bridge,
+            internal: false,
+            attachable: false,
+            ipv6: false,
+            ipam_driver: "default".to_owned(),
+            ipam_options: Default::default(),
+            pools: vec![IpamPool {
+                subnet: subnet.map(|text| text.parse().unwrap()),
+                gateway: gateway.map(|text| text.parse().unwrap()),
+                ..Default::default()
+            }],
+            options: Default::default(),
+            labels: Default::default(),
+        };
+        let made = network.create(spec_of("own", None, None)).await.unwrap();
+        assert_eq!(made.pools[0].subnet.unwrap().to_string(), "172.18.0.0/16");
+        for (spec, text) in [
+            (spec_of("own", None, None), "network with name own already exists"),
+            (
+                spec_of("b", Some("172.18.5.0/24"), None),
+                "Pool overlaps with other one on this address space",
+            ),
+            (
+                spec_of("c", Some("10.9.0.0/24"), Some("10.8.0.1")),
+                "no matching subnet for gateway 10.8.0.1",
+            ),
+        ] {
+            assert_eq!(network.create(spec).await.unwrap_err().to_string(), text);
+        }
+        let error = network.remove(&network.find(BRIDGE).unwrap().id).await.unwrap_err();
+        assert_eq!(error.to_string(), "bridge is a pre-defined network and cannot be removed");
+        network.remove(&made.id).await.unwrap();
+        assert!(network.find("own").is_err());
+    });
+}
