@@ -73,7 +73,8 @@ pub fn is_stale(flow: &Flow, right: &Flows) -> bool {
     let udp = i32::from(flow.original.protocol) == libc::IPPROTO_UDP;
     // A datagram flow that began before the port was published is not translated and would
     // never be; a connection to the host's own server of that port is none of ours.
-    (translated && !allowed.contains(&flow.reply.src)) || (!translated && udp && !allowed.is_empty())
+    (translated && !allowed.contains(&flow.reply.src))
+        || (!translated && udp && !allowed.is_empty())
 }
 
 pub fn touches(flow: &Flow, addresses: &[IpAddr]) -> bool {

@@ -119,12 +119,13 @@ impl Kernel {
         self.unreadable.clear();
         for (ns, objects) in wanted {
             if let Some(path) = self.path(ns)
-                && !self.still_there(ns, &path) {
-                    self.spaces.remove(ns);
-                    if !namespace::is_kept(&path) {
-                        continue;
-                    }
+                && !self.still_there(ns, &path)
+            {
+                self.spaces.remove(ns);
+                if !namespace::is_kept(&path) {
+                    continue;
                 }
+            }
             let found = self.observe_one(ns, objects).unwrap_or_else(|error| {
                 self.unreadable.push((ns.clone(), error));
                 objects.clone()
@@ -151,9 +152,10 @@ impl Kernel {
         let names = observe_links(space, ns, wanted, &mut objects)?;
         for message in space.route.dump(route::dump_addresses())? {
             if let Some((index, cidr)) = route::read_address(&message)
-                && let Some(name) = names.get(&index).filter(|name| *name != "lo") {
-                    objects.addresses.insert((name.clone(), cidr));
-                }
+                && let Some(name) = names.get(&index).filter(|name| *name != "lo")
+            {
+                objects.addresses.insert((name.clone(), cidr));
+            }
         }
         if matches!(ns, Namespace::Overlay(_)) {
             observe_neighbours(space, &names, &mut objects)?;
@@ -211,9 +213,7 @@ impl Kernel {
             let done = match step {
                 Step::AddNamespace(ns) => self.add_namespace(ns),
                 Step::RemoveNamespace(ns) => self.remove_namespace(ns),
-                Step::AddLink(ns, name, link, peer) => {
-                    self.add_link(ns, name, link, peer.as_ref())
-                }
+                Step::AddLink(ns, name, link, peer) => self.add_link(ns, name, link, peer.as_ref()),
                 Step::SetSysctl(..) => Ok(()),
                 Step::SetTable(ns, table) => self.set_table(ns, Some(table)),
                 Step::RemoveTable(ns) => self.set_table(ns, None),
@@ -429,11 +429,10 @@ impl Kernel {
         if stale.is_empty() {
             return Ok(());
         }
-        if abort
-            && let Some(path) = path {
-                let mut socket = namespace::visit(&path, || Socket::open(Family::SockDiag))?;
-                conntrack::abort_sockets(&mut socket, &stale);
-            }
+        if abort && let Some(path) = path {
+            let mut socket = namespace::visit(&path, || Socket::open(Family::SockDiag))?;
+            conntrack::abort_sockets(&mut socket, &stale);
+        }
         let ended = conntrack::forget(&mut space.netfilter, &stale)?;
         self.flows_ended += ended as u64;
         Ok(())
@@ -524,10 +523,7 @@ fn is_fine(step: &Step, error: &io::Error) -> bool {
 
 fn read_sysctls(paths: &[&String]) -> BTreeMap<String, String> {
     let read = |path: &String| std::fs::read_to_string(Path::new("/proc/sys").join(path)).ok();
-    paths
-        .iter()
-        .filter_map(|path| Some(((*path).clone(), read(path)?.trim().to_owned())))
-        .collect()
+    paths.iter().filter_map(|path| Some(((*path).clone(), read(path)?.trim().to_owned()))).collect()
 }
 
 fn observe_links(

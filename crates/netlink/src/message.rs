@@ -172,7 +172,9 @@ impl Received {
 pub fn split(mut bytes: &[u8]) -> Vec<Received> {
     let mut messages = Vec::new();
     while bytes.len() >= HEADER {
-        let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         let length = word(0) as usize;
         if length < HEADER || length > bytes.len() {
             break;

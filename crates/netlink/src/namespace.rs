@@ -9,7 +9,10 @@ use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 /// Makes a namespace, keeps it by a bind mount at `path`, and does `inside` in it.
-pub fn create<T: Send>(path: &Path, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+pub fn create<T: Send>(
+    path: &Path,
+    inside: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     File::options().write(true).create_new(true).open(path)?;
     let made = on_thread(|| {
         // SAFETY: the thread is new and ends with this closure; only its network namespace is
@@ -59,7 +62,8 @@ pub fn is_kept(path: &Path) -> bool {
 
 fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
+        let thread =
+            std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, work)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the visit of a namespace failed")))
     })
 }

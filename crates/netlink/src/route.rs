@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netplan::{BridgePort, Cidr, LinkKind, LinkObject, Mac, Route, Rule};
 
-use crate::message::{
-    Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Received,
-};
+use crate::message::{Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Received};
 
 /// Written into the group of links and the protocol of routes and rules: they are skep's.
 pub const OWNER_GROUP: u32 = u32::from_be_bytes(*b"skep");
@@ -80,8 +78,8 @@ pub fn add_link(
     peer: Option<PeerEnd<'_>>,
 ) -> Message {
     let flags = if link.up { IFF_UP } else { 0 };
-    let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
-        .body(&link_header(0, 0, flags, flags));
+    let mut message =
+        Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL).body(&link_header(0, 0, flags, flags));
     message.put_str(IFLA_IFNAME, name);
     link_attributes(&mut message, link, master);
     if let Some(namespace) = namespace {
@@ -281,9 +279,10 @@ pub fn add_address(index: u32, cidr: &Cidr) -> Message {
     message.put_ip(2, cidr.addr);
     message.put_ip(1, cidr.addr);
     if let (IpAddr::V4(_), true) = (cidr.addr, cidr.prefix < 31)
-        && let Some(last) = cidr.nth(cidr.size() - 1) {
-            message.put_ip(4, last);
-        }
+        && let Some(last) = cidr.nth(cidr.size() - 1)
+    {
+        message.put_ip(4, last);
+    }
     message
 }
 
@@ -332,8 +331,7 @@ pub fn set_neighbour(index: u32, addr: IpAddr, mac: Mac) -> Message {
 }
 
 pub fn remove_neighbour(index: u32, addr: IpAddr) -> Message {
-    let mut message =
-        Message::new(RTM_DELNEIGH, 0).body(&neighbour_body(family(addr), index, 0));
+    let mut message = Message::new(RTM_DELNEIGH, 0).body(&neighbour_body(family(addr), index, 0));
     message.put_ip(NDA_DST, addr);
     message
 }

@@ -76,8 +76,7 @@ fn published_ports_answer_from_outside_from_the_host_and_from_containers() {
     a.apply(&view);
     let www = tempfile::tempdir().unwrap();
     std::fs::write(www.path().join("hi"), "hello").unwrap();
-    let _server =
-        a.spawn_in("one", &format!("busybox httpd -f -p 80 -h {}", www.path().display()));
+    let _server = a.spawn_in("one", &format!("busybox httpd -f -p 80 -h {}", www.path().display()));
     let get = |output: std::process::Output| stdout(&output);
     let ask = "curl -s -m 3 http://";
     for _ in 0..50 {
@@ -92,7 +91,8 @@ fn published_ports_answer_from_outside_from_the_host_and_from_containers() {
     assert_eq!(get(b.exec(&format!("{ask}192.0.2.1:8081/hi"))), "", "loopback only, outside");
     assert_eq!(get(a.exec_in("two", &format!("{ask}192.0.2.1:8080/hi"))), "hello", "a neighbour");
     assert_eq!(get(a.exec_in("one", &format!("{ask}192.0.2.1:8080/hi"))), "hello", "itself");
-    let sneak = b.exec("ip route add 172.17.0.0/16 via 192.0.2.1; busybox nc -w 1 172.17.0.2 80 </dev/null");
+    let sneak = b
+        .exec("ip route add 172.17.0.0/16 via 192.0.2.1; busybox nc -w 1 172.17.0.2 80 </dev/null");
     assert!(!sneak.status.success(), "an unpublished way in");
 }
 
@@ -112,20 +112,67 @@ fn what_is_altered_or_deleted_is_put_right() {
             run("nsenter", &[&format!("--net={}", one.display()), "sh", "-c", line]);
         };
         let damages: Vec<(&str, Box<dyn Fn()>)> = vec![
-            ("bridge deleted", Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "docker0"])))),
-            ("bridge down", Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "docker0", "down"])))),
-            ("bridge address", Box::new(|| drop(run("ip", &["-n", &name, "addr", "flush", "dev", "docker0"])))),
+            (
+                "bridge deleted",
+                Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "docker0"]))),
+            ),
+            (
+                "bridge down",
+                Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "docker0", "down"]))),
+            ),
+            (
+                "bridge address",
+                Box::new(|| drop(run("ip", &["-n", &name, "addr", "flush", "dev", "docker0"]))),
+            ),
             ("pair deleted", Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "veth2"])))),
-            ("out of the bridge", Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "veth2", "nomaster"])))),
+            (
+                "out of the bridge",
+                Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "veth2", "nomaster"]))),
+            ),
             ("container's link down", Box::new(|| inside("ip link set eth0 down"))),
             ("container's address", Box::new(|| inside("ip addr flush dev eth0"))),
             ("container's route", Box::new(|| inside("ip route del default"))),
             ("container's mtu", Box::new(|| inside("ip link set eth0 mtu 1000"))),
             ("loopback down", Box::new(|| inside("ip link set lo down"))),
-            ("forwarding off", Box::new(|| drop(run("ip", &["netns", "exec", &name, "sysctl", "-qw", "net.ipv4.ip_forward=0"])))),
-            ("table deleted", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "delete", "table", "inet", "skep"])))),
-            ("table flushed", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "flush", "table", "inet", "skep"])))),
-            ("rule added", Box::new(|| drop(run("ip", &["netns", "exec", &name, "nft", "add", "rule", "inet", "skep", "forward", "drop"])))),
+            (
+                "forwarding off",
+                Box::new(|| {
+                    drop(run(
+                        "ip",
+                        &["netns", "exec", &name, "sysctl", "-qw", "net.ipv4.ip_forward=0"],
+                    ))
+                }),
+            ),
+            (
+                "table deleted",
+                Box::new(|| {
+                    drop(run(
+                        "ip",
+                        &["netns", "exec", &name, "nft", "delete", "table", "inet", "skep"],
+                    ))
+                }),
+            ),
+            (
+                "table flushed",
+                Box::new(|| {
+                    drop(run(
+                        "ip",
+                        &["netns", "exec", &name, "nft", "flush", "table", "inet", "skep"],
+                    ))
+                }),
+            ),
+            (
+                "rule added",
+                Box::new(|| {
+                    drop(run(
+                        "ip",
+                        &[
+                            "netns", "exec", &name, "nft", "add", "rule", "inet", "skep",
+                            "forward", "drop",
+                        ],
+                    ))
+                }),
+            ),
             ("namespace gone", Box::new(|| netlink::namespace::remove(&one).unwrap())),
         ];
         for (what, damage) in damages {

@@ -319,13 +319,7 @@ fn pair(steps: &mut Vec<Step>, observed: &World, desired: &World) {
 }
 
 /// A link that is made anew has lost its addresses and routes.
-fn refill(
-    steps: &mut Vec<Step>,
-    observed: &World,
-    desired: &World,
-    ns: &Namespace,
-    name: &String,
-) {
+fn refill(steps: &mut Vec<Step>, observed: &World, desired: &World, ns: &Namespace, name: &String) {
     let (Some(found), Some(wanted)) = (observed.get(ns), desired.get(ns)) else { return };
     for (link, address) in wanted.addresses.iter().filter(|(link, _)| link == name) {
         if found.addresses.contains(&(link.clone(), *address)) {

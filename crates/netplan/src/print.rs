@@ -66,11 +66,7 @@ fn exec(ns: &Namespace) -> String {
 }
 
 fn route_text(route: &crate::objects::Route) -> String {
-    let mut text = if route.dst.prefix == 0 {
-        "default".to_owned()
-    } else {
-        route.dst.to_string()
-    };
+    let mut text = if route.dst.prefix == 0 { "default".to_owned() } else { route.dst.to_string() };
     if let Some(via) = route.via {
         text += &format!(" via {via}");
     }

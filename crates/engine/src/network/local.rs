@@ -90,7 +90,8 @@ impl Controller {
             return error(NetworkErrorKind::Conflict, text);
         }
         if spec.driver != Driver::Bridge {
-            let text = format!("only one instance of \"{}\" network is allowed", spec.driver.name());
+            let text =
+                format!("only one instance of \"{}\" network is allowed", spec.driver.name());
             return error(NetworkErrorKind::Forbidden, text);
         }
         let mut network = blank(&spec.name, spec.driver);
@@ -223,13 +224,10 @@ impl Controller {
             return Ok(network.clone());
         }
         let mut network = blank(GATEWAY_BRIDGE, Driver::Bridge);
-        network.options = [
-            (OPTION_ICC, "false"),
-            (OPTION_MASQUERADE, "true"),
-            (OPTION_NAME, GATEWAY_BRIDGE),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into();
+        network.options =
+            [(OPTION_ICC, "false"), (OPTION_MASQUERADE, "true"), (OPTION_NAME, GATEWAY_BRIDGE)]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into();
         network.pools = self.complete_pools(Vec::new(), false)?;
         self.install(network)
     }

@@ -8,11 +8,11 @@ use netplan::{Namespace, PublishedPort, SandboxId};
 
 use super::api::*;
 use super::controller::{Controller, internal};
+use super::ipam;
 use super::local::random_id;
 use super::names;
 use super::ports::{Taken, every_address};
 use super::state::{Endpoint, OPTION_HOST_BINDING, Record};
-use super::ipam;
 
 impl Controller {
     pub(super) fn start(&mut self, spec: SandboxSpec) -> Result<SandboxState, NetworkError> {
@@ -122,7 +122,10 @@ impl Controller {
         if record.endpoints.iter().any(|one| one.state.network_id == network_id) {
             return Err(NetworkError::new(
                 NetworkErrorKind::Forbidden,
-                format!("endpoint with name {} already exists in network {network_name}", record.state.container_name),
+                format!(
+                    "endpoint with name {} already exists in network {network_name}",
+                    record.state.container_name
+                ),
             ));
         }
         let endpoint_id = random_id();
@@ -254,7 +257,10 @@ impl Controller {
         if let Some(ip) = host_ips.iter().find(|ip| of_family(ip.is_ipv4()).is_none()) {
             return Err(NetworkError::new(
                 NetworkErrorKind::Invalid,
-                format!("cannot publish {ip}:{}: the container has no address of that family", spec.port),
+                format!(
+                    "cannot publish {ip}:{}: the container has no address of that family",
+                    spec.port
+                ),
             ));
         }
         let port = self

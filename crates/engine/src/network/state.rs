@@ -215,10 +215,7 @@ impl State {
         };
         let gateways = gwbridge.pools.iter().filter_map(|pool| pool.gateway).collect();
         Some(Sandbox {
-            links: vec![
-                link(id, 0, lb, Vec::new()),
-                link(&gwbridge.id, 1, outer, gateways),
-            ],
+            links: vec![link(id, 0, lb, Vec::new()), link(&gwbridge.id, 1, outer, gateways)],
             resolver: None,
             published: Vec::new(),
             ingress: Vec::new(),
@@ -248,10 +245,8 @@ pub fn mtu(network: &LocalNetwork) -> u32 {
 }
 
 fn bridge(network: &LocalNetwork, config: &NetworkConfig) -> Bridge {
-    let gateways = network
-        .pools
-        .iter()
-        .filter_map(|pool| Some(Cidr::new(pool.gateway?, pool.subnet?.prefix)));
+    let gateways =
+        network.pools.iter().filter_map(|pool| Some(Cidr::new(pool.gateway?, pool.subnet?.prefix)));
     let ifname = ifname(network);
     Bridge {
         addresses: gateways.collect(),

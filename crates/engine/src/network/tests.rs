@@ -102,7 +102,10 @@ fn ports_conflict_in_dockers_words_and_change_nothing() {
         let mut second = spec(2, BRIDGE);
         second.ports = vec![port((8080, 8080))];
         let error = network.start(second.clone()).await.unwrap_err().to_string();
-        assert!(error.ends_with("Bind for 0.0.0.0:8080 failed: port is already allocated"), "{error}");
+        assert!(
+            error.ends_with("Bind for 0.0.0.0:8080 failed: port is already allocated"),
+            "{error}"
+        );
         assert!(network.sandbox(&container(2)).is_none());
         network.stop(&container(1)).await.unwrap();
         network.start(second).await.unwrap();

@@ -166,8 +166,7 @@ fn forward(view: &View) -> Chain {
 fn loopback_guard(view: &View) -> Chain {
     let mut chain = Chain::base("guard", ChainKind::Filter, Hook::Prerouting, PRIORITY_RAW);
     for bridge in view.bridges.values() {
-        let matches =
-            vec![Match::IifName(bridge.ifname.clone()), Match::Daddr(LOOPBACK_NET)];
+        let matches = vec![Match::IifName(bridge.ifname.clone()), Match::Daddr(LOOPBACK_NET)];
         chain.rule(matches, Action::Drop);
     }
     chain

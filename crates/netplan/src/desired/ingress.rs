@@ -32,12 +32,7 @@ fn ingress_link<'a>(
 }
 
 /// In `ingress_sbox`: a published port goes to a task, with the client's address kept.
-pub(super) fn add_router(
-    view: &View,
-    sandbox: &Sandbox,
-    objects: &mut Objects,
-    table: &mut Table,
-) {
+pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, table: &mut Table) {
     for path in ["net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"] {
         objects.sysctls.insert(path.to_owned(), "1".to_owned());
     }
@@ -122,7 +117,8 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
     for own in link.addresses.iter().filter(|cidr| cidr.is_v4()) {
         for port in &sandbox.ingress {
             let to = Match::Daddr(Cidr::host(own.addr));
-            let matches = vec![Match::IifName(name()), to, Match::Dport(port.proto, port.published)];
+            let matches =
+                vec![Match::IifName(name()), to, Match::Dport(port.proto, port.published)];
             redirect.rule(matches, Action::Redirect(port.target));
         }
     }

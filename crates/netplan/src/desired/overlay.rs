@@ -66,8 +66,7 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     for (sandbox, link) in links(view, id) {
         let master = bridge_name(link_segment(overlay, link));
         let inside = Namespace::Sandbox(sandbox.clone());
-        let end =
-            outer_end(inside, link, mtu(&view.host, overlay), master, BridgePort::default());
+        let end = outer_end(inside, link, mtu(&view.host, overlay), master, BridgePort::default());
         objects.links.insert(link.peer.clone(), end);
     }
     if objects.links.is_empty() {
@@ -124,6 +123,10 @@ fn links<'a>(
     id: &'a NetworkId,
 ) -> impl Iterator<Item = (&'a crate::view::SandboxId, &'a Link)> {
     view.sandboxes.iter().flat_map(move |(sandbox, content)| {
-        content.links.iter().filter(move |link| link.network == *id).map(move |link| (sandbox, link))
+        content
+            .links
+            .iter()
+            .filter(move |link| link.network == *id)
+            .map(move |link| (sandbox, link))
     })
 }
