@@ -1,6 +1,7 @@
 //! skep: the command line; everything else is a room of its own.
 
 mod daemon;
+mod cluster;
 
 use std::process::ExitCode;
 

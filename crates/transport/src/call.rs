@@ -72,6 +72,7 @@ pub enum Call {
         reply: Reply<()>,
     },
     ResolveAddress {
+        peer: Peer,
         request: pb::ResolveAddressRequest,
         reply: Reply<pb::ResolveAddressResponse>,
     },
@@ -100,6 +101,7 @@ pub enum Call {
         reply: Reply<pb::HealthCheckResponse>,
     },
     SubscribeLogs {
+        peer: Peer,
         request: pb::SubscribeLogsRequest,
         stream: Stream<pb::SubscribeLogsMessage>,
     },
@@ -114,6 +116,7 @@ pub enum Call {
         reply: Reply<pb::PublishLogsResponse>,
     },
     Watch {
+        peer: Peer,
         request: pb::WatchRequest,
         stream: Stream<pb::WatchMessage>,
     },

@@ -211,6 +211,15 @@ async fn timed<T>(
     }
 }
 
+/// SHA-256 in hex.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    digest::digest(&digest::SHA256, bytes)
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
 /// A request with the usual time limit.
 pub fn within<T>(message: T, time_max: Duration) -> Request<T> {
     let mut request = Request::new(message);

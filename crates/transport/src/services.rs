@@ -376,8 +376,12 @@ impl grpc::raft_server::Raft for Front {
         request: Request<pb::ResolveAddressRequest>,
     ) -> Result<Response<pb::ResolveAddressResponse>, Status> {
         let method = method!("Raft/ResolveAddress", Manager, Here);
-        self.unary(method, request, |_, request, reply| Call::ResolveAddress { request, reply })
-            .await
+        self.unary(method, request, |peer, request, reply| Call::ResolveAddress {
+            peer,
+            request,
+            reply,
+        })
+        .await
     }
 }
 
@@ -488,7 +492,8 @@ impl grpc::logs_server::Logs for Front {
         request: Request<pb::SubscribeLogsRequest>,
     ) -> Result<Response<Self::SubscribeLogsStream>, Status> {
         let method = method!("Logs/SubscribeLogs", Manager, Leader);
-        self.streaming(method, request, |_, request, stream| Call::SubscribeLogs {
+        self.streaming(method, request, |peer, request, stream| Call::SubscribeLogs {
+            peer,
             request,
             stream,
         })
@@ -548,7 +553,12 @@ impl grpc::watch_server::Watch for Front {
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let method = method!("Watch/Watch", Manager, Here);
-        self.streaming(method, request, |_, request, stream| Call::Watch { request, stream }).await
+        self.streaming(method, request, |peer, request, stream| Call::Watch {
+            peer,
+            request,
+            stream,
+        })
+        .await
     }
 }
 

@@ -8,7 +8,6 @@ mod metrics;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,7 +67,7 @@ async fn run(settings: Settings) -> Result<()> {
     let _pidfile = pidfile::Pidfile::write(&settings.pidfile)?;
     let listeners = listen::bind(&settings).await?;
     let engine = engine::Engine::open(settings.engine.clone()).await?;
-    let cluster = Arc::new(docker_api::swarm::Inactive::default());
+    let cluster = crate::cluster::start(engine.clone()).await;
     if let Some(address) = &settings.metrics_addr {
         metrics::serve(address, engine.clone())
             .await

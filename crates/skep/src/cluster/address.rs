@@ -1,0 +1,154 @@
+//! Which address a node listens on, and under which one the others reach it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use docker_api::swarm::{ControlCode, ControlError};
+use tokio::net::UdpSocket;
+
+pub const MANAGER_PORT: u16 = 2377;
+const LISTEN_DEFAULT: &str = "0.0.0.0:2377";
+
+/// What the user's words come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    pub listen: SocketAddr,
+    pub advertise: SocketAddr,
+    pub data_path: IpAddr,
+}
+
+fn invalid(message: impl Into<String>) -> ControlError {
+    ControlError::new(ControlCode::InvalidArgument, message)
+}
+
+/// `remote` is a manager to join: what is reached through is what is advertised.
+pub async fn resolve(
+    listen: &str,
+    advertise: &str,
+    data_path: &str,
+    remote: Option<&str>,
+) -> Result<Addresses, ControlError> {
+    let listen = if listen.is_empty() { LISTEN_DEFAULT } else { listen };
+    let (host, port) = split(listen)?;
+    let listen =
+        SocketAddr::new(host_address(&host, "listen").await?, port.unwrap_or(MANAGER_PORT));
+    let advertise = match advertise {
+        "" if !listen.ip().is_unspecified() => listen,
+        "" => SocketAddr::new(route_source(remote).await?, listen.port()),
+        given => {
+            let (host, port) = split(given)?;
+            let ip = host_address(&host, "advertise").await?;
+            if ip.is_unspecified() {
+                return Err(invalid(
+                    "advertise address must be a non-zero IP address or network interface (with optional port number)",
+                ));
+            }
+            SocketAddr::new(ip, port.unwrap_or(listen.port()))
+        }
+    };
+    let data_path = match data_path {
+        "" => advertise.ip(),
+        given => {
+            let ip = host_address(given, "data path").await?;
+            if ip.is_unspecified() {
+                return Err(invalid(
+                    "data path address must be a non-zero IP address or network interface",
+                ));
+            }
+            ip
+        }
+    };
+    Ok(Addresses { listen, advertise, data_path })
+}
+
+/// `host`, `host:port`, `[v6]:port`.
+fn split(text: &str) -> Result<(String, Option<u16>), ControlError> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Ok((text.to_owned(), None));
+    }
+    match text.rsplit_once(':') {
+        None => Ok((text.to_owned(), None)),
+        Some((host, port)) => {
+            let port = port
+                .parse()
+                .map_err(|_| invalid(format!("invalid port {port:?} in address {text:?}")))?;
+            Ok((host.trim_matches(['[', ']']).to_owned(), Some(port)))
+        }
+    }
+}
+
+/// With the usual port when none is given.
+pub fn with_port(address: &str) -> Result<String, ControlError> {
+    let (host, port) = split(address)?;
+    let port = port.unwrap_or(MANAGER_PORT);
+    Ok(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
+}
+
+/// An address, or the address of an interface of this host.
+async fn host_address(host: &str, what: &str) -> Result<IpAddr, ControlError> {
+    if let Ok(ip) = host.parse() {
+        return Ok(ip);
+    }
+    interface_address(host).await.map_err(|_| {
+        invalid(format!("{what} address must be an IP address or network interface (with optional port number): {host:?} is neither"))
+    })
+}
+
+/// The source that the kernel takes on this interface.
+async fn interface_address(name: &str) -> std::io::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.bind_device(Some(name.as_bytes()))?;
+    // Connecting a datagram socket sends nothing; it only chooses the source (RFC 5737 address).
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).await?;
+    let ip = socket.local_addr()?.ip();
+    match ip.is_unspecified() || ip.is_loopback() && name != "lo" {
+        true => Err(std::io::ErrorKind::AddrNotAvailable.into()),
+        false => Ok(ip),
+    }
+}
+
+/// The source that the kernel takes towards a manager, or towards the world.
+async fn route_source(remote: Option<&str>) -> Result<IpAddr, ControlError> {
+    let towards = match remote {
+        Some(address) => with_port(address)?,
+        None => "192.0.2.1:9".to_owned(),
+    };
+    let find = async {
+        let target =
+            tokio::net::lookup_host(&towards).await?.next().ok_or(std::io::ErrorKind::NotFound)?;
+        let any: SocketAddr =
+            if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect(target).await?;
+        socket.local_addr()
+    };
+    match find.await {
+        Ok(local) if !local.ip().is_unspecified() => Ok(local.ip()),
+        _ => Err(invalid(
+            "could not choose an IP address to advertise - specify one with --advertise-addr",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_said_follows_from_what_is() {
+        let all = resolve("127.0.0.1:5000", "", "", None).await.unwrap();
+        assert_eq!(all.advertise.to_string(), "127.0.0.1:5000");
+        let all = resolve("", "10.1.2.3", "", None).await.unwrap();
+        assert_eq!(
+            (all.listen.to_string(), all.advertise.to_string()),
+            ("0.0.0.0:2377".into(), "10.1.2.3:2377".into())
+        );
+        assert_eq!(all.data_path.to_string(), "10.1.2.3");
+        let all = resolve("lo:3000", "lo", "10.9.9.9", None).await.unwrap();
+        assert_eq!(all.advertise.to_string(), "127.0.0.1:3000");
+        assert_eq!(all.data_path.to_string(), "10.9.9.9");
+        assert!(resolve("", "no-such-interface", "", None).await.is_err());
+        assert!(resolve("", "0.0.0.0", "", None).await.is_err());
+        assert_eq!(with_port("10.0.0.1").unwrap(), "10.0.0.1:2377");
+        assert_eq!(with_port("fd00::1").unwrap(), "[fd00::1]:2377");
+    }
+}

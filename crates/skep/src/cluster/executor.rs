@@ -1,0 +1,509 @@
+//! Carries out a task's stages on this host's engine.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use agent::{Container, Event, Record, Stage, StageError, Work};
+use engine::Engine;
+use engine::containers::{RemoveOptions, WaitFor};
+use image::{Credentials, Platform, ProgressSender, Reference};
+use tokio::sync::{mpsc, watch};
+use wire::swarmkit as pb;
+
+use super::agent_task::{Input, View, locked};
+use super::saved::Folder;
+use super::{description, task_spec};
+
+const TASK_LABEL: &str = "com.docker.swarm.task.id";
+/// SwarmKit's default of `--stop-grace-period`.
+const STOP_SECONDS: i64 = 10;
+/// The overlay that a task needs is applied within this time, or the start says what went wrong.
+const OVERLAYS_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The agent's hands. Cheap to clone.
+#[derive(Clone)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<Engine>,
+    inputs: mpsc::WeakSender<Input>,
+    overlays_applied: watch::Receiver<u64>,
+    view: Arc<View>,
+    /// Container by task.
+    containers: Mutex<BTreeMap<String, String>>,
+}
+
+impl Executor {
+    pub fn new(
+        engine: Arc<Engine>,
+        inputs: mpsc::WeakSender<Input>,
+        overlays_applied: watch::Receiver<u64>,
+        _folder: Folder,
+        view: Arc<View>,
+    ) -> Self {
+        let containers = Mutex::new(containers_by_task(&engine));
+        Self { inner: Arc::new(Inner { engine, inputs, overlays_applied, view, containers }) }
+    }
+
+    /// After a restart: containers that still run are watched again, dead ones are told.
+    pub async fn adopt(&self, records: &[Record]) {
+        for record in records {
+            let task = record.task.id.clone();
+            let state = record.status.state();
+            if !(pb::TaskState::Starting..=pb::TaskState::Running).contains(&state) {
+                continue;
+            }
+            match self.container(&task).and_then(|id| self.inner.engine.container(&id).ok()) {
+                None => {
+                    self.tell(Event::Exited {
+                        task,
+                        container: None,
+                        message: "the container is gone".into(),
+                    })
+                    .await
+                }
+                Some(_) => self.watch(task),
+            }
+        }
+    }
+
+    pub fn prepare(&self, work: Work) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let task = work.task.id.clone();
+            let result = executor.create(work).await;
+            executor.staged(task, Stage::Prepare, result).await;
+        });
+    }
+
+    pub fn start(&self, task: String, overlays: u64) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let result = executor.run(&task, overlays).await;
+            let runs = result.is_ok();
+            executor.staged(task.clone(), Stage::Start, result).await;
+            if runs {
+                executor.watch(task);
+            }
+        });
+    }
+
+    pub fn shutdown(&self, task: String) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let result = executor.stop(&task).await;
+            executor.staged(task, Stage::Shutdown, result).await;
+        });
+    }
+
+    pub fn remove(&self, task: String) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let result = executor.erase(&task).await;
+            executor.staged(task, Stage::Remove, result).await;
+        });
+    }
+
+    async fn staged(&self, task: String, stage: Stage, result: Result<Container, StageError>) {
+        if let Err(error) = &result {
+            tracing::warn!(task, ?stage, error = error.message, "task");
+        }
+        self.tell(Event::Staged { task, stage, result }).await;
+    }
+
+    async fn tell(&self, event: Event) {
+        if let Some(inputs) = self.inner.inputs.upgrade() {
+            let _ = inputs.send(Input::Event(event)).await;
+        }
+    }
+
+    fn container(&self, task: &str) -> Option<String> {
+        locked(&self.inner.containers).get(task).cloned()
+    }
+
+    async fn create(&self, work: Work) -> Result<Container, StageError> {
+        let engine = &self.inner.engine;
+        let task = work.task.id.clone();
+        // Left by a daemon that stopped in between: its secrets are gone with that daemon's memory.
+        if self.container(&task).is_some() {
+            self.erase(&task).await?;
+        }
+        let node = pb::NodeDescription {
+            hostname: description::hostname(),
+            platform: Some(pb::Platform {
+                architecture: std::env::consts::ARCH.into(),
+                os: "linux".into(),
+            }),
+            ..Default::default()
+        };
+        let request = task_spec::create_request(&work, &node).map_err(rejected)?;
+        self.pull(&work).await?;
+        let created = engine.create(request).await.map_err(|error| rejected(error.message))?;
+        let id = created.container.id().to_string();
+        locked(&self.inner.containers).insert(task, id.clone());
+        Ok(Container { container_id: id, ..Default::default() })
+    }
+
+    /// An image that is here is used: the command line pins digests whenever it can reach the registry,
+    /// so that a name without digest means what this host has.
+    async fn pull(&self, work: &Work) -> Result<(), StageError> {
+        let store = &self.inner.engine.images.store;
+        let spec = work.task.spec.as_ref().and_then(|spec| spec.runtime.as_ref());
+        let Some(pb::task_spec::Runtime::Container(container)) = spec else { return Ok(()) };
+        if store.resolve(&container.image).is_ok() {
+            return Ok(());
+        }
+        let missing =
+            |cause: String| rejected(format!("No such image: {} ({cause})", container.image));
+        let reference =
+            Reference::parse(&container.image).map_err(|error| missing(error.to_string()))?;
+        let auth = container.pull_options.as_ref().map_or("", |options| &options.registry_auth);
+        let credentials = credentials(auth).map_err(missing)?;
+        let progress = ProgressSender::nobody();
+        let pulled =
+            store.pull(&reference, false, &Platform::host(), credentials.as_ref(), &progress).await;
+        pulled.map(drop).map_err(|error| missing(error.to_string()))
+    }
+
+    async fn run(&self, task: &str, overlays: u64) -> Result<Container, StageError> {
+        let engine = &self.inner.engine;
+        let mut applied = self.inner.overlays_applied.clone();
+        let _ = tokio::time::timeout(
+            OVERLAYS_TIME_MAX,
+            applied.wait_for(|applied| *applied >= overlays),
+        )
+        .await;
+        let id = self.container(task).ok_or_else(|| failed("the task's container is gone"))?;
+        match engine.start(&id).await {
+            Ok(()) => {}
+            Err(error) if error.kind == engine::Kind::NotModified => {}
+            Err(error) => {
+                return Err(failed(format!("starting container failed: {}", error.message)));
+            }
+        }
+        self.healthy(&id).await?;
+        let container = engine.container(&id).map_err(|error| failed(error.message))?;
+        let state = container.state();
+        Ok(Container {
+            container_id: id,
+            pid: i32::try_from(state.pid).unwrap_or_default(),
+            exit_code: 0,
+            ports: self.host_ports(task, container.id()),
+        })
+    }
+
+    /// A task with a health check runs once it is healthy.
+    async fn healthy(&self, id: &str) -> Result<(), StageError> {
+        let container = self.inner.engine.container(id).map_err(|error| failed(error.message))?;
+        loop {
+            let state = container.state();
+            match state.health.as_ref().map(|health| health.status.as_str()) {
+                Some("starting") if container.is_running() => {}
+                Some("unhealthy") => return Err(failed("unhealthy container")),
+                _ => return Ok(()),
+            }
+            let mut ended = container.ended();
+            tokio::select! {
+                _ = ended.wait_for(|ended| *ended) => return Ok(()),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+        }
+    }
+
+    /// Ports in host mode as they were really bound.
+    fn host_ports(&self, task: &str, container: &model::ContainerId) -> Vec<pb::PortConfig> {
+        let wanted: Vec<pb::PortConfig> = locked(&self.inner.view.works)
+            .get(task)
+            .and_then(|work| work.task.endpoint.clone())
+            .map(|endpoint| endpoint.ports)
+            .unwrap_or_default();
+        let bound = self
+            .inner
+            .engine
+            .network
+            .sandbox(container)
+            .map(|sandbox| sandbox.ports)
+            .unwrap_or_default();
+        wanted
+            .into_iter()
+            .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Host)
+            .map(|mut port| {
+                let real = bound.iter().find(|bound| u32::from(bound.port) == port.target_port);
+                if let (0, Some(real)) = (port.published_port, real) {
+                    port.published_port = u32::from(real.host_port);
+                }
+                port
+            })
+            .collect()
+    }
+
+    /// Tells the end of a task's container.
+    fn watch(&self, task: String) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let Some(id) = executor.container(&task) else { return };
+            let Ok(ended) = executor.inner.engine.wait(&id, WaitFor::NotRunning) else { return };
+            let unhealthy = executor.unhealthy(&id);
+            let message = tokio::select! {
+                (code, error) = ended => match (code, error.as_str()) {
+                    (0, "") => String::new(),
+                    (code, "") => format!("task: non-zero exit ({code})"),
+                    (code, error) => format!("task: non-zero exit ({code}): {error}"),
+                },
+                () = unhealthy => {
+                    let _ = executor.stop(&task).await;
+                    "task: non-zero exit (137): dockerexec: unhealthy container".to_owned()
+                }
+            };
+            let container = executor.inner.engine.container(&id).ok().map(|container| {
+                let state = container.state();
+                Container {
+                    container_id: id.clone(),
+                    exit_code: state.exit_code,
+                    ..Default::default()
+                }
+            });
+            executor.tell(Event::Exited { task, container, message }).await;
+        });
+    }
+
+    /// Returns when the health check has given the container up.
+    async fn unhealthy(&self, id: &str) {
+        let Ok(container) = self.inner.engine.container(id) else {
+            return std::future::pending().await;
+        };
+        if container.state().health.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if container.state().health.is_some_and(|health| health.status == "unhealthy") {
+                return;
+            }
+        }
+    }
+
+    async fn stop(&self, task: &str) -> Result<Container, StageError> {
+        let Some(id) = self.container(task) else { return Ok(Container::default()) };
+        let grace = locked(&self.inner.view.works)
+            .get(task)
+            .and_then(grace_seconds)
+            .unwrap_or(STOP_SECONDS);
+        match self.inner.engine.stop(&id, Some(grace), None).await {
+            Ok(()) => {}
+            Err(error)
+                if matches!(error.kind, engine::Kind::NotModified | engine::Kind::NotFound) => {}
+            Err(error) => return Err(failed(error.message)),
+        }
+        let exit_code =
+            self.inner.engine.container(&id).map_or(0, |container| container.state().exit_code);
+        Ok(Container { container_id: id, exit_code, ..Default::default() })
+    }
+
+    async fn erase(&self, task: &str) -> Result<Container, StageError> {
+        let Some(id) = self.container(task) else { return Ok(Container::default()) };
+        match self.inner.engine.remove(&id, RemoveOptions { force: true, volumes: true }).await {
+            Ok(()) => {}
+            Err(error) if error.kind == engine::Kind::NotFound => {}
+            Err(error) => return Err(failed(error.message)),
+        }
+        locked(&self.inner.containers).remove(task);
+        Ok(Container { container_id: id, ..Default::default() })
+    }
+
+    /// The lines of all tasks here that a subscription means.
+    pub async fn read_logs(
+        &self,
+        subscription: &pb::SubscriptionMessage,
+        out: &mpsc::Sender<pb::PublishLogsMessage>,
+    ) {
+        let selector = subscription.selector.clone().unwrap_or_default();
+        let options = subscription.options.clone().unwrap_or_default();
+        let works: Vec<Work> = locked(&self.inner.view.works).values().cloned().collect();
+        let known = self.records_with(&works);
+        let mut readers = tokio::task::JoinSet::new();
+        for (task, service_id, node_id) in known {
+            let meant = selector.service_ids.contains(&service_id)
+                || selector.task_ids.contains(&task)
+                || selector.node_ids.contains(&node_id);
+            let Some(id) = self.container(&task).filter(|_| meant) else { continue };
+            let context = pb::LogContext { service_id, node_id, task_id: task };
+            let subscription_id = subscription.id.clone();
+            readers.spawn(self.clone().read_log(
+                id,
+                context,
+                subscription_id,
+                options.clone(),
+                out.clone(),
+            ));
+        }
+        while readers.join_next().await.is_some() {}
+    }
+
+    /// Task, service and node of every container of the swarm, dead ones included.
+    fn records_with(&self, works: &[Work]) -> Vec<(String, String, String)> {
+        let mut known: BTreeMap<String, (String, String)> = self
+            .inner
+            .engine
+            .containers
+            .all()
+            .iter()
+            .filter_map(|container| {
+                let spec = container.spec();
+                let labels = spec.config.labels.clone()?;
+                let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
+                Some((
+                    labels.get(TASK_LABEL)?.clone(),
+                    (get("com.docker.swarm.service.id"), get("com.docker.swarm.node.id")),
+                ))
+            })
+            .collect();
+        for work in works {
+            let ids = (work.task.service_id.clone(), work.task.node_id.clone());
+            known.entry(work.task.id.clone()).or_insert(ids);
+        }
+        known.into_iter().map(|(task, (service, node))| (task, service, node)).collect()
+    }
+
+    async fn read_log(
+        self,
+        id: String,
+        context: pb::LogContext,
+        subscription_id: String,
+        options: pb::LogSubscriptionOptions,
+        out: mpsc::Sender<pb::PublishLogsMessage>,
+    ) {
+        let Ok(container) = self.inner.engine.container(&id) else { return };
+        let wants = |stream: pb::LogStream| {
+            options.streams.is_empty() || options.streams.contains(&(stream as i32))
+        };
+        let asked = runtime::LogOptions {
+            follow: options.follow,
+            stdout: wants(pb::LogStream::Stdout),
+            stderr: wants(pb::LogStream::Stderr),
+            since: options.since.as_ref().map(system_time),
+            until: None,
+            // -n-1 is the last n lines, 0 all of them.
+            tail: (options.tail < 0)
+                .then(|| usize::try_from(-(options.tail + 1)).unwrap_or(usize::MAX)),
+        };
+        let mut reader =
+            match runtime::LogReader::open(&container.spec().log, asked, container.ended()) {
+                Ok(reader) => reader,
+                Err(error) => return tracing::warn!(%error, container = id, "log not readable"),
+            };
+        loop {
+            match reader.next().await {
+                Ok(Some(entry)) => {
+                    let messages = vec![log_message(entry, &context)];
+                    let message = pb::PublishLogsMessage {
+                        subscription_id: subscription_id.clone(),
+                        messages,
+                        close: false,
+                    };
+                    if out.send(message).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    return tracing::warn!(%error, container = id, "log not read to its end");
+                }
+            }
+        }
+    }
+}
+
+fn log_message(entry: runtime::LogEntry, context: &pb::LogContext) -> pb::LogMessage {
+    let stream = match entry.stream {
+        runtime::LogStream::Stdout => pb::LogStream::Stdout,
+        runtime::LogStream::Stderr => pb::LogStream::Stderr,
+    };
+    let since_1970 = entry.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    pb::LogMessage {
+        context: Some(context.clone()),
+        timestamp: Some(prost_types::Timestamp {
+            seconds: since_1970.as_secs() as i64,
+            nanos: since_1970.subsec_nanos() as i32,
+        }),
+        stream: stream as i32,
+        data: entry.line,
+        attrs: entry.attrs.into_iter().map(|(key, value)| pb::LogAttr { key, value }).collect(),
+    }
+}
+
+fn system_time(stamp: &prost_types::Timestamp) -> SystemTime {
+    let seconds = u64::try_from(stamp.seconds).unwrap_or_default();
+    let nanos = u32::try_from(stamp.nanos).unwrap_or_default().min(999_999_999);
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
+}
+
+fn grace_seconds(work: &Work) -> Option<i64> {
+    let Some(pb::task_spec::Runtime::Container(container)) = &work.task.spec.as_ref()?.runtime
+    else {
+        return None;
+    };
+    container.stop_grace_period.as_ref().map(|grace| grace.seconds)
+}
+
+fn containers_by_task(engine: &Engine) -> BTreeMap<String, String> {
+    engine
+        .containers
+        .all()
+        .iter()
+        .filter_map(|container| {
+            let task = container.spec().config.labels.as_ref()?.get(TASK_LABEL)?.clone();
+            Some((task, container.id().to_string()))
+        })
+        .collect()
+}
+
+/// The node leaves its swarm: no task's container stays.
+pub async fn remove_all(engine: &Arc<Engine>) {
+    let mut removals = tokio::task::JoinSet::new();
+    for (task, id) in containers_by_task(engine) {
+        let engine = engine.clone();
+        removals.spawn(async move {
+            let options = RemoveOptions { force: true, volumes: true };
+            if let Err(error) = engine.remove(&id, options).await {
+                tracing::warn!(error = error.message, task, "container of a task not removed");
+            }
+        });
+    }
+    while removals.join_next().await.is_some() {}
+}
+
+/// The CLI's `X-Registry-Auth` as it travels in the service's spec.
+fn credentials(header: &str) -> Result<Option<Credentials>, String> {
+    use base64::Engine as _;
+    if header.is_empty() {
+        return Ok(None);
+    }
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let text = header.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let bytes =
+        engine.decode(text).map_err(|_| "the registry credentials are not base64".to_owned())?;
+    let json: serde_json::Value = serde_json::from_slice(&bytes)
+        .map_err(|_| "the registry credentials are not JSON".to_owned())?;
+    let field = |name: &str| {
+        json.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+    };
+    Ok(Some(Credentials {
+        username: field("username"),
+        password: field("password"),
+        identity_token: field("identitytoken"),
+        registry_token: field("registrytoken"),
+        server_address: field("serveraddress"),
+    }))
+}
+
+fn rejected(message: impl Into<String>) -> StageError {
+    StageError { message: message.into(), reject: true }
+}
+
+fn failed(message: impl Into<String>) -> StageError {
+    StageError { message: message.into(), reject: false }
+}

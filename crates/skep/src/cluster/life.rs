@@ -1,0 +1,361 @@
+//! The turns of a node's life: init, join, leave, unlock, and resuming after a restart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use docker_api::swarm::{ControlCode, ControlError, InitRequest, JoinRequest};
+use manager::Bootstrap;
+use model::swarm_id;
+use transport::identity::Refused;
+use transport::join::Wishes;
+use transport::{Identity, Keys};
+use wire::swarmkit as pb;
+
+use super::node::{Begin, Node, dice, save_identity};
+use super::saved::Saved;
+use super::{Cluster, State, address, refused};
+
+/// `docker swarm join` waits this long for the session, as dockerd does.
+const REGISTER_TIME_MAX: Duration = Duration::from_secs(20);
+const INIT_TIME_MAX: Duration = Duration::from_secs(20);
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
+
+const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
+const NOT_YET: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"docker info\" command to see the current swarm status of your node.";
+
+fn internal(error: impl std::fmt::Display) -> ControlError {
+    ControlError::new(ControlCode::Internal, format!("{error:#}"))
+}
+
+/// Why a node did not get in, in the words of whoever refused it.
+pub fn joining(error: Refused) -> ControlError {
+    match error {
+        Refused::Remote(status) => refused(status),
+        Refused::Token => ControlError::new(ControlCode::InvalidArgument, "invalid join token"),
+        other => ControlError::new(ControlCode::Refused, other.to_string()),
+    }
+}
+
+fn check_outside(cluster: &Cluster) -> Result<(), ControlError> {
+    match cluster.state() {
+        State::Inactive | State::Failed(_) => Ok(()),
+        State::Active(_) | State::Locked => {
+            Err(ControlError::new(ControlCode::AlreadyInSwarm, ALREADY))
+        }
+    }
+}
+
+pub async fn init(cluster: Arc<Cluster>, request: InitRequest) -> Result<String, ControlError> {
+    // Detached: a client that goes away must not leave half a swarm behind.
+    tokio::spawn(async move {
+        let _changing = cluster.changing.lock().await;
+        if request.force_new_cluster {
+            return force_new_cluster(&cluster).await;
+        }
+        check_outside(&cluster)?;
+        let made = make(&cluster, request).await;
+        if made.is_err() {
+            cluster.set_state(State::Inactive);
+            cluster.set_unlock_key(None);
+            let _ = cluster.folder.remove();
+        }
+        made
+    })
+    .await
+    .unwrap_or_else(|error| Err(internal(error)))
+}
+
+async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, ControlError> {
+    let addresses = address::resolve(
+        &request.listen_addr,
+        &request.advertise_addr,
+        &request.data_path_addr,
+        None,
+    )
+    .await?;
+    let mut dice = dice().map_err(internal)?;
+    let (node_id, cluster_id) = (swarm_id(&mut dice), swarm_id(&mut dice));
+    let now = cluster.clock.now();
+    let root = ca::Root::create(now, &mut dice).map_err(internal)?;
+    let key = ca::Key::generate().map_err(internal)?;
+    let csr = key.request().map_err(internal)?;
+    let expiry =
+        request.spec.ca_config.as_ref().and_then(|config| config.node_cert_expiry.as_ref());
+    let expiry = expiry.map_or(ca::certificate::EXPIRY_DEFAULT, store::access::duration);
+    let subject = ca::Identity {
+        node_id: node_id.clone(),
+        role: pb::NodeRole::Manager,
+        organization: cluster_id.clone(),
+    };
+    let issued = root.sign(&csr, &subject, now, expiry, &mut dice).map_err(internal)?;
+    let lock =
+        request.spec.encryption_config.as_ref().is_some_and(|config| config.auto_lock_managers);
+    let unlock_key = lock.then(|| ca::token::new_unlock_key(&mut dice));
+    cluster.set_unlock_key(unlock_key.clone());
+    cluster.folder.create().map_err(internal)?;
+    let identity =
+        Identity::from_pem(&issued.chain, key.pem().as_bytes(), &root.roots).map_err(internal)?;
+    save_identity(cluster, &identity).map_err(internal)?;
+    let saved = Saved {
+        node_id: node_id.clone(),
+        cluster_id,
+        listen_addr: addresses.listen.to_string(),
+        advertise_addr: addresses.advertise.to_string(),
+        data_path_addr: addresses.data_path.to_string(),
+        managers: vec![(node_id.clone(), addresses.advertise.to_string())],
+        ..Default::default()
+    };
+    cluster.folder.save(&saved).map_err(internal)?;
+    let bootstrap = Bootstrap {
+        spec: request.spec,
+        root,
+        address_pools: request.default_addr_pool,
+        subnet_size: request.subnet_size,
+        data_path_port: request.data_path_port,
+        availability: request.availability,
+        request: csr,
+        certificate: issued.chain,
+        unlock_key,
+    };
+    let node = Node::start(cluster, identity, saved).await.map_err(internal)?;
+    node.start_manager(cluster, Begin::Cluster(Box::new(bootstrap))).await.map_err(internal)?;
+    let manager = node.manager().ok_or_else(|| internal("the manager did not start"))?;
+    cluster.set_state(State::Active(node.clone()));
+    let mut object = manager.cluster.clone();
+    let ready = object.wait_for(Option::is_some);
+    match tokio::time::timeout(INIT_TIME_MAX, ready).await {
+        Ok(Ok(_)) => Ok(node_id),
+        _ => Err(internal("the new swarm did not begin in time")),
+    }
+}
+
+pub async fn join(cluster: Arc<Cluster>, request: JoinRequest) -> Result<(), ControlError> {
+    tokio::spawn(async move {
+        let _changing = cluster.changing.lock().await;
+        check_outside(&cluster)?;
+        let joined = enter(&cluster, request).await;
+        if let Err(error) = &joined
+            && error.message != NOT_YET
+        {
+            cluster.set_state(State::Inactive);
+            let _ = cluster.folder.remove();
+        }
+        joined
+    })
+    .await
+    .unwrap_or_else(|error| Err(internal(error)))
+}
+
+async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), ControlError> {
+    let mut remotes = Vec::new();
+    for remote in &request.remote_addrs {
+        remotes.push(address::with_port(remote)?);
+    }
+    let addresses = address::resolve(
+        &request.listen_addr,
+        &request.advertise_addr,
+        &request.data_path_addr,
+        remotes.first().map(String::as_str),
+    )
+    .await?;
+    let wishes = Wishes { availability: request.availability };
+    let asked = transport::join::join(&remotes, &request.join_token, wishes);
+    let identity = match tokio::time::timeout(REGISTER_TIME_MAX, asked).await {
+        Ok(identity) => identity.map_err(joining)?,
+        Err(_) => {
+            let message = format!(
+                "Timeout was reached before node joined: no manager at {} answered",
+                remotes.join(", ")
+            );
+            return Err(ControlError::new(ControlCode::Refused, message));
+        }
+    };
+    cluster.folder.create().map_err(internal)?;
+    save_identity(cluster, &identity).map_err(internal)?;
+    let role = identity.subject.role;
+    let saved = Saved {
+        node_id: identity.subject.node_id.clone(),
+        cluster_id: identity.subject.cluster_id.clone(),
+        listen_addr: addresses.listen.to_string(),
+        advertise_addr: addresses.advertise.to_string(),
+        data_path_addr: addresses.data_path.to_string(),
+        managers: remotes.iter().map(|remote| (String::new(), remote.clone())).collect(),
+        ..Default::default()
+    };
+    cluster.folder.save(&saved).map_err(internal)?;
+    if role == pb::NodeRole::Manager {
+        unlocked_by_others(cluster, &identity, &remotes).await?;
+    }
+    let node = Node::start(cluster, identity, saved).await.map_err(internal)?;
+    if role == pb::NodeRole::Manager {
+        let address = remotes.first().cloned().unwrap_or_default();
+        node.start_manager(cluster, Begin::Join { address }).await.map_err(internal)?;
+    }
+    cluster.set_state(State::Active(node.clone()));
+    let mut registered = node.agent.registered.clone();
+    match tokio::time::timeout(REGISTER_TIME_MAX, registered.wait_for(|registered| *registered))
+        .await
+    {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(ControlError::new(ControlCode::Refused, NOT_YET)),
+    }
+}
+
+/// With autolock on a new manager seals its keys from the start.
+async fn unlocked_by_others(
+    cluster: &Cluster,
+    identity: &Identity,
+    remotes: &[String],
+) -> Result<(), ControlError> {
+    let keys = Keys::new(identity.clone()).map_err(internal)?;
+    let Some(address) = remotes.first() else { return Ok(()) };
+    let answer = transport::join::unlock_key(address, keys).await.map_err(joining)?;
+    if !answer.unlock_key.is_empty() {
+        cluster.set_unlock_key(Some(answer.unlock_key));
+        // Written again, this time sealed.
+        let certificates =
+            disk::Certificates::new(cluster.folder.certificates()).map_err(internal)?;
+        if let Some(key) = certificates.key(None).map_err(internal)? {
+            certificates.save_key(&key, cluster.unlock_key().as_deref()).map_err(internal)?;
+        }
+    }
+    Ok(())
+}
+
+pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlError> {
+    tokio::spawn(async move {
+        let _changing = cluster.changing.lock().await;
+        let node = match cluster.state() {
+            State::Inactive => {
+                return Err(ControlError::new(
+                    ControlCode::NotManager,
+                    "This node is not part of a swarm",
+                ));
+            }
+            State::Locked if !force => {
+                return Err(ControlError::new(
+                    ControlCode::NotManager,
+                    docker_api::swarm::api::LOCKED,
+                ));
+            }
+            State::Active(node) => Some(node),
+            State::Locked | State::Failed(_) => None,
+        };
+        if let Some(node) = node {
+            depart(&cluster, &node, force).await?;
+        }
+        cluster.set_state(State::Inactive);
+        cluster.set_unlock_key(None);
+        cluster.folder.remove().map_err(internal)
+    })
+    .await
+    .unwrap_or_else(|error| Err(internal(error)))
+}
+
+async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result<(), ControlError> {
+    if let Some(manager) = node.manager() {
+        if !force {
+            return Err(ControlError::new(
+                ControlCode::Refused,
+                leaving_words(&manager.members.borrow()),
+            ));
+        }
+        // Best effort: the others keep their quorum if they can let this one go.
+        let own = node.keys.identity().subject.node_id;
+        let members = manager.members.borrow().clone();
+        let me = members.iter().find(|member| member.node_id == own).cloned();
+        let other = members.iter().find(|member| member.node_id != own);
+        if let (Some(me), Some(other)) = (me, other)
+            && let Ok(far) = transport::client::Manager::new(other.addr.clone(), node.keys.clone())
+        {
+            let mut client = far.raft_membership();
+            let request = pb::LeaveRequest { node: Some(me) };
+            let _ = tokio::time::timeout(LEAVE_TIME_MAX, client.leave(request)).await;
+        }
+    }
+    node.stop();
+    super::executor::remove_all(&cluster.engine).await;
+    let _ = cluster.engine.network.set_overlays(engine::network::OverlayState::default()).await;
+    Ok(())
+}
+
+fn leaving_words(members: &[pb::RaftMember]) -> String {
+    let start =
+        "You are attempting to leave the swarm on a node that is participating as a manager. ";
+    let end = "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.";
+    let reachable = members
+        .iter()
+        .filter(|member| {
+            let status = member.status.clone().unwrap_or_default();
+            status.reachability() != pb::raft_member_status::Reachability::Unreachable
+        })
+        .count();
+    match members.len() {
+        0 | 1 => format!(
+            "{start}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+        ),
+        total => format!(
+            "{start}Removing this node leaves {} managers out of {}. Without a Raft quorum your swarm will be inaccessible. {end}",
+            reachable.saturating_sub(1),
+            total
+        ),
+    }
+}
+
+pub async fn unlock(cluster: Arc<Cluster>, key: String) -> Result<(), ControlError> {
+    let _changing = cluster.changing.lock().await;
+    match cluster.state() {
+        State::Locked => {}
+        State::Active(_) => {
+            return Err(ControlError::new(ControlCode::AlreadyInSwarm, "swarm is not locked"));
+        }
+        State::Inactive | State::Failed(_) => return Err(ControlError::no_swarm()),
+    }
+    let invalid = || ControlError::new(ControlCode::InvalidArgument, "invalid key");
+    let key = ca::token::parse_unlock_key(&key).ok_or_else(invalid)?;
+    let certificates = disk::Certificates::new(cluster.folder.certificates()).map_err(internal)?;
+    certificates.key(Some(&key)).map_err(|_| invalid())?;
+    cluster.set_unlock_key(Some(key));
+    continue_life(&cluster).await.map_err(internal)
+}
+
+/// At the daemon's start: whatever the disk says this node is.
+pub async fn resume(cluster: &Arc<Cluster>) {
+    if let Err(error) = continue_life(cluster).await {
+        tracing::error!("swarm: {error:#}");
+        cluster.set_state(State::Failed(format!("{error:#}")));
+    }
+}
+
+async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
+    let Some(saved) = cluster.folder.load()? else { return Ok(()) };
+    let certificates = disk::Certificates::new(cluster.folder.certificates())?;
+    let (Some(roots), Some(chain)) = (certificates.roots()?, certificates.certificate()?) else {
+        return Ok(());
+    };
+    let key = match certificates.key(cluster.unlock_key().as_deref()) {
+        Ok(Some(key)) => key,
+        Ok(None) => return Ok(()),
+        Err(disk::Error::Locked) => {
+            cluster.set_state(State::Locked);
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let identity = Identity::from_pem(&chain, key.key.pem().as_bytes(), &roots)?;
+    let role = identity.subject.role;
+    let node = Node::start(cluster, identity, saved).await?;
+    if role == pb::NodeRole::Manager {
+        node.start_manager(cluster, Begin::Restore).await?;
+    }
+    cluster.set_state(State::Active(node));
+    Ok(())
+}
+
+/// `docker swarm init --force-new-cluster`: this manager alone, with everything that it knows.
+async fn force_new_cluster(_cluster: &Arc<Cluster>) -> Result<String, ControlError> {
+    Err(ControlError::new(
+        ControlCode::Unimplemented,
+        "not supported by skep yet: --force-new-cluster",
+    ))
+}

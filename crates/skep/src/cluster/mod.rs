@@ -1,0 +1,383 @@
+//! The node's life in a swarm: init, join, restart, renewal, leave; and the swarm as the Engine API sees it.
+
+pub mod clock;
+pub mod saved;
+pub mod address;
+pub mod events;
+pub mod manager_task;
+pub mod agent_task;
+pub mod executor;
+pub mod task_spec;
+pub mod template;
+pub mod log_publisher;
+pub mod description;
+pub mod node;
+pub mod life;
+pub mod view;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use docker_api::swarm::api::{Answer, Attachment, LocalNodeState, LocalOverlay};
+use docker_api::swarm::{
+    ClusterApi, ClusterEvent, ControlCode, ControlError, InitRequest, JoinRequest, NodeInfo,
+};
+use engine::Engine;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt};
+use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use wire::control::{Request, Response};
+use wire::swarmkit as pb;
+
+use clock::Clock;
+use node::Node;
+use saved::Folder;
+
+/// Gossip's port, fixed in Docker's protocol.
+pub const GOSSIP_PORT: u16 = 7946;
+/// An election takes seconds: calls wait for its end rather than fail.
+const LEADER_WAIT: Duration = Duration::from_secs(10);
+const LOG_MESSAGES_WAITING_MAX: usize = 256;
+
+/// What this node is at the moment.
+#[derive(Clone, Default)]
+pub enum State {
+    #[default]
+    Inactive,
+    /// A manager's keys are sealed until the unlock key is given.
+    Locked,
+    /// A member; perhaps not yet registered.
+    Active(Arc<Node>),
+    /// Could not begin; the reason is shown by `docker info`.
+    Failed(String),
+}
+
+/// This node's side of the swarm. One per daemon.
+pub struct Cluster {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) folder: Folder,
+    pub(crate) clock: Clock,
+    pub(crate) events: broadcast::Sender<ClusterEvent>,
+    state: RwLock<State>,
+    /// What seals a manager's keys on disk, when autolock is on.
+    unlock_key: RwLock<Option<Vec<u8>>>,
+    /// Held while the node's life changes, so that one change ends before the next begins.
+    pub(crate) changing: Mutex<()>,
+}
+
+impl Cluster {
+    /// Resumes what the disk says this node is.
+    pub async fn open(engine: Arc<Engine>) -> Arc<Self> {
+        let cluster = Arc::new(Self {
+            folder: Folder::below(&engine.config.data_root),
+            engine,
+            clock: Clock::start(),
+            events: broadcast::channel(docker_api::swarm::api::EVENTS_BUFFERED_MAX).0,
+            state: RwLock::default(),
+            unlock_key: RwLock::default(),
+            changing: Mutex::new(()),
+        });
+        life::resume(&cluster).await;
+        cluster
+    }
+
+    pub fn state(&self) -> State {
+        self.state.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        *self.state.write().unwrap_or_else(|poison| poison.into_inner()) = state;
+    }
+
+    pub(crate) fn unlock_key(&self) -> Option<Vec<u8>> {
+        self.unlock_key.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    pub(crate) fn set_unlock_key(&self, key: Option<Vec<u8>>) {
+        *self.unlock_key.write().unwrap_or_else(|poison| poison.into_inner()) = key;
+    }
+
+    fn member(&self) -> Result<Arc<Node>, ControlError> {
+        match self.state() {
+            State::Active(node) => Ok(node),
+            State::Locked => {
+                Err(ControlError::new(ControlCode::NotManager, docker_api::swarm::api::LOCKED))
+            }
+            State::Inactive | State::Failed(_) => Err(ControlError::no_swarm()),
+        }
+    }
+
+    /// This node's manager and, once there is one, who leads.
+    async fn led(
+        &self,
+    ) -> Result<(Arc<Node>, manager_task::Handle, manager::Leader), ControlError> {
+        let node = self.member()?;
+        let manager = node.manager().ok_or_else(ControlError::worker)?;
+        let mut leader = manager.leader.clone();
+        let known = tokio::time::timeout(LEADER_WAIT, leader.wait_for(Option::is_some)).await;
+        match known {
+            Ok(Ok(leader)) => match leader.clone() {
+                Some(leader) => Ok((node, manager, leader)),
+                None => Err(no_leader()),
+            },
+            _ => Err(no_leader()),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Response, ControlError> {
+        let (node, manager, leader) = self.led().await?;
+        if leader.here {
+            let call = manager::Call::Control(request);
+            return match manager.call(node.caller(), call).await {
+                Ok(manager::Answer::Control(response)) => Ok(response),
+                Ok(_) => Err(ControlError::new(
+                    ControlCode::Internal,
+                    "the answer belongs to another call",
+                )),
+                Err(failure) => Err(refused(manager_task::status(failure))),
+            };
+        }
+        let far =
+            transport::client::Manager::new(leader.address, node.keys.clone()).map_err(refused)?;
+        far.control(request).await.map_err(refused)
+    }
+
+    async fn logs(
+        &self,
+        request: pb::SubscribeLogsRequest,
+    ) -> Result<BoxStream<'static, Result<pb::LogMessage, ControlError>>, ControlError> {
+        let (node, manager, leader) = self.led().await?;
+        let batches: BoxStream<'static, _> = if leader.here {
+            let (stream, batches) = mpsc::channel(LOG_MESSAGES_WAITING_MAX);
+            manager.logs(node.caller(), request, stream).await;
+            ReceiverStream::new(batches).boxed()
+        } else {
+            let far = transport::client::Manager::new(leader.address, node.keys.clone())
+                .map_err(refused)?;
+            far.logs().subscribe_logs(request).await.map_err(refused)?.into_inner().boxed()
+        };
+        Ok(batches
+            .flat_map(|batch| {
+                let lines: Vec<Result<pb::LogMessage, ControlError>> = match batch {
+                    Ok(batch) => batch.messages.into_iter().map(Ok).collect(),
+                    Err(status) => vec![Err(refused(status))],
+                };
+                futures_util::stream::iter(lines)
+            })
+            .boxed())
+    }
+
+    async fn info(&self) -> NodeInfo {
+        let node = match self.state() {
+            State::Inactive => return NodeInfo::default(),
+            State::Locked => {
+                return NodeInfo { state: LocalNodeState::Locked, ..Default::default() };
+            }
+            State::Failed(error) => {
+                return NodeInfo { state: LocalNodeState::Error, error, ..Default::default() };
+            }
+            State::Active(node) => node,
+        };
+        let subject = node.keys.identity().subject;
+        let state = match *node.agent.registered.borrow() {
+            true => LocalNodeState::Active,
+            false => LocalNodeState::Pending,
+        };
+        let mut info = NodeInfo {
+            node_id: subject.node_id,
+            node_addr: node
+                .saved
+                .advertise_addr
+                .rsplit_once(':')
+                .map_or("", |(host, _)| host)
+                .trim_matches(['[', ']'])
+                .to_owned(),
+            state,
+            remote_managers: agent_task::locked(&node.agent.view.managers).clone(),
+            ..Default::default()
+        };
+        if let Some(manager) = node.manager() {
+            info.control_available = manager.leader.borrow().is_some();
+            info.state = LocalNodeState::Active;
+            (info.nodes, info.managers) = *manager.nodes.borrow();
+            info.cluster = manager.cluster.borrow().as_deref().cloned();
+            info.warnings = manager_warnings(info.managers, info.control_available);
+        }
+        info
+    }
+
+    async fn attach(
+        &self,
+        target: String,
+        container_id: String,
+        aliases: Vec<String>,
+        addresses: Vec<String>,
+    ) -> Result<Attachment, ControlError> {
+        let node = self.member()?;
+        let config =
+            pb::NetworkAttachmentConfig { target, aliases, addresses, ..Default::default() };
+        let request = pb::AttachNetworkRequest { config: Some(config), container_id };
+        let far = node.any_manager().ok_or_else(no_leader)?;
+        let answer = far.resource_allocator().attach_network(request).await.map_err(refused)?;
+        let id = answer.into_inner().attachment_id;
+        match tokio::time::timeout(Duration::from_secs(20), node.agent.attachment(id.clone())).await
+        {
+            Ok(Some(work)) => Ok(Attachment { id, networks: work.task.networks }),
+            _ => {
+                let _ = far
+                    .resource_allocator()
+                    .detach_network(pb::DetachNetworkRequest { attachment_id: id })
+                    .await;
+                Err(ControlError::new(
+                    ControlCode::DeadlineExceeded,
+                    "the network gave the container no address in time",
+                ))
+            }
+        }
+    }
+
+    async fn detach(&self, attachment_id: String) -> Result<(), ControlError> {
+        let node = self.member()?;
+        node.agent.tell(agent::Event::Detached { task: attachment_id.clone() }).await;
+        let far = node.any_manager().ok_or_else(no_leader)?;
+        let request = pb::DetachNetworkRequest { attachment_id };
+        far.resource_allocator().detach_network(request).await.map_err(refused)?;
+        Ok(())
+    }
+}
+
+fn manager_warnings(managers: u64, control_available: bool) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !control_available {
+        warnings.push(
+            "WARNING: the swarm has no leader: tasks and traffic go on, nothing can be changed."
+                .to_owned(),
+        );
+    }
+    if managers > 0 && managers.is_multiple_of(2) {
+        warnings.push(format!(
+            "WARNING: Running Swarm in a {managers}-manager configuration. This configuration provides no fault tolerance beyond {} managers.",
+            managers - 1
+        ));
+    }
+    warnings
+}
+
+fn no_leader() -> ControlError {
+    ControlError::new(
+        ControlCode::Unavailable,
+        "The swarm does not have a leader. It's possible that too few managers are online. \
+         Make sure more than half of the managers are online.",
+    )
+}
+
+/// A gRPC status as the Engine API answers it.
+pub(crate) fn refused(status: transport::Status) -> ControlError {
+    use transport::Code;
+    let code = match status.code() {
+        Code::InvalidArgument | Code::OutOfRange => ControlCode::InvalidArgument,
+        Code::NotFound => ControlCode::NotFound,
+        Code::AlreadyExists => ControlCode::AlreadyExists,
+        Code::PermissionDenied | Code::Unauthenticated => ControlCode::PermissionDenied,
+        Code::FailedPrecondition => ControlCode::FailedPrecondition,
+        Code::Aborted | Code::Cancelled => ControlCode::Aborted,
+        Code::Unimplemented => ControlCode::Unimplemented,
+        Code::Unavailable => ControlCode::Unavailable,
+        Code::DeadlineExceeded => ControlCode::DeadlineExceeded,
+        Code::ResourceExhausted => ControlCode::ResourceExhausted,
+        Code::Internal | Code::DataLoss => ControlCode::Internal,
+        Code::Unknown | Code::Ok => ControlCode::Unknown,
+    };
+    ControlError::new(code, status.message())
+}
+
+/// Resumes this node's membership, if it has one; what the daemon hands to the Engine API.
+pub async fn start(engine: Arc<Engine>) -> Arc<dyn ClusterApi> {
+    Arc::new(Api(Cluster::open(engine).await))
+}
+
+/// The trait's implementation is a handle, so that changes of life can outlive a request.
+#[derive(Clone)]
+pub struct Api(pub Arc<Cluster>);
+
+impl ClusterApi for Api {
+    fn control(&self, request: Request) -> Answer<'_, Response> {
+        Box::pin(self.0.ask(request))
+    }
+
+    fn init(&self, request: InitRequest) -> Answer<'_, String> {
+        Box::pin(life::init(self.0.clone(), request))
+    }
+
+    fn join(&self, request: JoinRequest) -> Answer<'_, ()> {
+        Box::pin(life::join(self.0.clone(), request))
+    }
+
+    fn leave(&self, force: bool) -> Answer<'_, ()> {
+        Box::pin(life::leave(self.0.clone(), force))
+    }
+
+    fn unlock(&self, key: String) -> Answer<'_, ()> {
+        Box::pin(life::unlock(self.0.clone(), key))
+    }
+
+    fn unlock_key(&self) -> Answer<'_, String> {
+        Box::pin(async move {
+            let (node, manager, leader) = self.0.led().await?;
+            let key = if leader.here {
+                match manager
+                    .call(node.caller(), manager::Call::GetUnlockKey(pb::GetUnlockKeyRequest {}))
+                    .await
+                {
+                    Ok(manager::Answer::GetUnlockKey(answer)) => answer.unlock_key,
+                    Ok(_) => Vec::new(),
+                    Err(failure) => return Err(refused(manager_task::status(failure))),
+                }
+            } else {
+                let found = transport::join::unlock_key(&leader.address, node.keys.clone()).await;
+                found.map_err(life::joining)?.unlock_key
+            };
+            Ok(if key.is_empty() { String::new() } else { ca::token::unlock_key_text(&key) })
+        })
+    }
+
+    fn node_info(&self) -> BoxFuture<'_, NodeInfo> {
+        Box::pin(self.0.info())
+    }
+
+    fn events(&self) -> broadcast::Receiver<ClusterEvent> {
+        self.0.events.subscribe()
+    }
+
+    fn subscribe_logs(
+        &self,
+        request: pb::SubscribeLogsRequest,
+    ) -> Answer<'_, BoxStream<'static, Result<pb::LogMessage, ControlError>>> {
+        Box::pin(self.0.logs(request))
+    }
+
+    fn local_overlays(&self) -> BoxFuture<'_, BTreeMap<String, LocalOverlay>> {
+        Box::pin(async move {
+            match self.0.state() {
+                State::Active(node) => view::local_overlays(&self.0.engine, &node),
+                _ => BTreeMap::new(),
+            }
+        })
+    }
+
+    fn attach_network(
+        &self,
+        target: String,
+        container_id: String,
+        aliases: Vec<String>,
+        addresses: Vec<String>,
+    ) -> Answer<'_, Attachment> {
+        Box::pin(self.0.attach(target, container_id, aliases, addresses))
+    }
+
+    fn detach_network(&self, attachment_id: String) -> Answer<'_, ()> {
+        Box::pin(self.0.detach(attachment_id))
+    }
+}

@@ -1,0 +1,513 @@
+//! A member of the swarm while it runs: its agent, perhaps its manager, and who looks after its certificate.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use manager::{Bootstrap, Caller, Manager};
+use rand::SeedableRng;
+use rand::TryRngCore;
+use rand_chacha::ChaCha8Rng;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinHandle};
+use transport::{Call as Remote, Gate, Identity, Keys, Status, gossip};
+use wire::swarmkit as pb;
+
+use super::agent_task::{self, locked};
+use super::manager_task::{self, Ended};
+use super::saved::Saved;
+use super::{Cluster, GOSSIP_PORT, State, description};
+
+/// Between attempts to renew a certificate that has to change.
+const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
+const RENEW_PAUSE_MAX: Duration = Duration::from_secs(300);
+const JOIN_TIME_MAX: Duration = Duration::from_secs(30);
+
+pub struct Node {
+    pub saved: Saved,
+    pub keys: Arc<Keys>,
+    pub agent: agent_task::Handle,
+    manager: Mutex<Option<Managing>>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+struct Managing {
+    handle: manager_task::Handle,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Managing {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// How a manager's life on this node begins.
+pub enum Begin {
+    Cluster(Box<Bootstrap>),
+    /// As another member of the set that this manager belongs to.
+    Join {
+        address: String,
+    },
+    Restore,
+}
+
+pub fn dice() -> anyhow::Result<ChaCha8Rng> {
+    Ok(ChaCha8Rng::from_seed(seed()?))
+}
+
+pub fn seed() -> anyhow::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut seed)
+        .context("no randomness from the operating system")?;
+    Ok(seed)
+}
+
+impl Node {
+    /// Starts gossip and agent; the manager, if any, is started by itself.
+    pub async fn start(
+        cluster: &Arc<Cluster>,
+        identity: Identity,
+        saved: Saved,
+    ) -> anyhow::Result<Arc<Self>> {
+        let keys = Keys::new(identity)?;
+        let advertise: SocketAddr = saved.advertise_addr.parse().context("advertised address")?;
+        let data_path: IpAddr = match saved.data_path_addr.as_str() {
+            "" => advertise.ip(),
+            text => text.parse().context("data path address")?,
+        };
+        let name = gossip_name(&cluster.engine.config.exec_root)?;
+        let gossip_address = SocketAddr::new(advertise.ip(), GOSSIP_PORT);
+        let config = ::gossip::Config::new(name.clone(), gossip_address, self::seed()?);
+        let any: IpAddr = if advertise.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+        let (effects, gossip_effects) = mpsc::channel(4_096);
+        let gossip = gossip::start(config, SocketAddr::new(any, GOSSIP_PORT), effects)
+            .await
+            .with_context(|| format!("gossip on port {GOSSIP_PORT}"))?;
+        let config = agent::Config {
+            node_id: keys.identity().subject.node_id,
+            data_path,
+            gossip_name: name,
+            description: description::describe(&cluster.engine, &keys),
+            node: cluster.folder.node(),
+            seed: self::seed()?,
+        };
+        let parts = agent_task::Parts {
+            clock: cluster.clock,
+            keys: keys.clone(),
+            folder: cluster.folder.clone(),
+            engine: cluster.engine.clone(),
+            gossip,
+            gossip_effects,
+            resolver: Arc::new(resolver::Client::new(
+                &std::env::current_exe()?,
+                &cluster.engine.config.exec_root,
+            )),
+            data_path,
+            managers: saved.managers.clone(),
+        };
+        let (agent, task) = agent_task::start(config, parts);
+        let tasks = Mutex::new(vec![task.abort_handle()]);
+        let node = Arc::new(Self { saved, keys, agent, manager: Mutex::default(), tasks });
+        let watcher = tokio::spawn(look_after(Arc::downgrade(cluster), Arc::downgrade(&node)));
+        locked(&node.tasks).push(watcher.abort_handle());
+        Ok(node)
+    }
+
+    /// Ends everything that this member runs, but not its containers.
+    pub fn stop(&self) {
+        *locked(&self.manager) = None;
+        for task in locked(&self.tasks).drain(..) {
+            task.abort();
+        }
+    }
+
+    pub fn manager(&self) -> Option<manager_task::Handle> {
+        locked(&self.manager).as_ref().map(|managing| managing.handle.clone())
+    }
+
+    /// This node as a caller of its own manager.
+    pub fn caller(&self) -> Caller {
+        let subject = self.keys.identity().subject;
+        Caller {
+            node_id: subject.node_id,
+            organization: subject.cluster_id,
+            units: vec![transport::identity::unit_of(subject.role).to_owned()],
+            address: None,
+            forwarded_by: None,
+        }
+    }
+
+    pub fn any_manager(&self) -> Option<transport::client::Manager> {
+        let managers = locked(&self.agent.view.managers).clone();
+        let (_, address) = managers.first()?;
+        transport::client::Manager::new(address.clone(), self.keys.clone()).ok()
+    }
+
+    /// Opens the manager's port and begins its life.
+    pub async fn start_manager(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
+        let subject = self.keys.identity().subject;
+        let listener = TcpListener::bind(&self.saved.listen_addr)
+            .await
+            .with_context(|| format!("listen on {}", self.saved.listen_addr))?;
+        let gate =
+            Arc::new(Gate::new(subject.cluster_id.clone(), self.saved.advertise_addr.clone()));
+        let (calls, mut call_queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
+        let server: JoinHandle<()> = tokio::spawn(transport::server::serve(
+            listener,
+            self.keys.clone(),
+            gate.clone(),
+            calls,
+        ));
+        let server = server.abort_handle();
+        let begun = self.begin(cluster, begin, &mut call_queue).await;
+        let (core, first, log) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                server.abort();
+                return Err(error);
+            }
+        };
+        let parts = manager_task::Parts {
+            clock: cluster.clock,
+            log,
+            keys: self.keys.clone(),
+            gate,
+            calls: call_queue,
+            events: cluster.events.clone(),
+        };
+        let (handle, task) = manager_task::start(core, first, parts);
+        *locked(&self.manager) =
+            Some(Managing { handle, tasks: vec![server, task.abort_handle()] });
+        Ok(())
+    }
+
+    async fn begin(
+        &self,
+        cluster: &Cluster,
+        begin: Begin,
+        calls: &mut mpsc::Receiver<Remote>,
+    ) -> anyhow::Result<(Manager, Vec<manager::Effect>, disk::RaftLog)> {
+        let subject = self.keys.identity().subject;
+        let identity = manager::Identity {
+            node_id: subject.node_id,
+            cluster_id: subject.cluster_id,
+            address: self.saved.advertise_addr.clone(),
+        };
+        let data_key = data_key(cluster)?;
+        let (log, recovered) = disk::RaftLog::open(&cluster.folder.raft(), data_key)?;
+        let now = cluster.clock.now();
+        let (core, first) = match (begin, recovered) {
+            (Begin::Cluster(bootstrap), _) => {
+                Manager::bootstrap(now, dice()?, identity, *bootstrap)
+            }
+            (_, Some(recovered)) => Manager::restore(now, dice()?, identity, recovered),
+            (Begin::Join { address }, None) => {
+                let answer = self.join_set(&address, calls).await?;
+                Manager::join(cluster.clock.now(), dice()?, identity, answer)
+            }
+            (Begin::Restore, None) => {
+                // Nothing was ever written: another manager has to let this one in again.
+                let addresses = locked(&self.agent.view.managers).clone();
+                let own = &self.saved.advertise_addr;
+                let other = addresses
+                    .into_iter()
+                    .map(|(_, address)| address)
+                    .find(|address| address != own);
+                let address =
+                    other.context("the raft log is empty and no other manager is known")?;
+                let answer = self.join_set(&address, calls).await?;
+                Manager::join(cluster.clock.now(), dice()?, identity, answer)
+            }
+        };
+        Ok((core, first, log))
+    }
+
+    /// Asks to become a member of the manager set. Meanwhile the others probe this node's health.
+    async fn join_set(
+        &self,
+        address: &str,
+        calls: &mut mpsc::Receiver<Remote>,
+    ) -> anyhow::Result<pb::JoinResponse> {
+        let far = transport::client::Manager::new(address, self.keys.clone())?;
+        let request = pb::JoinRequest { addr: self.saved.advertise_addr.clone() };
+        let mut client = far.raft_membership();
+        let asked = tokio::time::timeout(JOIN_TIME_MAX, client.join(request));
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                answer = &mut asked => {
+                    return Ok(answer.context("no answer to the request to join the managers")??.into_inner());
+                }
+                call = calls.recv() => match call {
+                    Some(Remote::Health { reply, .. }) => {
+                        let serving = pb::health_check_response::ServingStatus::Serving;
+                        let _ = reply.send(Ok(pb::HealthCheckResponse { status: serving as i32 }));
+                    }
+                    // Raft repeats itself; everyone else is told to come back.
+                    Some(Remote::RaftMessage { reply, .. }) => {
+                        let _ = reply.send(Err(Status::unavailable("this manager is joining")));
+                    }
+                    Some(_) => {}
+                    None => anyhow::bail!("the manager's port was closed"),
+                },
+            }
+        }
+    }
+}
+
+/// This node on the gossip: 12 hex digits that a restart of the daemon keeps, so that the others see
+/// no row of it go; a restart of the host begins a new name.
+fn gossip_name(exec_root: &std::path::Path) -> anyhow::Result<String> {
+    let path = exec_root.join("gossip-name");
+    if let Some(name) = disk::records::read(&path)?.and_then(|name| String::from_utf8(name).ok())
+        && name.len() == 12
+    {
+        return Ok(name);
+    }
+    let name: String = seed()?.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    disk::records::replace(&path, name.as_bytes(), 0o644)?;
+    Ok(name)
+}
+
+/// The key that seals the raft log: made when a node becomes a manager.
+fn data_key(cluster: &Cluster) -> anyhow::Result<disk::DataKey> {
+    let certificates = disk::Certificates::new(cluster.folder.certificates())?;
+    let unlock = cluster.unlock_key();
+    let mut key = certificates.key(unlock.as_deref())?.context("this node has no key")?;
+    if let Some(data_key) = key.data_key.clone() {
+        return Ok(data_key);
+    }
+    let data_key = disk::DataKey::generate()?;
+    key.data_key = Some(data_key.clone());
+    certificates.save_key(&key, unlock.as_deref())?;
+    Ok(data_key)
+}
+
+impl Node {
+    /// Writes a new identity and uses it from now on.
+    pub fn adopt(&self, cluster: &Cluster, identity: Identity) -> anyhow::Result<()> {
+        save_identity(cluster, &identity)?;
+        self.keys.replace(identity)?;
+        Ok(())
+    }
+
+    fn stop_manager(&self) {
+        *locked(&self.manager) = None;
+    }
+}
+
+/// Certificate, key and roots on disk; the raft log's key is kept.
+pub fn save_identity(cluster: &Cluster, identity: &Identity) -> anyhow::Result<()> {
+    let certificates = disk::Certificates::new(cluster.folder.certificates())?;
+    let unlock = cluster.unlock_key();
+    let before = certificates.key(unlock.as_deref())?;
+    let key = disk::NodeKey {
+        key: ca::Key::from_pem(&identity.key_pem)?,
+        data_key: before.as_ref().and_then(|before| before.data_key.clone()),
+        unlock_version: before.map_or(0, |before| before.unlock_version),
+    };
+    certificates.save_roots(&identity.root_pem)?;
+    certificates.save(&identity.certificate_pem, &key, unlock.as_deref())?;
+    Ok(())
+}
+
+/// Follows what the managers say about this node: role, roots, certificate; and renews in time.
+async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
+    let Some(strong) = node.upgrade() else { return };
+    let (mut object, mut roots) = (strong.agent.node.clone(), strong.agent.roots.clone());
+    drop(strong);
+    let mut pause = RENEW_PAUSE_MIN;
+    loop {
+        let Some((cluster_now, node_now)) = cluster.upgrade().zip(node.upgrade()) else { return };
+        let done = step(&cluster_now, &node_now, &object, &roots).await;
+        let renew_in = renew_in(&cluster_now, &node_now);
+        let manager = node_now.manager();
+        let mut ended = manager.as_ref().map(|manager| manager.ended.clone());
+        let mut object_of_cluster = manager.map(|manager| manager.cluster);
+        drop((cluster_now, node_now));
+        let wait = match done {
+            Ok(true) => {
+                pause = RENEW_PAUSE_MIN;
+                renew_in
+            }
+            Ok(false) => pause,
+            Err(error) => {
+                tracing::warn!("this node's role or certificate: {error:#}");
+                pause
+            }
+        };
+        tokio::select! {
+            changed = object.changed() => if changed.is_err() { return },
+            changed = roots.changed() => if changed.is_err() { return },
+            () = manager_ended(&mut ended) => {}
+            () = cluster_changed(&mut object_of_cluster) => {}
+            () = tokio::time::sleep(wait) => pause = (pause * 2).min(RENEW_PAUSE_MAX),
+        }
+    }
+}
+
+async fn manager_ended(ended: &mut Option<tokio::sync::watch::Receiver<Option<Ended>>>) {
+    match ended {
+        Some(ended) => {
+            let _ = ended.wait_for(Option::is_some).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn cluster_changed(
+    cluster: &mut Option<tokio::sync::watch::Receiver<Option<Arc<pb::Cluster>>>>,
+) {
+    if let Some(cluster) = cluster
+        && cluster.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// Autolock: seals or opens the key file as the cluster says.
+fn settle_lock(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
+    let Some(manager) = node.manager() else { return Ok(()) };
+    let Some(object) = manager.cluster.borrow().clone() else { return Ok(()) };
+    let spec = object.spec.clone().unwrap_or_default();
+    let locked = spec.encryption_config.is_some_and(|config| config.auto_lock_managers);
+    let key = object.unlock_keys.iter().find(|key| key.subsystem == ca::MANAGER_UNIT);
+    let wanted = key.filter(|_| locked).map(|key| key.key.clone());
+    if wanted == cluster.unlock_key() {
+        return Ok(());
+    }
+    let certificates = disk::Certificates::new(cluster.folder.certificates())?;
+    let mut sealed =
+        certificates.key(cluster.unlock_key().as_deref())?.context("this node has no key")?;
+    sealed.unlock_version = object
+        .meta
+        .as_ref()
+        .and_then(|meta| meta.version.as_ref())
+        .map_or(0, |version| version.index);
+    certificates.save_key(&sealed, wanted.as_deref())?;
+    cluster.set_unlock_key(wanted);
+    Ok(())
+}
+
+/// Half of the certificate's life at least, four fifths at most, spread by the node's own key.
+fn renew_in(cluster: &Cluster, node: &Node) -> Duration {
+    let identity = node.keys.identity();
+    let spread = identity.issuer_public_key.len() as u64
+        + identity.certificate_pem.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    let life = identity.not_after.saturating_sub(identity.not_before).max(0) as u64;
+    let at =
+        identity.not_before.max(0) as u64 + life / 2 + life * 3 / 10 * (spread % 1_000) / 1_000;
+    let now = cluster.clock.now().as_nanos() / 1_000_000_000;
+    Duration::from_secs(at.saturating_sub(now).max(1))
+}
+
+/// One look at everything; `false` when something has to be tried again soon.
+async fn step(
+    cluster: &Arc<Cluster>,
+    node: &Arc<Node>,
+    object: &tokio::sync::watch::Receiver<Option<Arc<pb::Node>>>,
+    roots: &tokio::sync::watch::Receiver<Vec<u8>>,
+) -> anyhow::Result<bool> {
+    let new_roots = roots.borrow().clone();
+    let identity = node.keys.identity();
+    if !new_roots.is_empty() && new_roots != identity.root_pem {
+        // While roots change the old certificate may only be good under the old ones: keep it if so.
+        match Identity::from_pem(&identity.certificate_pem, &identity.key_pem, &new_roots) {
+            Ok(identity) => node.adopt(cluster, identity)?,
+            Err(error) => tracing::info!(%error, "new roots wait for a new certificate"),
+        }
+    }
+    let object = object.borrow().clone();
+    let wanted =
+        object.as_ref().map(|object| object.spec.clone().unwrap_or_default().desired_role());
+    let rotate =
+        object.as_ref().and_then(|object| object.certificate.as_ref()).is_some_and(|certificate| {
+            certificate
+                .status
+                .as_ref()
+                .is_some_and(|status| status.state() == pb::issuance_status::State::Rotate)
+        });
+    let due = renew_in(cluster, node) <= Duration::from_secs(1);
+    let role = node.keys.identity().subject.role;
+    if rotate || due || wanted.is_some_and(|wanted| wanted != role) {
+        let trusted = if new_roots.is_empty() { identity.root_pem.clone() } else { new_roots };
+        renew(cluster, node, &trusted).await?;
+    }
+    let role = node.keys.identity().subject.role;
+    // A manager that is to become a worker was taken out of the set already: it must not come back.
+    let role = if wanted == Some(pb::NodeRole::Worker) && node.manager().is_none() {
+        pb::NodeRole::Worker
+    } else {
+        role
+    };
+    settle_manager(cluster, node, role).await?;
+    settle_lock(cluster, node)?;
+    let role = node.keys.identity().subject.role;
+    Ok(wanted.is_none_or(|wanted| wanted == role) && !rotate)
+}
+
+async fn renew(cluster: &Arc<Cluster>, node: &Arc<Node>, roots: &[u8]) -> anyhow::Result<()> {
+    let managers = locked(&node.agent.view.managers).clone();
+    let mut last = anyhow::anyhow!("no manager is known");
+    for (_, address) in managers {
+        match transport::join::renew(&address, node.keys.clone(), roots).await {
+            Ok(identity) => {
+                node.adopt(cluster, identity)?;
+                let description = description::describe(&cluster.engine, &node.keys);
+                node.agent.tell(agent::Event::Described(description)).await;
+                return Ok(());
+            }
+            Err(error) => last = anyhow::anyhow!("certificate not renewed by {address}: {error}"),
+        }
+    }
+    Err(last)
+}
+
+/// A manager runs exactly while the certificate says so.
+async fn settle_manager(
+    cluster: &Arc<Cluster>,
+    node: &Arc<Node>,
+    role: pb::NodeRole,
+) -> anyhow::Result<()> {
+    let running = node.manager();
+    let ended = running.as_ref().and_then(|manager| manager.ended.borrow().clone());
+    match (role, running, ended) {
+        (pb::NodeRole::Worker, Some(_), _) => {
+            node.stop_manager();
+            disk::RaftLog::remove(&cluster.folder.raft())?;
+        }
+        (pb::NodeRole::Manager, Some(_), Some(Ended::Removed)) => {
+            tracing::warn!("this manager was removed from the manager set");
+            node.stop_manager();
+            disk::RaftLog::remove(&cluster.folder.raft())?;
+        }
+        (pb::NodeRole::Manager, Some(_), Some(Ended::Disk(reason))) => {
+            tracing::error!(reason, "the manager begins again from its disk");
+            node.stop_manager();
+            node.start_manager(cluster, Begin::Restore).await?;
+        }
+        (pb::NodeRole::Manager, None, _) if matches!(cluster.state(), State::Active(_)) => {
+            let own = &node.saved.advertise_addr;
+            let managers = locked(&node.agent.view.managers).clone();
+            let other =
+                managers.into_iter().map(|(_, address)| address).find(|address| address != own);
+            let Some(address) = other else { return Ok(()) };
+            node.start_manager(cluster, Begin::Join { address }).await?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
