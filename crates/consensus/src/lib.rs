@@ -15,7 +15,9 @@ mod storage;
 mod translate;
 
 pub use member::{MemberChange, Members};
-pub use raft::{Effect, Error, Event, Proposed, Raft};
+pub use raft::{
+    ENTRIES_FOR_SLOW_FOLLOWERS, Effect, Error, Event, Proposed, Raft, SNAPSHOT_INTERVAL,
+};
 pub use write::{Recovered, Write};
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ const MESSAGE_BYTES_MAX: u64 = 65_535;
 const MESSAGES_IN_FLIGHT_MAX: usize = 256;
 /// Entries between two snapshots.
 pub const SNAPSHOT_INTERVAL: u64 = 10_000;
+/// Bytes of entries after which a snapshot is due, however few they are.
+pub const SNAPSHOT_BYTES: u64 = 64 * 1024 * 1024;
 /// Entries kept before the snapshot, for followers that are a little late.
 pub const ENTRIES_FOR_SLOW_FOLLOWERS: u64 = 500;
 /// An entry bigger than this is not proposed (SwarmKit's limit of one request).
@@ -260,13 +262,17 @@ impl Raft {
         Ok((proposed, effects))
     }
 
-    /// Whether so many entries were applied since the last snapshot that a new one is worth it.
-    pub fn snapshot_due(&self) -> bool {
-        self.applied.index >= self.node.store().snapshot_index() + SNAPSHOT_INTERVAL
+    /// Whether so much was applied since the last snapshot that a new one is worth it. `interval`
+    /// counts entries.
+    pub fn snapshot_due(&self, interval: u64) -> bool {
+        let log = self.node.store();
+        let entries = self.applied.index.saturating_sub(log.snapshot_index());
+        entries >= interval.max(1) || (log.bytes() >= SNAPSHOT_BYTES && entries > 1)
     }
 
-    /// Takes a snapshot of the store as of the last applied entry, and shortens the log.
-    pub fn snapshot(&mut self, store: pb::StoreSnapshot) -> Vec<Effect> {
+    /// Takes a snapshot of the store as of the last applied entry, and shortens the log but for the
+    /// last `keep` entries before it.
+    pub fn snapshot(&mut self, store: pb::StoreSnapshot, keep: u64) -> Vec<Effect> {
         let data = pb::Snapshot {
             version: pb::snapshot::Version::V0 as i32,
             membership: Some(self.members.save()),
@@ -279,7 +285,7 @@ impl Raft {
         metadata.index = self.applied.index;
         metadata.term = self.applied.term;
         metadata.set_conf_state(conf_state);
-        let compact_to = self.applied.index.saturating_sub(ENTRIES_FOR_SLOW_FOLLOWERS);
+        let compact_to = self.applied.index.saturating_sub(keep);
         let out = translate::snapshot_out(snapshot.clone());
         self.node.mut_store().compact(snapshot, compact_to);
         vec![Effect::Persist(Write { snapshot: Some(out), compact_to, ..Write::default() })]

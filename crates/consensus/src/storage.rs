@@ -14,6 +14,8 @@ pub struct Log {
     /// The entry before the first one that is kept.
     floor: (u64, u64),
     entries: VecDeque<Entry>,
+    /// Of the entries' data, taken in since the last snapshot.
+    bytes: u64,
 }
 
 impl Log {
@@ -56,7 +58,13 @@ impl Log {
         while self.entries.back().is_some_and(|entry| entry.index >= first.index) {
             self.entries.pop_back();
         }
+        self.bytes += entries.iter().map(|entry| entry.data.len() as u64).sum::<u64>();
         self.entries.extend(entries.iter().cloned());
+    }
+
+    /// Bytes taken in since the last snapshot.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// A snapshot from the leader replaces everything.
@@ -67,12 +75,14 @@ impl Log {
         self.hard_state.commit = self.hard_state.commit.max(metadata.index);
         self.hard_state.term = self.hard_state.term.max(metadata.term);
         self.entries.clear();
+        self.bytes = 0;
         self.snapshot = snapshot;
     }
 
     /// Takes an own snapshot in, and forgets the entries up to `compact_to`.
     pub fn compact(&mut self, snapshot: Snapshot, compact_to: u64) {
         self.snapshot = snapshot;
+        self.bytes = 0;
         while let Some(entry) = self.entries.front() {
             if entry.index > compact_to {
                 break;

@@ -224,7 +224,7 @@ impl Set {
             })
             .collect();
         let store = pb::StoreSnapshot { extensions, ..Default::default() };
-        let effects = host.raft.as_mut().unwrap().snapshot(store);
+        let effects = host.raft.as_mut().unwrap().snapshot(store, 500);
         self.perform(id, effects, usize::MAX);
     }
 }

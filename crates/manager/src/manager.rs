@@ -265,9 +265,21 @@ impl Manager {
                 }
             }
         }
-        if self.raft.snapshot_due() {
-            let effects = self.raft.snapshot(self.store.save());
+        let (interval, keep) = self.snapshot_rules();
+        if self.raft.snapshot_due(interval) {
+            let effects = self.raft.snapshot(self.store.save(), keep);
             self.carry_out(now, effects, out);
+        }
+    }
+
+    /// Entries between snapshots, and entries kept before them, as the cluster's users set them.
+    fn snapshot_rules(&self) -> (u64, u64) {
+        let spec = self.store.cluster().and_then(|cluster| cluster.spec.as_ref());
+        match spec.and_then(|spec| spec.raft.as_ref()) {
+            Some(raft) if raft.snapshot_interval > 0 => {
+                (raft.snapshot_interval, raft.log_entries_for_slow_followers)
+            }
+            _ => (consensus::SNAPSHOT_INTERVAL, consensus::ENTRIES_FOR_SLOW_FOLLOWERS),
         }
     }
 

@@ -134,3 +134,34 @@ fn one_manager_of_three_is_made_whole_again_by_force() {
     rig.control(pb::CreateServiceRequest { spec: Some(service("db", 1)) }).unwrap();
     rig.add_manager();
 }
+
+#[test]
+fn snapshots_are_taken_as_the_cluster_says_and_bring_late_managers_up() {
+    let mut rig = Rig::new(28);
+    let cluster = rig.cluster();
+    let mut spec = cluster.spec.clone().unwrap();
+    spec.raft = Some(pb::RaftConfig {
+        snapshot_interval: 20,
+        log_entries_for_slow_followers: 5,
+        ..spec.raft.unwrap_or_default()
+    });
+    let request = pb::UpdateClusterRequest {
+        cluster_id: cluster.id.clone(),
+        cluster_version: cluster.meta.unwrap().version,
+        spec: Some(spec),
+        rotation: None,
+    };
+    rig.control(request).unwrap();
+    for number in 0..50 {
+        let spec = Some(service(&format!("s{number}"), 0));
+        rig.control(pb::CreateServiceRequest { spec }).unwrap();
+    }
+    let recovered = &rig.hosts["node1"].disk.recovered;
+    assert!(recovered.snapshot.is_some() && recovered.entries.len() <= 26);
+    let late = rig.add_manager();
+    assert!(rig.manager(&late).store().save() == rig.manager("node1").store().save());
+    rig.restart("node1");
+    rig.run(Duration::from_secs(30));
+    assert_eq!(rig.manager("node1").store().count::<pb::Service>(), 50);
+    assert_eq!(rig.manager("node1").members().count(), 2);
+}
