@@ -41,7 +41,11 @@ pub struct ApiState {
 /// The whole API as one service: the version is stripped *around* the router, so that it never
 /// becomes a path parameter.
 pub fn router(state: ApiState) -> version::Negotiated {
-    let routes = Router::new()
+    version::Negotiated::around(routes().with_state(state))
+}
+
+fn routes() -> Router<ApiState> {
+    Router::new()
         .merge(system::routes())
         .merge(containers::routes())
         .merge(exec::routes())
@@ -59,6 +63,13 @@ pub fn router(state: ApiState) -> version::Negotiated {
         .merge(swarm::routes())
         .fallback(error::page_not_found)
         .method_not_allowed_fallback(error::page_not_found)
-        .with_state(state);
-    version::Negotiated::around(routes)
+}
+
+#[cfg(test)]
+mod tests {
+    /// Two areas that claim one path make the router panic: here, not at the start of a daemon.
+    #[test]
+    fn no_two_areas_claim_the_same_path() {
+        let _ = super::routes();
+    }
 }

@@ -38,8 +38,6 @@ pub fn routes() -> Router<ApiState> {
         .route("/containers/{name}/rename", post(rename))
         .route("/containers/{name}/update", post(update))
         .route("/containers/{name}", delete(remove))
-        .route("/containers/{name}/checkpoints", get(checkpoints).post(checkpoints))
-        .route("/containers/{name}/checkpoints/{checkpoint}", delete(checkpoints))
 }
 
 async fn create_container(
@@ -250,8 +248,4 @@ async fn prune(State(state): State<ApiState>, query: Parameters, _body: RawBody)
     );
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
     Ok(Json(json!({ "ContainersDeleted": deleted, "SpaceReclaimed": bytes })).into_response())
-}
-
-async fn checkpoints(_body: RawBody) -> ApiError {
-    ApiError::unsupported("checkpoints; `docker commit` keeps a container's files instead")
 }
