@@ -94,7 +94,7 @@ impl Agent {
         self.take(now, event, &mut effects);
         let mut work = Vec::new();
         self.advance(now, &mut effects, &mut work);
-        if self.look_at.is_some_and(|at| at <= now) {
+        if self.look_at.into_iter().chain(self.settles).any(|at| at <= now) {
             self.look_at = None;
             self.show(now, &mut effects);
         }

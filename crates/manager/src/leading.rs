@@ -88,6 +88,11 @@ impl Leading {
         first.map_or(own, |first| first.min(own))
     }
 
+    /// While an entry is under way there is no round: only silent nodes are waited for.
+    pub fn deadline_in_flight(&self) -> Option<Instant> {
+        self.dispatcher.deadline()
+    }
+
     /// One round of all loops over committed state. An object is changed by one loop in a round:
     /// the others would undo it, and see it in the next round.
     pub fn plan<'a>(

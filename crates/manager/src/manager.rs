@@ -199,7 +199,10 @@ impl Manager {
         if self.unfinished {
             return Some(Instant::default());
         }
-        let leading = self.leading.as_ref().map(Leading::deadline);
+        let leading = self.leading.as_ref().and_then(|leading| match self.in_flight {
+            Some(_) => leading.deadline_in_flight(),
+            None => Some(leading.deadline()),
+        });
         [self.raft.deadline(), leading].into_iter().flatten().min()
     }
 

@@ -1,0 +1,171 @@
+//! What must never be, and what must be in the end.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use store::access;
+use store::{Store, Target, Touched};
+use wire::swarmkit as pb;
+
+use crate::world::World;
+
+impl World {
+    /// What one manager applied: states go forward, and one version of an object is the same
+    /// everywhere, whoever led when it was made.
+    pub(crate) fn check_applied(&mut self, touched: &[Touched]) -> Result<(), String> {
+        for touched in touched {
+            if let (Some(Target::Task(old)), Some(Target::Task(new))) = (&touched.old, &touched.new)
+                && access::state(old) > access::state(new)
+            {
+                return Err(format!(
+                    "task {} went from {:?} back to {:?}",
+                    new.id,
+                    access::state(old),
+                    access::state(new)
+                ));
+            }
+            let Some(new) = &touched.new else { continue };
+            let version = store::object::version_of_target(new);
+            let bytes = pb::StoreAction { action: 0, target: Some(new.clone()) }.encode_to_vec();
+            let key = (touched.id.clone(), version);
+            match self.applied.get(&key) {
+                Some(known) if *known != bytes => {
+                    return Err(format!("{:?} {key:?} differs between managers", touched.kind));
+                }
+                Some(_) => {}
+                None => drop(self.applied.insert(key, bytes)),
+            }
+        }
+        Ok(())
+    }
+
+    /// No address has two holders: by the books of each manager, and among what really runs.
+    pub(crate) fn check_addresses(&self) -> Result<(), String> {
+        for host in &self.hosts {
+            if let Some(manager) = &host.manager {
+                addresses_are_unique(manager.store())?;
+            }
+        }
+        let mut held: BTreeMap<(String, String), String> = BTreeMap::new();
+        for host in &self.hosts {
+            for (id, container) in host.containers.iter().filter(|(_, c)| c.running) {
+                for attachment in &container.work.task.networks {
+                    hold(&mut held, attachment, &format!("container of {id}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After healing: managers agree, promises are kept, and exactly what is wanted runs.
+    pub(crate) fn check_in_the_end(&self) -> Result<(), String> {
+        let leader = self.leader().ok_or("nobody leads")?;
+        let leading = self.hosts[leader].manager.as_ref().ok_or("nobody leads")?;
+        let store = leading.store();
+        for host in &self.hosts {
+            if let Some(manager) = &host.manager
+                && manager.store().save() != store.save()
+            {
+                return Err(format!("{} does not agree with the leader", host.node_id));
+            }
+        }
+        self.check_promises(store)?;
+        for node in store.all::<pb::Node>() {
+            if access::node_state(node) != pb::node_status::State::Ready {
+                return Err(format!("node {} is {:?}", node.id, access::node_state(node)));
+            }
+        }
+        for service in store.all::<pb::Service>() {
+            let wanted = access::replicas(service).unwrap_or(0) as usize;
+            let runs = self.containers_of(&service.id);
+            if runs.len() != wanted {
+                let tasks = describe(store, &service.id);
+                return Err(format!(
+                    "{} of {wanted} of service {} run: {tasks}",
+                    runs.len(),
+                    service.id
+                ));
+            }
+            let (_, image) = crate::client::stored(service);
+            if let Some((task, other)) = runs.iter().find(|(_, runs)| **runs != image) {
+                return Err(format!("task {task} runs {other}, not {image}"));
+            }
+        }
+        let all: usize = store
+            .all::<pb::Service>()
+            .map(|service| access::replicas(service).unwrap_or(0) as usize)
+            .sum();
+        let running = self.hosts.iter().flat_map(|host| host.containers.values());
+        let running = running.filter(|container| container.running).count();
+        if running != all {
+            return Err(format!("{running} containers run, {all} are wanted"));
+        }
+        Ok(())
+    }
+
+    fn containers_of(&self, service: &str) -> BTreeMap<String, String> {
+        let containers = self.hosts.iter().flat_map(|host| &host.containers);
+        containers
+            .filter(|(_, container)| {
+                container.running && container.work.task.service_id == service
+            })
+            .map(|(id, container)| {
+                let spec = container.work.task.spec.as_ref();
+                let image = spec.and_then(store::object::container).map(|c| c.image.clone());
+                (id.clone(), image.unwrap_or_default())
+            })
+            .collect()
+    }
+}
+
+fn describe(store: &Store, service: &str) -> String {
+    let tasks = store.tasks_of_service(service).map(|task| {
+        let err = task.status.as_ref().map_or("", |status| status.err.as_str());
+        format!(
+            "{}@{} {:?}->{:?} {err}",
+            task.slot,
+            task.node_id.get(..4).unwrap_or(""),
+            access::state(task),
+            task.desired_state()
+        )
+    });
+    tasks.collect::<Vec<_>>().join(", ")
+}
+
+fn hold(
+    held: &mut BTreeMap<(String, String), String>,
+    attachment: &pb::NetworkAttachment,
+    holder: &str,
+) -> Result<(), String> {
+    let network = attachment.network.as_ref().map_or("", |network| network.id.as_str());
+    for address in &attachment.addresses {
+        let key = (network.to_owned(), address.clone());
+        if let Some(other) = held.insert(key, holder.to_owned()) {
+            return Err(format!("{address} is held by {other} and by {holder}"));
+        }
+    }
+    Ok(())
+}
+
+fn addresses_are_unique(store: &Store) -> Result<(), String> {
+    let mut held = BTreeMap::new();
+    for service in store.all::<pb::Service>() {
+        for vip in service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips) {
+            let key = (vip.network_id.clone(), vip.addr.clone());
+            if let Some(other) = held.insert(key, service.id.clone()) {
+                return Err(format!("{} is held by {other} and by {}", vip.addr, service.id));
+            }
+        }
+    }
+    for task in store.all::<pb::Task>().filter(|task| !access::has_ended(task)) {
+        for attachment in &task.networks {
+            hold(&mut held, attachment, &format!("task {}", task.id))?;
+        }
+    }
+    for node in store.all::<pb::Node>() {
+        for attachment in &node.attachments {
+            hold(&mut held, attachment, &format!("node {}", node.id))?;
+        }
+    }
+    Ok(())
+}

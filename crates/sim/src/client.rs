@@ -1,0 +1,135 @@
+//! A user who creates, changes and removes services, and remembers what was acknowledged.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use manager::{Answer, Call, Reply, Ticket};
+use rand::Rng;
+use wire::control::Request;
+use wire::swarmkit as pb;
+
+use crate::world::{Happening, World};
+
+/// What may be stored of a service: the last acknowledged value, or one asked for since.
+#[derive(Default, Clone, Debug)]
+pub struct Expected {
+    /// `None`: it does not exist.
+    pub acknowledged: Option<Option<(u64, String)>>,
+    pub possible: Vec<Option<(u64, String)>>,
+}
+
+#[derive(Default)]
+pub struct Client {
+    pub services: BTreeMap<String, Expected>,
+    open: BTreeMap<Ticket, (String, Option<(u64, String)>)>,
+    pub acknowledged: usize,
+}
+
+/// What the user asked for, as it is stored.
+pub fn stored(service: &pb::Service) -> (u64, String) {
+    let spec = service.spec.as_ref();
+    let container = spec.and_then(|spec| spec.task.as_ref()).and_then(store::object::container);
+    let image = container.map_or("", |container| container.image.as_str());
+    (store::access::replicas(service).unwrap_or(0), image.to_owned())
+}
+
+pub fn spec(name: &str, replicas: u64, image: &str, network: &str) -> pb::ServiceSpec {
+    let container = pb::ContainerSpec { image: image.into(), ..Default::default() };
+    let networks = vec![pb::NetworkAttachmentConfig { target: network.into(), ..Default::default() }];
+    let restart = pb::RestartPolicy {
+        condition: pb::restart_policy::RestartCondition::Any as i32,
+        delay: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..Default::default()
+    };
+    pb::ServiceSpec {
+        annotations: Some(pb::Annotations { name: name.into(), ..Default::default() }),
+        task: Some(pb::TaskSpec {
+            runtime: Some(pb::task_spec::Runtime::Container(container)),
+            networks,
+            restart: Some(restart),
+            ..Default::default()
+        }),
+        mode: Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService { replicas })),
+        update: Some(pb::UpdateConfig {
+            parallelism: 2,
+            failure_action: pb::update_config::FailureAction::Continue as i32,
+            ..Default::default()
+        }),
+        endpoint: Some(pb::EndpointSpec::default()),
+        ..Default::default()
+    }
+}
+
+impl World {
+    /// The user does something now, and again in a while.
+    pub(crate) fn user_acts(&mut self) {
+        let pause = Duration::from_millis(self.dice.random_range(500..4_000));
+        if self.troubled {
+            self.after(pause, Happening::User);
+        }
+        let Some(leader) = self.leader() else { return };
+        let name = format!("service{}", self.dice.random_range(0..4));
+        if self.client.open.values().any(|(busy, _)| *busy == name) {
+            return;
+        }
+        let Some(manager) = &self.hosts[leader].manager else { return };
+        let known = manager.store().by_name::<pb::Service>(&name).next();
+        let known = known.map(|service| pb::Service::clone(service));
+        let network = self.network.clone();
+        let replicas = self.dice.random_range(0..6);
+        let image = format!("image{}", self.dice.random_range(0..3));
+        let wanted = Some((replicas, image.clone()));
+        let (request, wanted): (Request, _) = match known {
+            None => {
+                let spec = Some(spec(&name, replicas, &image, &network));
+                (pb::CreateServiceRequest { spec }.into(), wanted)
+            }
+            Some(service) if self.dice.random_bool(0.15) => {
+                (pb::RemoveServiceRequest { service_id: service.id }.into(), None)
+            }
+            Some(service) => {
+                let request = pb::UpdateServiceRequest {
+                    service_id: service.id.clone(),
+                    service_version: service.meta.and_then(|meta| meta.version),
+                    spec: Some(spec(&name, replicas, &image, &network)),
+                    ..Default::default()
+                };
+                (request.into(), wanted)
+            }
+        };
+        let ticket = self.ticket();
+        self.client.services.entry(name.clone()).or_default().possible.push(wanted.clone());
+        self.client.open.insert(ticket, (name, wanted));
+        let caller = self.caller(leader);
+        let call = Box::new(Call::Control(request));
+        self.tell_manager(leader, manager::Event::Call { ticket, caller, call });
+        self.after(Duration::from_secs(20), Happening::UserGivesUp(ticket));
+    }
+
+    pub(crate) fn user_gives_up(&mut self, ticket: Ticket) {
+        self.client.open.remove(&ticket);
+    }
+
+    pub(crate) fn user_hears(&mut self, ticket: Ticket, reply: &Reply) {
+        let Some((name, wanted)) = self.client.open.remove(&ticket) else { return };
+        let expected = self.client.services.entry(name).or_default();
+        if let Ok(Answer::Control(_)) = reply {
+            self.client.acknowledged += 1;
+            // What was asked before may have come true too, but before this.
+            expected.possible.clear();
+            expected.acknowledged = Some(wanted);
+        }
+    }
+
+    /// What the user was promised is there.
+    pub(crate) fn check_promises(&self, store: &store::Store) -> Result<(), String> {
+        for (name, expected) in &self.client.services {
+            let is = store.by_name::<pb::Service>(name).next().map(|service| stored(service));
+            let acknowledged = expected.acknowledged.clone().unwrap_or(None);
+            if is != acknowledged && !expected.possible.contains(&is) {
+                return Err(format!("{name} is {is:?} but was acknowledged as {expected:?}"));
+            }
+        }
+        Ok(())
+    }
+}

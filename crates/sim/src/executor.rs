@@ -1,0 +1,80 @@
+//! What a host's containers do: come up, fail now and then, and survive the agent.
+
+use std::time::Duration;
+
+use agent::{Effect, Event, Stage, StageError};
+use rand::Rng;
+
+use crate::host::Container;
+use crate::world::{Happening, World};
+
+impl World {
+    /// Carries out what an agent asked of its executor.
+    pub(crate) fn execute(&mut self, host: usize, effect: Effect) {
+        let (task, stage) = match effect {
+            Effect::Prepare(work) => {
+                let id = work.task.id.clone();
+                let container = Container { work: *work, running: false };
+                self.hosts[host].containers.insert(id.clone(), container);
+                (id, Stage::Prepare)
+            }
+            Effect::Start { task } => (task, Stage::Start),
+            Effect::Shutdown { task } => (task, Stage::Shutdown),
+            Effect::Remove { task } => (task, Stage::Remove),
+            _ => return,
+        };
+        let delay = Duration::from_millis(self.dice.random_range(1..200));
+        self.after(delay, Happening::Staged { host, task, stage });
+    }
+
+    /// A stage is done: the container changes, and the agent hears of it if it lives.
+    pub(crate) fn staged(&mut self, host: usize, task: String, stage: Stage) {
+        let fails = self.troubled && self.dice.random_bool(0.02);
+        let result = match stage {
+            Stage::Prepare | Stage::Start if fails => {
+                let message = "it does not want to".to_owned();
+                Err(StageError { message, reject: false })
+            }
+            _ => Ok(agent::Container { container_id: task.clone(), ..Default::default() }),
+        };
+        match (stage, &result) {
+            (Stage::Start, Ok(_)) => {
+                if let Some(container) = self.hosts[host].containers.get_mut(&task) {
+                    container.running = true;
+                }
+            }
+            (Stage::Shutdown, _) => {
+                if let Some(container) = self.hosts[host].containers.get_mut(&task) {
+                    container.running = false;
+                }
+            }
+            (Stage::Remove, _) => drop(self.hosts[host].containers.remove(&task)),
+            _ => {}
+        }
+        self.tell_agent(host, Event::Staged { task, stage, result });
+    }
+
+    /// One of the containers that run here ends by itself.
+    pub(crate) fn fail_a_container(&mut self, host: usize) {
+        let running: Vec<String> = self.hosts[host]
+            .containers
+            .iter()
+            .filter(|(_, container)| container.running)
+            .map(|(task, _)| task.clone())
+            .collect();
+        if running.is_empty() {
+            return;
+        }
+        let task = running[self.dice.random_range(0..running.len())].clone();
+        if let Some(container) = self.hosts[host].containers.get_mut(&task) {
+            container.running = false;
+        }
+        let container = agent::Container {
+            container_id: task.clone(),
+            exit_code: 1,
+            ..Default::default()
+        };
+        let container = Some(container);
+        self.tell_agent(host, Event::Exited { task, container, message: String::new() });
+    }
+}
