@@ -106,9 +106,7 @@ impl World {
     fn containers_of(&self, service: &str) -> BTreeMap<String, String> {
         let containers = self.hosts.iter().flat_map(|host| &host.containers);
         containers
-            .filter(|(_, container)| {
-                container.running && container.work.task.service_id == service
-            })
+            .filter(|(_, container)| container.running && container.work.task.service_id == service)
             .map(|(id, container)| {
                 let spec = container.work.task.spec.as_ref();
                 let image = spec.and_then(store::object::container).map(|c| c.image.clone());

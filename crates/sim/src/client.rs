@@ -35,7 +35,8 @@ pub fn stored(service: &pb::Service) -> (u64, String) {
 
 pub fn spec(name: &str, replicas: u64, image: &str, network: &str) -> pb::ServiceSpec {
     let container = pb::ContainerSpec { image: image.into(), ..Default::default() };
-    let networks = vec![pb::NetworkAttachmentConfig { target: network.into(), ..Default::default() }];
+    let networks =
+        vec![pb::NetworkAttachmentConfig { target: network.into(), ..Default::default() }];
     let restart = pb::RestartPolicy {
         condition: pb::restart_policy::RestartCondition::Any as i32,
         delay: Some(prost_types::Duration { seconds: 1, nanos: 0 }),

@@ -69,11 +69,8 @@ impl World {
         if let Some(container) = self.hosts[host].containers.get_mut(&task) {
             container.running = false;
         }
-        let container = agent::Container {
-            container_id: task.clone(),
-            exit_code: 1,
-            ..Default::default()
-        };
+        let container =
+            agent::Container { container_id: task.clone(), exit_code: 1, ..Default::default() };
         let container = Some(container);
         self.tell_agent(host, Event::Exited { task, container, message: String::new() });
     }

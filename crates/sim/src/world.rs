@@ -610,8 +610,7 @@ impl World {
         let root = ca::Root::create(START, &mut self.dice).map_err(|error| error.to_string())?;
         let address = "10.0.0.1:2377".to_owned();
         self.hosts.push(Host::new("node1".into(), address.clone(), 0));
-        let identity =
-            Identity { node_id: "node1".into(), cluster_id: CLUSTER.into(), address };
+        let identity = Identity { node_id: "node1".into(), cluster_id: CLUSTER.into(), address };
         let bootstrap = Bootstrap {
             spec: pb::ClusterSpec::default(),
             root,
@@ -707,10 +706,8 @@ impl World {
     }
 
     fn start_agent(&mut self, host: usize) {
-        let description = pb::NodeDescription {
-            hostname: format!("host{host}"),
-            ..Default::default()
-        };
+        let description =
+            pb::NodeDescription { hostname: format!("host{host}"), ..Default::default() };
         let mut seed = [0; 32];
         self.dice.fill_bytes(&mut seed);
         let config = agent::Config {
