@@ -340,3 +340,48 @@ fn removal_follows_docker_s_rules() {
     assert_eq!(pruned.bytes, image.size);
     assert!(store.list().is_empty());
 }
+
+#[test]
+fn a_saved_image_loads_elsewhere_as_the_same_image() {
+    let (_directory, from) = store();
+    let one = import(&from, &small(), "one:1").unwrap();
+    from.tag(&one.id, &Reference::parse("two").unwrap()).unwrap();
+    let mut saved = Vec::new();
+    from.save(&["one:1".into(), "two".into()], &mut saved).unwrap();
+    let (_directory, to) = store();
+    let (sender, mut messages) = tokio::sync::mpsc::channel(64);
+    let loaded = to.load(saved.as_slice(), true, &crate::ProgressSender::new(sender)).unwrap();
+    assert_eq!(loaded.len(), 1);
+    assert_eq!(to.resolve("two").unwrap().id, one.id);
+    assert_eq!(to.resolve("one:1").unwrap().repo_tags, ["one:1", "two:latest"]);
+    assert_eq!(messages.try_recv().unwrap().stream.unwrap(), "Loaded image: one:1\n");
+    let mut again = Vec::new();
+    to.save(&["one:1".into(), "two".into()], &mut again).unwrap();
+    assert!(saved == again, "the same bytes");
+}
+
+#[test]
+fn the_older_archive_form_loads_and_a_wrong_one_leaves_nothing() {
+    let (_directory, store) = store();
+    let layer = String::from_utf8(tar(&[("f", Kind::File, "x")])).unwrap();
+    let diff_id = crate::Digest::of(layer.as_bytes());
+    let config = format!(
+        "{{\"os\":\"linux\",\"architecture\":\"amd64\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{diff_id}\",\"{diff_id}\"]}}}}"
+    );
+    let manifest = r#"[{"Config":"c.json","RepoTags":["old:1"],"Layers":["a/layer.tar","b/layer.tar"]}]"#;
+    let archive = |config: &str| {
+        tar(&[
+            ("a/layer.tar", Kind::File, &layer),
+            ("b/layer.tar", Kind::Symlink, "../a/layer.tar"),
+            ("c.json", Kind::File, config),
+            ("manifest.json", Kind::File, manifest),
+        ])
+    };
+    let nobody = crate::ProgressSender::nobody();
+    let wrong = store.load(archive("{\"rootfs\":{\"diff_ids\":[]}}").as_slice(), true, &nobody);
+    assert_eq!(wrong.unwrap_err().to_string(), "layers from manifest don't match image configuration");
+    assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
+    store.load(archive(&config).as_slice(), true, &nobody).unwrap();
+    assert_eq!(store.resolve("old:1").unwrap().size, 2);
+    assert!(store.load(tar(&[("x", Kind::File, "y")]).as_slice(), true, &nobody).is_err());
+}

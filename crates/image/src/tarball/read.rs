@@ -102,6 +102,21 @@ impl<R: Read, S: RawSink> Reader<R, S> {
         Ok(())
     }
 
+    /// A part of the present entry's content; 0 at its end.
+    pub fn read_payload(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = self.left.min(buffer.len() as u64) as usize;
+        if want == 0 {
+            return Ok(0);
+        }
+        match self.from.read(&mut buffer[..want])? {
+            0 => Err(unexpected_end()),
+            count => {
+                self.left -= count as u64;
+                Ok(count)
+            }
+        }
+    }
+
     /// Everything after the last entry: padding that belongs to the stream's digest.
     pub fn finish(mut self) -> io::Result<(R, S)> {
         self.skip_rest()?;
