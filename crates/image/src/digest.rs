@@ -46,6 +46,10 @@ impl Digest {
         Some(Self(bytes))
     }
 
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
     fn finish(hashing: Context) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(hashing.finish().as_ref());

@@ -129,6 +129,35 @@ impl ProgressSender {
     }
 }
 
+/// A reader that draws its bar while it is read.
+pub(crate) struct Watched<R> {
+    from: R,
+    total: u64,
+    read: u64,
+    told: u64,
+    id: String,
+    status: &'static str,
+    progress: ProgressSender,
+}
+
+impl<R> Watched<R> {
+    pub fn new(from: R, total: u64, id: String, status: &'static str, progress: ProgressSender) -> Self {
+        Self { from, total, read: 0, told: 0, id, status, progress }
+    }
+}
+
+impl<R: std::io::Read> std::io::Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.read += count as u64;
+        if count > 0 && (self.read - self.told > self.total / 50 || self.read == self.total) {
+            self.told = self.read;
+            self.progress.offer(Progress::bar(&self.id, self.status, self.read, self.total));
+        }
+        Ok(count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

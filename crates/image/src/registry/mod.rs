@@ -1,6 +1,18 @@
 //! Registries: which exist, how they are reached and what they may be told.
 
+mod client;
+mod auth;
+mod manifest;
+mod blobs;
+mod pull;
+mod push;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
+
+pub(crate) use blobs::Blobs;
+pub(crate) use client::Client;
 
 /// The daemon's registry settings.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,6 +47,3 @@ pub struct Distribution {
     pub size: u64,
     pub platforms: Vec<crate::Platform>,
 }
-
-#[derive(Default)]
-pub(crate) struct Client;

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::{Meta, Store};
 use crate::digest::Hashing;
 use crate::layers::{Held, decompressed};
+use crate::progress::Watched;
 use crate::tarball::{Entry, Kind, RawSink, Reader, Writer};
 use crate::unpack::clean;
 use crate::{Digest, Error, Image, Progress, ProgressSender, Reference, Result, human};
@@ -120,7 +121,9 @@ impl Store {
         }
         let shown = path.rsplit('/').find(|part| part.len() >= 12 && !part.contains('.')).unwrap_or(&path);
         let shown: String = shown.chars().take(12).collect();
-        let watched = Watched { from: Cursor::new(head).chain(content), total: entry.size, read: 0, shown: &shown, quiet, progress, told: 0 };
+        let bar = if quiet { ProgressSender::nobody() } else { progress.clone() };
+        let whole = Cursor::new(head).chain(content);
+        let watched = Watched::new(whole, entry.size, shown, "Loading layer", bar);
         let mut blob = Hashing::new(watched);
         let layer = self.inner.layers.register(decompressed(&mut blob)?)?;
         io::copy(&mut blob, &mut io::sink()).map_err(Error::stream("read archive"))?;
@@ -381,29 +384,6 @@ impl<R: Read, S: RawSink> Read for Content<'_, R, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.reader.read_payload(buffer)?;
         self.left -= count as u64;
-        Ok(count)
-    }
-}
-
-/// Draws the bar of a layer that is being loaded.
-struct Watched<'a, R> {
-    from: R,
-    total: u64,
-    read: u64,
-    told: u64,
-    shown: &'a str,
-    quiet: bool,
-    progress: &'a ProgressSender,
-}
-
-impl<R: Read> Read for Watched<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.from.read(buffer)?;
-        self.read += count as u64;
-        if !self.quiet && (self.read - self.told > self.total / 50 || self.read == self.total) && count > 0 {
-            self.told = self.read;
-            self.progress.offer(Progress::bar(self.shown, "Loading layer", self.read, self.total));
-        }
         Ok(count)
     }
 }

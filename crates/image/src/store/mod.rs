@@ -7,9 +7,8 @@ mod names;
 mod import;
 mod archive;
 mod remove;
-mod transfer;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -45,6 +44,8 @@ pub(crate) struct Inner {
     /// Who looks into a root file system that is mounted only for that.
     pub visits: std::sync::Mutex<BTreeMap<String, usize>>,
     pub client: std::sync::OnceLock<crate::registry::Client>,
+    pub blobs: crate::registry::Blobs,
+    pub downloads: tokio::sync::Semaphore,
 }
 
 #[derive(Default)]
@@ -71,6 +72,8 @@ pub(crate) struct Meta {
 impl Store {
     /// Opens or makes the store at `<root>`; what a crash left half-made is removed.
     pub fn open(root: &Path, options: Options) -> Result<Self> {
+        // Parts of blobs are worth keeping between tries, not between daemons.
+        remove_if_there(&root.join("download"))?;
         for directory in ["images", "distribution", "rootfs", "download"] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
@@ -84,6 +87,8 @@ impl Store {
         state.names.retain(&images);
         let rootfs = crate::rootfs::read_records(&root.join("rootfs"), &layers)?;
         layers.collect();
+        let blobs = crate::registry::Blobs::open(&root.join("distribution"), &layers)?;
+        let downloads = if options.downloads_max == 0 { 3 } else { options.downloads_max };
         Ok(Self {
             inner: Arc::new(Inner {
                 root: root.to_owned(),
@@ -94,6 +99,8 @@ impl Store {
                 inits: std::sync::Mutex::new(()),
                 visits: std::sync::Mutex::default(),
                 client: std::sync::OnceLock::new(),
+                blobs,
+                downloads: tokio::sync::Semaphore::new(downloads),
             }),
         })
     }
@@ -144,6 +151,16 @@ impl Store {
             return Err(Error::NoSuchImage(image.to_string()));
         }
         self.name(&mut state, reference, image)
+    }
+
+    /// What a name means now.
+    pub(crate) fn read_name(&self, reference: &Reference) -> Option<Digest> {
+        self.read().names.get(reference)
+    }
+
+    /// Every tag of a repository, with its image.
+    pub(crate) fn repository_tags(&self, reference: &Reference) -> Vec<(Reference, Digest)> {
+        self.read().names.tags(reference)
     }
 
     /// Points a name at an image and says so on disk.
