@@ -141,7 +141,13 @@ pub(crate) struct Watched<R> {
 }
 
 impl<R> Watched<R> {
-    pub fn new(from: R, total: u64, id: String, status: &'static str, progress: ProgressSender) -> Self {
+    pub fn new(
+        from: R,
+        total: u64,
+        id: String,
+        status: &'static str,
+        progress: ProgressSender,
+    ) -> Self {
         Self { from, total, read: 0, told: 0, id, status, progress }
     }
 }

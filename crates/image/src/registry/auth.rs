@@ -25,8 +25,14 @@ impl Challenge {
             return None;
         }
         let parameters = parameters(rest);
-        let get = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-        Some(Self::Bearer { realm: get("realm")?, service: get("service").unwrap_or_default(), scope: get("scope") })
+        let get = |name: &str| {
+            parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+        };
+        Some(Self::Bearer {
+            realm: get("realm")?,
+            service: get("service").unwrap_or_default(),
+            scope: get("scope"),
+        })
     }
 }
 
@@ -89,7 +95,8 @@ pub(crate) async fn token(
             .body(form.map(|(key, value)| format!("{key}={}", escaped(value))).join("&"))
     };
     // The realm is named without its query: that may tell who logs in.
-    let failed = |cause: &reqwest::Error| Error::Unavailable(format!("Get {realm:?}: {}", chain(cause)));
+    let failed =
+        |cause: &reqwest::Error| Error::Unavailable(format!("Get {realm:?}: {}", chain(cause)));
     let response = request.send().await.map_err(|cause| failed(&cause))?;
     if !response.status().is_success() {
         let refusal = Refusal::read(response).await;
@@ -103,7 +110,9 @@ pub(crate) async fn token(
     match (token.token.is_empty(), token.access_token.is_empty()) {
         (false, _) => Ok(token.token),
         (true, false) => Ok(token.access_token),
-        _ => Err(Error::Unavailable(format!("Get {realm:?}: authorization server did not include a token in the response"))),
+        _ => Err(Error::Unavailable(format!(
+            "Get {realm:?}: authorization server did not include a token in the response"
+        ))),
     }
 }
 

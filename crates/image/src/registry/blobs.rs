@@ -35,7 +35,8 @@ impl Blobs {
         let mut known = BTreeMap::new();
         for entry in fs::read_dir(root).map_err(Error::file("read", root))? {
             let path = entry.map_err(Error::file("read", root))?.path();
-            let blob = fs::read(&path).ok().and_then(|raw| serde_json::from_slice::<Blob>(&raw).ok());
+            let blob =
+                fs::read(&path).ok().and_then(|raw| serde_json::from_slice::<Blob>(&raw).ok());
             match blob.filter(|blob| layers.info(&blob.diff_id).is_some()) {
                 Some(blob) => drop(known.insert(blob.digest, blob)),
                 None => crate::store::remove_if_there(&path)?,
@@ -51,7 +52,12 @@ impl Blobs {
 
     pub fn seen(&self, digest: Digest, size: u64, diff_id: Digest, repository: &str) -> Result<()> {
         let mut known = self.lock();
-        let blob = known.entry(digest).or_insert(Blob { digest, size, diff_id, repositories: BTreeSet::new() });
+        let blob = known.entry(digest).or_insert(Blob {
+            digest,
+            size,
+            diff_id,
+            repositories: BTreeSet::new(),
+        });
         blob.diff_id = diff_id;
         if blob.repositories.len() >= REPOSITORIES_MAX {
             blob.repositories.pop_first();

@@ -49,7 +49,9 @@ impl Client {
             if loopback {
                 builder = builder.no_proxy();
             }
-            builder.build().map_err(|cause| Error::System(format!("registry client: {}", chain(&cause))))
+            builder
+                .build()
+                .map_err(|cause| Error::System(format!("registry client: {}", chain(&cause))))
         };
         Ok(Self {
             secure: build(false, false)?,
@@ -65,14 +67,30 @@ impl Client {
         if domain == "docker.io" {
             let mirrors = self.registries.mirrors.iter().filter(|_| !for_push).map(|url| {
                 let base = url.trim_end_matches('/').to_owned();
-                let host = base.split_once("://").map_or(base.as_str(), |(_, host)| host).to_owned();
-                Endpoint { insecure: self.is_insecure(&host), loopback: is_loopback(&host), mirror: true, base }
+                let host =
+                    base.split_once("://").map_or(base.as_str(), |(_, host)| host).to_owned();
+                Endpoint {
+                    insecure: self.is_insecure(&host),
+                    loopback: is_loopback(&host),
+                    mirror: true,
+                    base,
+                }
             });
-            let hub = Endpoint { base: DOCKER_HUB.into(), insecure: false, loopback: false, mirror: false };
+            let hub = Endpoint {
+                base: DOCKER_HUB.into(),
+                insecure: false,
+                loopback: false,
+                mirror: false,
+            };
             return mirrors.chain([hub]).collect();
         }
         let (insecure, loopback) = (self.is_insecure(domain), is_loopback(domain));
-        let with = |scheme: &str| Endpoint { base: format!("{scheme}://{domain}"), insecure, loopback, mirror: false };
+        let with = |scheme: &str| Endpoint {
+            base: format!("{scheme}://{domain}"),
+            insecure,
+            loopback,
+            mirror: false,
+        };
         if insecure { vec![with("https"), with("http")] } else { vec![with("https")] }
     }
 
@@ -80,14 +98,18 @@ impl Client {
         if is_loopback(host) || self.registries.insecure.iter().any(|entry| entry == host) {
             return true;
         }
-        let ranges: Vec<(IpAddr, u8)> = self.registries.insecure.iter().filter_map(|entry| range(entry)).collect();
+        let ranges: Vec<(IpAddr, u8)> =
+            self.registries.insecure.iter().filter_map(|entry| range(entry)).collect();
         if ranges.is_empty() {
             return false;
         }
         let name = without_port(host);
         let addresses: Vec<IpAddr> = match name.parse() {
             Ok(address) => vec![address],
-            Err(_) => (name, 443).to_socket_addrs().map(|found| found.map(|at| at.ip()).collect()).unwrap_or_default(),
+            Err(_) => (name, 443)
+                .to_socket_addrs()
+                .map(|found| found.map(|at| at.ip()).collect())
+                .unwrap_or_default(),
         };
         addresses.iter().any(|address| ranges.iter().any(|range| contains(range, address)))
     }
@@ -127,14 +149,20 @@ impl<'a> Session<'a> {
         credentials: Option<&'a Credentials>,
         actions: &str,
     ) -> Self {
-        let token = credentials.map(|credentials| credentials.registry_token.as_str()).filter(|token| !token.is_empty());
+        let token = credentials
+            .map(|credentials| credentials.registry_token.as_str())
+            .filter(|token| !token.is_empty());
         let authorization = token.and_then(|token| secret(&format!("Bearer {token}")));
         Self {
             client,
             endpoint,
             repository: repository.to_owned(),
             credentials,
-            scope: if repository.is_empty() { String::new() } else { format!("repository:{repository}:{actions}") },
+            scope: if repository.is_empty() {
+                String::new()
+            } else {
+                format!("repository:{repository}:{actions}")
+            },
             authorization: Mutex::new(authorization),
         }
     }
@@ -168,7 +196,8 @@ impl<'a> Session<'a> {
         match challenges.first() {
             None => Ok(None),
             Some(Challenge::Basic) => {
-                let Some(credentials) = self.credentials.filter(|login| !login.username.is_empty()) else {
+                let Some(credentials) = self.credentials.filter(|login| !login.username.is_empty())
+                else {
                     return Err(Error::System("no basic auth credentials".into()));
                 };
                 Ok(secret(&auth::basic(&credentials.username, &credentials.password)))
@@ -178,7 +207,11 @@ impl<'a> Session<'a> {
                     true => &self.client.loopback,
                     false => self.client.http(&self.endpoint),
                 };
-                let scope = if self.scope.is_empty() { scope.as_deref().unwrap_or("") } else { &self.scope };
+                let scope = if self.scope.is_empty() {
+                    scope.as_deref().unwrap_or("")
+                } else {
+                    &self.scope
+                };
                 let token = auth::token(http, realm, service, scope, self.credentials).await?;
                 Ok(secret(&format!("Bearer {token}")))
             }
@@ -231,7 +264,11 @@ pub(crate) fn chain(error: &reqwest::Error) -> String {
     while let Some(next) = inner.source() {
         inner = next;
     }
-    if error.is_timeout() { format!("{inner} (Client.Timeout exceeded)") } else { inner.to_string() }
+    if error.is_timeout() {
+        format!("{inner} (Client.Timeout exceeded)")
+    } else {
+        inner.to_string()
+    }
 }
 
 /// What a registry says when it refuses.
@@ -279,7 +316,9 @@ impl Refusal {
             None => {
                 let (code, message) = match status {
                     StatusCode::UNAUTHORIZED => ("UNAUTHORIZED", "authentication required"),
-                    StatusCode::FORBIDDEN => ("DENIED", "requested access to the resource is denied"),
+                    StatusCode::FORBIDDEN => {
+                        ("DENIED", "requested access to the resource is denied")
+                    }
                     StatusCode::TOO_MANY_REQUESTS => ("TOOMANYREQUESTS", "too many requests"),
                     _ => ("", ""),
                 };
@@ -297,7 +336,9 @@ impl Refusal {
     pub fn text(&self) -> String {
         match self.code.is_empty() {
             true => format!("received unexpected HTTP status: {}", self.status),
-            false => format!("{}: {}", self.code.to_ascii_lowercase().replace('_', " "), self.message),
+            false => {
+                format!("{}: {}", self.code.to_ascii_lowercase().replace('_', " "), self.message)
+            }
         }
     }
 }
@@ -335,7 +376,8 @@ fn contains((base, length): &(IpAddr, u8), address: &IpAddr) -> bool {
 
 /// Request headers of plain values.
 pub(crate) fn headers(pairs: &[(reqwest::header::HeaderName, &str)]) -> HeaderMap {
-    let pairs = pairs.iter().filter_map(|(name, value)| Some((name.clone(), HeaderValue::from_str(value).ok()?)));
+    let pairs = pairs
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), HeaderValue::from_str(value).ok()?)));
     pairs.collect()
 }
-

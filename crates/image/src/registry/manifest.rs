@@ -91,9 +91,13 @@ pub(crate) fn choose<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result
             _ => None,
         }
     };
-    let best = entries.iter().filter_map(|entry| Some((rank(entry)?, entry))).min_by_key(|(rank, _)| *rank);
+    let best = entries
+        .iter()
+        .filter_map(|entry| Some((rank(entry)?, entry)))
+        .min_by_key(|(rank, _)| *rank);
     best.map(|(_, entry)| entry).ok_or_else(|| {
-        let variant = if wanted.variant.is_empty() { String::new() } else { format!("/{}", wanted.variant) };
+        let variant =
+            if wanted.variant.is_empty() { String::new() } else { format!("/{}", wanted.variant) };
         Error::NotFound(format!(
             "no matching manifest for {}/{}{variant} in the manifest list entries",
             wanted.os, wanted.architecture
@@ -118,7 +122,11 @@ mod tests {
             media_type: String::new(),
             digest: Digest::from_hex(&digit.to_string().repeat(64)).unwrap(),
             size: 1,
-            platform: Some(PlatformText { architecture: architecture.into(), os: os.into(), variant: variant.into() }),
+            platform: Some(PlatformText {
+                architecture: architecture.into(),
+                os: os.into(),
+                variant: variant.into(),
+            }),
         }
     }
 
@@ -132,7 +140,8 @@ mod tests {
         ];
         let check = |text: &str, expected: &str| {
             let chosen = choose(&entries, &Platform::parse(text).unwrap());
-            let shown = chosen.map_or_else(|error| error.to_string(), |entry| entry.digest.hex()[..1].to_owned());
+            let shown = chosen
+                .map_or_else(|error| error.to_string(), |entry| entry.digest.hex()[..1].to_owned());
             assert_eq!(shown, expected, "{text}");
         };
         check("linux/amd64", "3");
@@ -148,7 +157,10 @@ mod tests {
         assert!(Manifest::parse(both, OCI_INDEX).is_err());
         assert!(Manifest::parse(br#"{"schemaVersion":1}"#, "").is_err());
         assert!(Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, OCI_MANIFEST).is_err());
-        assert_eq!(Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, OCI_INDEX).unwrap(), Manifest::Index(vec![]));
+        assert_eq!(
+            Manifest::parse(br#"{"schemaVersion":2,"manifests":[]}"#, OCI_INDEX).unwrap(),
+            Manifest::Index(vec![])
+        );
     }
 
     proptest::proptest! {

@@ -17,7 +17,10 @@ use super::{Client, Credentials, Distribution};
 use crate::layers::{Held, decompressed};
 use crate::progress::Watched;
 use crate::store::Meta;
-use crate::{Config, Digest, Error, Image, Kind, Platform, Progress, ProgressSender, Reference, Result, Store};
+use crate::{
+    Config, Digest, Error, Image, Kind, Platform, Progress, ProgressSender, Reference, Result,
+    Store,
+};
 
 /// Docker's own number of tries and its growing wait between them.
 const TRIES_MAX: u32 = 5;
@@ -54,7 +57,8 @@ impl Store {
                 result => return result,
             }
         }
-        Err(last.map_or_else(|| Error::Unavailable("no endpoint for this registry".into()), as_system))
+        Err(last
+            .map_or_else(|| Error::Unavailable("no endpoint for this registry".into()), as_system))
     }
 
     async fn pull_all(
@@ -66,7 +70,8 @@ impl Store {
     ) -> Result<Option<Arc<Image>>> {
         let mut image = None;
         for tag in tags(session, reference).await? {
-            image = Some(self.pull_one(session, &reference.with_tag(&tag)?, platform, progress).await?);
+            image =
+                Some(self.pull_one(session, &reference.with_tag(&tag)?, platform, progress).await?);
         }
         Ok(image)
     }
@@ -89,11 +94,16 @@ impl Store {
                 let chosen = manifest::choose(&entries, platform)?;
                 let inner = fetch_manifest(session, reference, &chosen.digest.to_string()).await?;
                 if inner.digest != chosen.digest {
-                    return Err(Error::System(format!("manifest verification failed for digest {}", chosen.digest)));
+                    return Err(Error::System(format!(
+                        "manifest verification failed for digest {}",
+                        chosen.digest
+                    )));
                 }
                 match Manifest::parse(&inner.raw, &inner.content_type)? {
                     Manifest::Image { config, layers } => (config, layers),
-                    Manifest::Index(_) => return Err(Error::Invalid("a manifest list names a manifest list".into())),
+                    Manifest::Index(_) => {
+                        return Err(Error::Invalid("a manifest list names a manifest list".into()));
+                    }
                 }
             }
         };
@@ -104,14 +114,23 @@ impl Store {
                 let newly = self.read_name(reference) != Some(image.id);
                 (image.id, newly)
             }
-            None => (self.pull_content(session, reference, &config, &layers, progress).await?, true),
+            None => {
+                (self.pull_content(session, reference, &config, &layers, progress).await?, true)
+            }
         };
         let (store, name) = (self.clone(), reference.clone());
         let tagged = name.tag().is_some() && name.digest().is_none();
-        blocking(move || store.tag(&id, &by_digest).and_then(|()| if tagged { store.tag(&id, &name) } else { Ok(()) })).await?;
+        blocking(move || {
+            store
+                .tag(&id, &by_digest)
+                .and_then(|()| if tagged { store.tag(&id, &name) } else { Ok(()) })
+        })
+        .await?;
         let status = if news { "Downloaded newer image" } else { "Image is up to date" };
         progress.send(Progress::status(format!("Digest: {}", root.digest))).await;
-        progress.send(Progress::status(format!("Status: {status} for {}", reference.familiar()))).await;
+        progress
+            .send(Progress::status(format!("Status: {status} for {}", reference.familiar())))
+            .await;
         self.image(&id).ok_or_else(|| Error::NoSuchImage(id.to_string()))
     }
 
@@ -129,11 +148,14 @@ impl Store {
         let raw = fetch_config(session, config).await?;
         let parsed = Config::parse(&raw)?;
         if parsed.rootfs.diff_ids.len() != layers.len() {
-            return Err(Error::System("layers from manifest don't match image configuration".into()));
+            return Err(Error::System(
+                "layers from manifest don't match image configuration".into(),
+            ));
         }
         let seen = format!("{}/{}", reference.domain(), reference.path());
         let pulls = layers.iter().zip(&parsed.rootfs.diff_ids);
-        let pulls = pulls.map(|(layer, diff_id)| self.pull_layer(session, layer, *diff_id, &seen, progress));
+        let pulls = pulls
+            .map(|(layer, diff_id)| self.pull_layer(session, layer, *diff_id, &seen, progress));
         let held = try_join_all(pulls).await?;
         let store = self.clone();
         blocking(move || store.create(&raw, held, Meta::default())).await
@@ -160,7 +182,11 @@ impl Store {
                 Ok(permit) => permit,
                 Err(_) => {
                     progress.send(Progress::of(&short, "Waiting")).await;
-                    self.inner.downloads.acquire().await.map_err(|_| Error::System("the store is closed".into()))?
+                    self.inner
+                        .downloads
+                        .acquire()
+                        .await
+                        .map_err(|_| Error::System("the store is closed".into()))?
                 }
             };
             download(session, layer, &path, progress).await?;
@@ -192,11 +218,14 @@ impl Store {
         for endpoint in client.endpoints(reference, false) {
             let session = Session::new(client, endpoint, reference.path(), credentials, "pull");
             match describe(&session, reference).await {
-                Err(error) if session.endpoint.mirror || error.kind() == Kind::Unavailable => last = Some(error),
+                Err(error) if session.endpoint.mirror || error.kind() == Kind::Unavailable => {
+                    last = Some(error)
+                }
                 result => return result,
             }
         }
-        Err(last.map_or_else(|| Error::Unavailable("no endpoint for this registry".into()), as_system))
+        Err(last
+            .map_or_else(|| Error::Unavailable("no endpoint for this registry".into()), as_system))
     }
 
     /// Checks a login; the text is the registry's greeting.
@@ -214,12 +243,17 @@ impl Store {
             let mut ask = session.get("", HeaderMap::new());
             ask.url.clone_from(&url);
             match session.send(&ask).await {
-                Ok(response) if response.status().is_success() => return Ok("Login Succeeded".into()),
+                Ok(response) if response.status().is_success() => {
+                    return Ok("Login Succeeded".into());
+                }
                 Ok(response) => {
                     let refusal = Refusal::read(response).await;
-                    let text = format!("login attempt to {url} failed with status: {}", refusal.status);
+                    let text =
+                        format!("login attempt to {url} failed with status: {}", refusal.status);
                     return Err(match refusal.status {
-                        StatusCode::UNAUTHORIZED => Error::Unauthorized(format!("Get {url:?}: {}", refusal.text())),
+                        StatusCode::UNAUTHORIZED => {
+                            Error::Unauthorized(format!("Get {url:?}: {}", refusal.text()))
+                        }
                         _ => Error::System(text),
                     });
                 }
@@ -247,7 +281,9 @@ fn as_system(error: Error) -> Error {
     }
 }
 
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let ended = tokio::task::spawn_blocking(work).await;
     ended.map_err(|cause| Error::System(format!("the work ended early: {cause}")))?
 }
@@ -260,14 +296,28 @@ fn suffix(reference: &Reference) -> String {
     }
 }
 
-async fn fetch_manifest(session: &Session<'_>, reference: &Reference, target: &str) -> Result<Fetched> {
-    let accepted = [manifest::DOCKER_MANIFEST, manifest::DOCKER_LIST, manifest::OCI_MANIFEST, manifest::OCI_INDEX];
-    let ask = session.get(&format!("manifests/{target}"), headers(&[(ACCEPT, &accepted.join(", "))]));
+async fn fetch_manifest(
+    session: &Session<'_>,
+    reference: &Reference,
+    target: &str,
+) -> Result<Fetched> {
+    let accepted = [
+        manifest::DOCKER_MANIFEST,
+        manifest::DOCKER_LIST,
+        manifest::OCI_MANIFEST,
+        manifest::OCI_INDEX,
+    ];
+    let ask =
+        session.get(&format!("manifests/{target}"), headers(&[(ACCEPT, &accepted.join(", "))]));
     let response = session.send(&ask).await?;
     if !response.status().is_success() {
         return Err(refused(Refusal::read(response).await, reference));
     }
-    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim().to_owned();
     let raw = limited(response, MANIFEST_BYTES_MAX).await?;
     Ok(Fetched { digest: Digest::of(&raw), content_type, raw })
@@ -281,8 +331,12 @@ fn refused(refusal: Refusal, reference: &Reference) -> Error {
             "pull access denied for {}, repository does not exist or may require 'docker login': {text}",
             reference.familiar_name()
         )),
-        "MANIFEST_UNKNOWN" => Error::NotFound(format!("manifest for {} not found: {text}", reference.familiar())),
-        "NAME_UNKNOWN" => Error::NotFound(format!("repository {} not found: {text}", reference.familiar_name())),
+        "MANIFEST_UNKNOWN" => {
+            Error::NotFound(format!("manifest for {} not found: {text}", reference.familiar()))
+        }
+        "NAME_UNKNOWN" => {
+            Error::NotFound(format!("repository {} not found: {text}", reference.familiar_name()))
+        }
         _ if refusal.status == StatusCode::NOT_FOUND => {
             Error::NotFound(format!("manifest for {} not found: {text}", reference.familiar()))
         }
@@ -292,25 +346,33 @@ fn refused(refusal: Refusal, reference: &Reference) -> Error {
 
 async fn limited(mut response: reqwest::Response, max: u64) -> Result<Vec<u8>> {
     let mut raw = Vec::new();
-    let broken = |cause: reqwest::Error| Error::Unavailable(format!("read from the registry: {}", chain(&cause)));
+    let broken = |cause: reqwest::Error| {
+        Error::Unavailable(format!("read from the registry: {}", chain(&cause)))
+    };
     while let Some(chunk) = response.chunk().await.map_err(broken)? {
         raw.extend_from_slice(&chunk);
         if raw.len() as u64 > max {
-            return Err(Error::System(format!("the registry sends more than {max} bytes where a manifest belongs")));
+            return Err(Error::System(format!(
+                "the registry sends more than {max} bytes where a manifest belongs"
+            )));
         }
     }
     Ok(raw)
 }
 
 async fn fetch_config(session: &Session<'_>, config: &Descriptor) -> Result<Vec<u8>> {
-    let response = session.send(&session.get(&format!("blobs/{}", config.digest), HeaderMap::new())).await?;
+    let response =
+        session.send(&session.get(&format!("blobs/{}", config.digest), HeaderMap::new())).await?;
     if !response.status().is_success() {
         return Err(Error::System(Refusal::read(response).await.text()));
     }
     let raw = limited(response, crate::config::CONFIG_BYTES_MAX).await?;
     match Digest::of(&raw) == config.digest {
         true => Ok(raw),
-        false => Err(Error::System(format!("image config verification failed for digest {}", config.digest))),
+        false => Err(Error::System(format!(
+            "image config verification failed for digest {}",
+            config.digest
+        ))),
     }
 }
 
@@ -329,8 +391,8 @@ async fn tags(session: &Session<'_>, reference: &Reference) -> Result<Vec<String
         }
         let next = response.headers().get(LINK).and_then(|link| next_page(link.to_str().ok()?));
         let raw = limited(response, MANIFEST_BYTES_MAX).await?;
-        let list: TagList =
-            serde_json::from_slice(&raw).map_err(|cause| Error::System(format!("tag list: {cause}")))?;
+        let list: TagList = serde_json::from_slice(&raw)
+            .map_err(|cause| Error::System(format!("tag list: {cause}")))?;
         found.extend(list.tags.unwrap_or_default());
         match next {
             Some(path) if found.len() < TAGS_MAX && path.starts_with("/v2/") => {
@@ -348,7 +410,12 @@ fn next_page(link: &str) -> Option<String> {
 }
 
 /// A layer's blob into a file, going on where an earlier try stopped.
-async fn download(session: &Session<'_>, layer: &Descriptor, path: &Path, progress: &ProgressSender) -> Result<()> {
+async fn download(
+    session: &Session<'_>,
+    layer: &Descriptor,
+    path: &Path,
+    progress: &ProgressSender,
+) -> Result<()> {
     let short = layer.digest.short();
     let mut tries = 0;
     loop {
@@ -363,16 +430,30 @@ async fn download(session: &Session<'_>, layer: &Descriptor, path: &Path, progre
         tracing::debug!(layer = %layer.digest, %error, "download broke off");
         for seconds in (1..=WAIT_SECONDS_STEP * tries).rev() {
             let plural = if seconds == 1 { "" } else { "s" };
-            progress.send(Progress::of(&short, format!("Retrying in {seconds} second{plural}"))).await;
+            progress
+                .send(Progress::of(&short, format!("Retrying in {seconds} second{plural}")))
+                .await;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 }
 
-async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, progress: &ProgressSender) -> Result<()> {
+async fn download_once(
+    session: &Session<'_>,
+    layer: &Descriptor,
+    path: &Path,
+    progress: &ProgressSender,
+) -> Result<()> {
     let at = |what: &'static str| Error::file(what, path);
     let mut options = tokio::fs::OpenOptions::new();
-    let mut file = options.create(true).truncate(false).read(true).write(true).open(path).await.map_err(at("open"))?;
+    let mut file = options
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .await
+        .map_err(at("open"))?;
     let mut hashing = ring::digest::Context::new(&ring::digest::SHA256);
     let mut have = hash_so_far(&mut file, &mut hashing).await.map_err(at("read"))?;
     if have >= layer.size && layer.size > 0 {
@@ -380,7 +461,8 @@ async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, p
     }
     let range = format!("bytes={have}-");
     let wanted = if have > 0 { headers(&[(RANGE, &range)]) } else { HeaderMap::new() };
-    let mut response = session.send(&session.get(&format!("blobs/{}", layer.digest), wanted)).await?;
+    let mut response =
+        session.send(&session.get(&format!("blobs/{}", layer.digest), wanted)).await?;
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {}
         StatusCode::OK if have == 0 => {}
@@ -388,7 +470,11 @@ async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, p
         _ => {
             let refusal = Refusal::read(response).await;
             let text = refusal.text();
-            return Err(if refusal.may_pass() { Error::Unavailable(text) } else { Error::System(text) });
+            return Err(if refusal.may_pass() {
+                Error::Unavailable(text)
+            } else {
+                Error::System(text)
+            });
         }
     }
     let short = layer.digest.short();
@@ -402,7 +488,11 @@ async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, p
             Err(cause) => {
                 // What came so far is kept for the next try.
                 file.flush().await.map_err(at("write"))?;
-                return Err(Error::Unavailable(format!("layer {}: {}", layer.digest, chain(&cause))));
+                return Err(Error::Unavailable(format!(
+                    "layer {}: {}",
+                    layer.digest,
+                    chain(&cause)
+                )));
             }
         };
         hashing.update(&chunk);
@@ -419,7 +509,10 @@ async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, p
     }
     file.flush().await.map_err(at("write"))?;
     if have < layer.size {
-        return Err(Error::Unavailable(format!("layer {}: the registry sent {have} of {} bytes", layer.digest, layer.size)));
+        return Err(Error::Unavailable(format!(
+            "layer {}: the registry sent {have} of {} bytes",
+            layer.digest, layer.size
+        )));
     }
     progress.send(Progress::of(&short, "Verifying Checksum")).await;
     let digest = hashing.finish();
@@ -434,7 +527,10 @@ fn mismatch(layer: &Descriptor) -> Error {
     Error::System(format!("filesystem layer verification failed for digest {}", layer.digest))
 }
 
-async fn hash_so_far(file: &mut tokio::fs::File, hashing: &mut ring::digest::Context) -> std::io::Result<u64> {
+async fn hash_so_far(
+    file: &mut tokio::fs::File,
+    hashing: &mut ring::digest::Context,
+) -> std::io::Result<u64> {
     let mut buffer = vec![0; 256 << 10];
     let mut total = 0;
     loop {
@@ -457,13 +553,20 @@ async fn restart(file: &mut tokio::fs::File) -> std::io::Result<(ring::digest::C
 async fn describe(session: &Session<'_>, reference: &Reference) -> Result<Distribution> {
     let fetched = fetch_manifest(session, reference, &suffix(reference)).await?;
     if reference.digest().is_some_and(|wanted| wanted != fetched.digest) {
-        return Err(Error::System(format!("manifest verification failed for digest {}", suffix(reference))));
+        return Err(Error::System(format!(
+            "manifest verification failed for digest {}",
+            suffix(reference)
+        )));
     }
     let platforms = match Manifest::parse(&fetched.raw, &fetched.content_type)? {
         Manifest::Index(entries) => entries
             .into_iter()
             .filter_map(|entry| entry.platform)
-            .map(|platform| Platform { os: platform.os, architecture: platform.architecture, variant: platform.variant })
+            .map(|platform| Platform {
+                os: platform.os,
+                architecture: platform.architecture,
+                variant: platform.variant,
+            })
             .collect(),
         Manifest::Image { config, .. } => {
             let config = Config::parse(&fetch_config(session, &config).await?)?;

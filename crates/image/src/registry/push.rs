@@ -36,17 +36,26 @@ impl Store {
     ) -> Result<()> {
         let tags = match all_tags {
             true => self.repository_tags(reference),
-            false => self.read_name(reference).map(|id| (reference.clone().or_latest(), id)).into_iter().collect(),
+            false => self
+                .read_name(reference)
+                .map(|id| (reference.clone().or_latest(), id))
+                .into_iter()
+                .collect(),
         };
-        progress.send(Progress::status(format!("The push refers to repository [{}]", reference.name()))).await;
+        progress
+            .send(Progress::status(format!("The push refers to repository [{}]", reference.name())))
+            .await;
         if tags.is_empty() {
             let shown = if all_tags { reference.familiar_name() } else { reference.familiar() };
-            return Err(Error::NotFound(format!("An image does not exist locally with the tag: {shown}")));
+            return Err(Error::NotFound(format!(
+                "An image does not exist locally with the tag: {shown}"
+            )));
         }
         let client = self.client()?;
         let mut last = Error::Unavailable("no endpoint for this registry".into());
         for endpoint in client.endpoints(reference, true) {
-            let session = Session::new(client, endpoint, reference.path(), credentials, "pull,push");
+            let session =
+                Session::new(client, endpoint, reference.path(), credentials, "pull,push");
             // The login is learned before anything is streamed.
             let mut greeting = session.get("", HeaderMap::new());
             greeting.url = format!("{}/v2/", session.endpoint.base);
@@ -55,7 +64,8 @@ impl Store {
                 Err(error) => return Err(error),
                 Ok(_) => {
                     for (name, id) in tags {
-                        let image = self.image(&id).ok_or_else(|| Error::NoSuchImage(id.to_string()))?;
+                        let image =
+                            self.image(&id).ok_or_else(|| Error::NoSuchImage(id.to_string()))?;
                         self.push_one(&session, &name, &image, progress).await?;
                     }
                     return Ok(());
@@ -101,7 +111,8 @@ impl Store {
             "config": { "mediaType": DOCKER_CONFIG, "size": config.len(), "digest": image.id },
             "layers": layers,
         });
-        let raw = serde_json::to_vec_pretty(&manifest).map_err(|cause| Error::System(format!("manifest: {cause}")))?;
+        let raw = serde_json::to_vec_pretty(&manifest)
+            .map_err(|cause| Error::System(format!("manifest: {cause}")))?;
         let tag = name.tag().unwrap_or_default();
         let ask = Ask {
             method: Method::PUT,
@@ -113,9 +124,17 @@ impl Store {
         let digest = Digest::of(&raw);
         let (store, id, by_digest) = (self.clone(), image.id, name.with_digest(digest));
         blocking(move || store.tag(&id, &by_digest)).await?;
-        progress.send(Progress::status(format!("{tag}: digest: {digest} size: {}", raw.len()))).await;
+        progress
+            .send(Progress::status(format!("{tag}: digest: {digest} size: {}", raw.len())))
+            .await;
         let aux = json!({ "Tag": tag, "Digest": digest, "Size": raw.len() });
-        progress.send(Progress { detail: Some(Default::default()), aux: Some(aux), ..Progress::default() }).await;
+        progress
+            .send(Progress {
+                detail: Some(Default::default()),
+                aux: Some(aux),
+                ..Progress::default()
+            })
+            .await;
         Ok(())
     }
 
@@ -127,7 +146,8 @@ impl Store {
         progress: &ProgressSender,
     ) -> Result<Sent> {
         let held = self.inner.layers.hold(&diff_id);
-        let held = held.ok_or_else(|| Error::System(format!("layer {diff_id} is missing on this host")))?;
+        let held =
+            held.ok_or_else(|| Error::System(format!("layer {diff_id} is missing on this host")))?;
         let here = format!("{}/{}", name.domain(), name.path());
         let same_registry = format!("{}/", name.domain());
         for blob in self.inner.blobs.of_layer(&diff_id) {
@@ -136,10 +156,13 @@ impl Store {
                 progress.send(Progress::of(diff_id.short(), "Layer already exists")).await;
                 return Ok(sent);
             }
-            let others = blob.repositories.iter().filter_map(|seen| seen.strip_prefix(&same_registry));
+            let others =
+                blob.repositories.iter().filter_map(|seen| seen.strip_prefix(&same_registry));
             for from in others.filter(|from| *from != name.path()) {
                 if mount(session, &blob.digest, from).await? {
-                    progress.send(Progress::of(diff_id.short(), format!("Mounted from {from}"))).await;
+                    progress
+                        .send(Progress::of(diff_id.short(), format!("Mounted from {from}")))
+                        .await;
                     self.inner.blobs.seen(blob.digest, blob.size, diff_id, &here)?;
                     return Ok(sent);
                 }
@@ -174,14 +197,19 @@ impl Store {
             let chunk: Result<bytes::Bytes, std::io::Error> = receiver.recv().await?;
             Some((chunk, receiver))
         });
-        let response = session.stream(Method::PATCH, &location, reqwest::Body::wrap_stream(stream)).await?;
+        let response =
+            session.stream(Method::PATCH, &location, reqwest::Body::wrap_stream(stream)).await?;
         let status = response.status();
         let next = location_of(session, &response);
         expect(response).await?;
-        packing.await.map_err(|cause| Error::System(format!("packing a layer ended early: {cause}")))?;
+        packing
+            .await
+            .map_err(|cause| Error::System(format!("packing a layer ended early: {cause}")))?;
         let sent = packed.lock().unwrap_or_else(PoisonError::into_inner).take();
         let sent = sent.ok_or_else(|| Error::System("packing a layer ended early".into()))??;
-        let next = next.ok_or_else(|| Error::System(format!("the registry answers {status} without a Location")))?;
+        let next = next.ok_or_else(|| {
+            Error::System(format!("the registry answers {status} without a Location"))
+        })?;
         finish_upload(session, &next, &sent.digest, None).await?;
         Ok(sent)
     }
@@ -196,7 +224,8 @@ fn pack(
 ) -> Result<Sent> {
     let chunked = std::io::BufWriter::with_capacity(CHUNK_BYTES, Chunks(chunks));
     let gzip = flate2::write::GzEncoder::new(Hashing::new(chunked), flate2::Compression::fast());
-    let mut shown = Shown { to: gzip, total: tar_size, done: 0, told: 0, id: diff_id.short(), progress };
+    let mut shown =
+        Shown { to: gzip, total: tar_size, done: 0, told: 0, id: diff_id.short(), progress };
     store.inner.layers.write_tar(&diff_id, &mut shown)?;
     let hashing = shown.to.finish().map_err(Error::stream("pack layer"))?;
     let (mut chunked, digest, size) = hashing.finish();
@@ -209,7 +238,9 @@ struct Chunks(tokio::sync::mpsc::Sender<std::io::Result<bytes::Bytes>>);
 impl Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let chunk = bytes::Bytes::copy_from_slice(bytes);
-        self.0.blocking_send(Ok(chunk)).map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
+        self.0
+            .blocking_send(Ok(chunk))
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::BrokenPipe))?;
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -250,13 +281,15 @@ async fn exists(session: &Session<'_>, digest: &Digest) -> Result<bool> {
 /// Takes a blob over from another repository of the same registry; false where the registry wants it sent.
 async fn mount(session: &Session<'_>, digest: &Digest, from: &str) -> Result<bool> {
     let url = session.url(&format!("blobs/uploads/?mount={digest}&from={from}"));
-    let ask = Ask { method: Method::POST, url, headers: headers(&[(CONTENT_LENGTH, "0")]), body: None };
+    let ask =
+        Ask { method: Method::POST, url, headers: headers(&[(CONTENT_LENGTH, "0")]), body: None };
     Ok(session.send(&ask).await?.status() == StatusCode::CREATED)
 }
 
 async fn start_upload(session: &Session<'_>) -> Result<String> {
     let url = session.url("blobs/uploads/");
-    let ask = Ask { method: Method::POST, url, headers: headers(&[(CONTENT_LENGTH, "0")]), body: None };
+    let ask =
+        Ask { method: Method::POST, url, headers: headers(&[(CONTENT_LENGTH, "0")]), body: None };
     let response = session.send(&ask).await?;
     let location = location_of(session, &response);
     expect(response).await?;
@@ -272,7 +305,12 @@ fn location_of(session: &Session<'_>, response: &reqwest::Response) -> Option<St
     }
 }
 
-async fn finish_upload(session: &Session<'_>, location: &str, digest: &Digest, body: Option<&[u8]>) -> Result<()> {
+async fn finish_upload(
+    session: &Session<'_>,
+    location: &str,
+    digest: &Digest,
+    body: Option<&[u8]>,
+) -> Result<()> {
     let joint = if location.contains('?') { '&' } else { '?' };
     let url = format!("{location}{joint}digest={digest}");
     let length = body.map_or(0, <[u8]>::len).to_string();

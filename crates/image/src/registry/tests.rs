@@ -10,7 +10,10 @@ use serde_json::json;
 
 use crate::store::tests::tar;
 use crate::tarball::Kind as EntryKind;
-use crate::{Credentials, Digest, Import, Options, Platform, Progress, ProgressSender, Reference, Registries, Remove, Store};
+use crate::{
+    Credentials, Digest, Import, Options, Platform, Progress, ProgressSender, Reference,
+    Registries, Remove, Store,
+};
 
 /// A registry process of its own, ended with the test.
 struct Registry {
@@ -75,10 +78,17 @@ impl Host {
         self.store.import(tar.as_slice(), &import).unwrap()
     }
 
-    async fn pull(&self, name: &Reference, login: Option<&Credentials>) -> (crate::Result<Option<Arc<crate::Image>>>, Vec<String>) {
+    async fn pull(
+        &self,
+        name: &Reference,
+        login: Option<&Credentials>,
+    ) -> (crate::Result<Option<Arc<crate::Image>>>, Vec<String>) {
         let (sender, mut messages) = tokio::sync::mpsc::channel(1_000);
         let all = name.tag().is_none() && name.digest().is_none();
-        let result = self.store.pull(name, all, &Platform::host(), login, &ProgressSender::new(sender)).await;
+        let result = self
+            .store
+            .pull(name, all, &Platform::host(), login, &ProgressSender::new(sender))
+            .await;
         let mut lines = Vec::new();
         while let Some(message) = messages.recv().await {
             lines.push(line(&message));
@@ -86,7 +96,11 @@ impl Host {
         (result, lines)
     }
 
-    async fn push(&self, name: &Reference, login: Option<&Credentials>) -> (crate::Result<()>, Vec<String>) {
+    async fn push(
+        &self,
+        name: &Reference,
+        login: Option<&Credentials>,
+    ) -> (crate::Result<()>, Vec<String>) {
         let (sender, mut messages) = tokio::sync::mpsc::channel(1_000);
         let all = name.tag().is_none();
         let result = self.store.push(name, all, login, &ProgressSender::new(sender)).await;
@@ -140,7 +154,10 @@ async fn an_image_goes_to_a_registry_and_comes_back_as_the_same() {
     two.pull(&name.without_suffix(), None).await.0.unwrap();
     assert_eq!(two.store.resolve(&other.to_string()).unwrap().repo_tags, [other.familiar()]);
     let found = two.store.distribution(&name, None).await.unwrap();
-    assert_eq!((found.digest, found.platforms), (digest.digest().unwrap().to_string(), vec![Platform::host()]));
+    assert_eq!(
+        (found.digest, found.platforms),
+        (digest.digest().unwrap().to_string(), vec![Platform::host()])
+    );
     let copy = registry.name("elsewhere/app:1");
     one.store.tag(&image.id, &copy).unwrap();
     let (_, lines) = one.push(&copy, None).await;
@@ -151,7 +168,11 @@ async fn an_image_goes_to_a_registry_and_comes_back_as_the_same() {
 async fn what_is_missing_or_forbidden_is_told_in_docker_s_words() {
     let directory = tempfile::tempdir().unwrap();
     let passwords = directory.path().join("passwords");
-    std::fs::write(&passwords, "user:$2b$04$yCKXllJrxD37X989klzkveQdxG/L/GPyirDFhUfy4gfSNcg0l.HKG\n").unwrap();
+    std::fs::write(
+        &passwords,
+        "user:$2b$04$yCKXllJrxD37X989klzkveQdxG/L/GPyirDFhUfy4gfSNcg0l.HKG\n",
+    )
+    .unwrap();
     let registry = Registry::start(&[
         ("REGISTRY_AUTH", "htpasswd"),
         ("REGISTRY_AUTH_HTPASSWD_REALM", "test"),
@@ -169,8 +190,15 @@ async fn what_is_missing_or_forbidden_is_told_in_docker_s_words() {
     host.pull(&name, Some(&good)).await.0.unwrap();
     let missing = host.pull(&registry.name("app:9"), Some(&good)).await.0.unwrap_err();
     assert_eq!(missing.kind(), crate::Kind::NotFound);
-    assert_eq!(text(missing), format!("manifest for {}/app:9 not found: manifest unknown: manifest unknown", registry.address));
-    let server = |login: Credentials| Credentials { server_address: registry.address.clone(), ..login };
+    assert_eq!(
+        text(missing),
+        format!(
+            "manifest for {}/app:9 not found: manifest unknown: manifest unknown",
+            registry.address
+        )
+    );
+    let server =
+        |login: Credentials| Credentials { server_address: registry.address.clone(), ..login };
     assert_eq!(host.store.login(&server(good)).await.unwrap(), "Login Succeeded");
     let refused = host.store.login(&server(login("user", "wrong"))).await.unwrap_err();
     assert_eq!(refused.kind(), crate::Kind::Unauthorized);
@@ -195,7 +223,9 @@ fn answer(status: &'static str, body: &[u8]) -> Answer {
 }
 
 /// Serves answers from a function, one connection each, until the test's process ends.
-fn scripted(script: impl Fn(&str, &BTreeMap<String, String>) -> Answer + Send + 'static) -> (String, Asked) {
+fn scripted(
+    script: impl Fn(&str, &BTreeMap<String, String>) -> Answer + Send + 'static,
+) -> (String, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let asked: Asked = Arc::default();
@@ -217,7 +247,8 @@ fn scripted(script: impl Fn(&str, &BTreeMap<String, String>) -> Answer + Send + 
                 }
                 text.clear();
             }
-            let length: u64 = headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+            let length: u64 =
+                headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
             let _ = std::io::copy(&mut reader.take(length), &mut std::io::sink());
             let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
             let range = headers.get("range").cloned().unwrap_or_default();
@@ -229,7 +260,11 @@ fn scripted(script: impl Fn(&str, &BTreeMap<String, String>) -> Answer + Send + 
 }
 
 fn reply(mut stream: TcpStream, answer: Answer) {
-    let mut head = format!("HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
+    let mut head = format!(
+        "HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {}\r\n",
+        answer.status,
+        answer.body.len()
+    );
     for (name, value) in &answer.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -245,7 +280,9 @@ struct Held {
 }
 
 fn held(zstd: bool) -> Held {
-    let noise: String = (0..200_000u32).map(|at| char::from(b'a' + (at.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
+    let noise: String = (0..200_000u32)
+        .map(|at| char::from(b'a' + (at.wrapping_mul(2_654_435_761) >> 27) as u8 % 26))
+        .collect();
     let tar = tar(&[("f", EntryKind::File, &noise)]);
     let blob = match zstd {
         true => zstd::encode_all(tar.as_slice(), 1).unwrap(),
@@ -288,7 +325,9 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     let (address, asked) = scripted(move |path, headers| {
         let mut answer = serve(&content, path);
         if answer.body == blob {
-            match headers.get("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok()) {
+            match headers.get("range").and_then(|range| {
+                range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok()
+            }) {
                 Some(from) => {
                     answer.body = blob[from..].to_vec();
                     answer.status = "206 Partial Content";
@@ -314,7 +353,10 @@ async fn a_broken_download_goes_on_where_it_stopped() {
     first.abort();
     let _ = first.await;
     host.pull(&name, None).await.0.unwrap();
-    assert!(asked.lock().unwrap().iter().any(|line| line.ends_with(&format!("bytes={}-", size / 2))), "{asked:?}");
+    assert!(
+        asked.lock().unwrap().iter().any(|line| line.ends_with(&format!("bytes={}-", size / 2))),
+        "{asked:?}"
+    );
     assert_eq!(host.store.list().len(), 1);
 }
 
@@ -327,7 +369,8 @@ async fn content_that_is_not_what_was_promised_is_refused_and_leaves_nothing() {
     ] {
         let content = held(false);
         let digest = Digest::of(&content.manifest);
-        let (blob, config) = (Digest::of(&content.blob).to_string(), Digest::of(&content.config).to_string());
+        let (blob, config) =
+            (Digest::of(&content.blob).to_string(), Digest::of(&content.config).to_string());
         let (address, _) = scripted(move |path, _| {
             let mut answer = serve(&content, path);
             let wrong = match part {
@@ -347,7 +390,11 @@ async fn content_that_is_not_what_was_promised_is_refused_and_leaves_nothing() {
         assert!(error.starts_with(expected), "{part}: {error}");
         assert!(host.store.list().is_empty());
         for left in ["layers", "images", "download"] {
-            assert_eq!(std::fs::read_dir(host.store.root().join(left)).unwrap().count(), 0, "{part}: {left}");
+            assert_eq!(
+                std::fs::read_dir(host.store.root().join(left)).unwrap().count(),
+                0,
+                "{part}: {left}"
+            );
         }
     }
 }
@@ -356,20 +403,28 @@ async fn content_that_is_not_what_was_promised_is_refused_and_leaves_nothing() {
 async fn a_token_is_fetched_where_the_registry_says() {
     let content = held(false);
     let (tokens, _) = scripted(|path, headers| {
-        let good = headers.get("authorization").map(String::as_str) == Some("Basic dXNlcjpzZWNyZXQ=");
-        assert!(path.contains("scope=repository%3Aapp%3Apull") && path.contains("service=s"), "{path}");
+        let good =
+            headers.get("authorization").map(String::as_str) == Some("Basic dXNlcjpzZWNyZXQ=");
+        assert!(
+            path.contains("scope=repository%3Aapp%3Apull") && path.contains("service=s"),
+            "{path}"
+        );
         match good {
             true => answer("200 OK", br#"{"token":"t0"}"#),
             false => answer("401 Unauthorized", br#"{"details":"incorrect username or password"}"#),
         }
     });
-    let (address, _) = scripted(move |path, headers| match headers.get("authorization").map(String::as_str) {
-        Some("Bearer t0") => serve(&content, path),
-        _ => {
-            let mut refusal = answer("401 Unauthorized", b"");
-            let challenge = format!("Bearer realm=\"http://{tokens}/token\",service=\"s\",scope=\"repository:app:pull\"");
-            refusal.headers.push(("WWW-Authenticate".into(), challenge));
-            refusal
+    let (address, _) = scripted(move |path, headers| {
+        match headers.get("authorization").map(String::as_str) {
+            Some("Bearer t0") => serve(&content, path),
+            _ => {
+                let mut refusal = answer("401 Unauthorized", b"");
+                let challenge = format!(
+                    "Bearer realm=\"http://{tokens}/token\",service=\"s\",scope=\"repository:app:pull\""
+                );
+                refusal.headers.push(("WWW-Authenticate".into(), challenge));
+                refusal
+            }
         }
     });
     let host = host(Registries::default());
@@ -383,20 +438,45 @@ async fn a_token_is_fetched_where_the_registry_says() {
 async fn a_mirror_is_asked_first_and_statuses_are_told() {
     let content = held(false);
     let (mirror, asked) = scripted(move |path, _| serve(&content, path));
-    let host = host(Registries { mirrors: vec![format!("http://{mirror}")], ..Registries::default() });
+    let host =
+        host(Registries { mirrors: vec![format!("http://{mirror}")], ..Registries::default() });
     host.pull(&Reference::parse("busybox:1").unwrap(), None).await.0.unwrap();
     assert_eq!(asked.lock().unwrap()[0], "/v2/library/busybox/manifests/1");
     assert_eq!(host.store.resolve("busybox:1").unwrap().repo_tags, ["busybox:1"]);
 
     for (status, body, kind, expected) in [
-        ("500 Internal Server Error", "", crate::Kind::System, "received unexpected HTTP status: 500 Internal Server Error"),
-        ("403 Forbidden", r#"{"errors":[{"code":"DENIED","message":"no"}]}"#, crate::Kind::NotFound, "pull access denied for"),
-        ("404 Not Found", r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no"}]}"#, crate::Kind::NotFound, "repository "),
+        (
+            "500 Internal Server Error",
+            "",
+            crate::Kind::System,
+            "received unexpected HTTP status: 500 Internal Server Error",
+        ),
+        (
+            "403 Forbidden",
+            r#"{"errors":[{"code":"DENIED","message":"no"}]}"#,
+            crate::Kind::NotFound,
+            "pull access denied for",
+        ),
+        (
+            "404 Not Found",
+            r#"{"errors":[{"code":"NAME_UNKNOWN","message":"no"}]}"#,
+            crate::Kind::NotFound,
+            "repository ",
+        ),
         ("200 OK", "{}", crate::Kind::Invalid, "manifest: "),
-        ("200 OK", r#"{"schemaVersion":1}"#, crate::Kind::NotSupported, "not supported by skep yet"),
+        (
+            "200 OK",
+            r#"{"schemaVersion":1}"#,
+            crate::Kind::NotSupported,
+            "not supported by skep yet",
+        ),
     ] {
         let (address, _) = scripted(move |_, _| answer(status, body.as_bytes()));
-        let error = host.pull(&Reference::parse(&format!("{address}/app:1")).unwrap(), None).await.0.unwrap_err();
+        let error = host
+            .pull(&Reference::parse(&format!("{address}/app:1")).unwrap(), None)
+            .await
+            .0
+            .unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().starts_with(expected), "{error}");
     }

@@ -61,7 +61,12 @@ struct Contents {
 }
 
 impl Store {
-    pub fn load(&self, tar: impl Read, quiet: bool, progress: &ProgressSender) -> Result<Vec<Arc<Image>>> {
+    pub fn load(
+        &self,
+        tar: impl Read,
+        quiet: bool,
+        progress: &ProgressSender,
+    ) -> Result<Vec<Arc<Image>>> {
         let mut contents = self.read_archive(decompressed(tar)?, quiet, progress)?;
         let items = contents.items()?;
         let mut images = Vec::new();
@@ -71,18 +76,28 @@ impl Store {
         Ok(images)
     }
 
-    fn read_archive(&self, tar: impl Read, quiet: bool, progress: &ProgressSender) -> Result<Contents> {
+    fn read_archive(
+        &self,
+        tar: impl Read,
+        quiet: bool,
+        progress: &ProgressSender,
+    ) -> Result<Contents> {
         let mut contents = Contents::default();
         let mut reader = Reader::new(tar, ());
         let mut entries = 0;
         while let Some(entry) = reader.next_entry().map_err(Error::stream("read archive"))? {
             entries += 1;
             if entries > ENTRIES_MAX {
-                return Err(Error::Invalid(format!("the archive has more than {ENTRIES_MAX} entries")));
+                return Err(Error::Invalid(format!(
+                    "the archive has more than {ENTRIES_MAX} entries"
+                )));
             }
-            let path = String::from_utf8_lossy(&clean(&entry.path).unwrap_or_default()).into_owned();
+            let path =
+                String::from_utf8_lossy(&clean(&entry.path).unwrap_or_default()).into_owned();
             match entry.kind {
-                Kind::File => self.read_file(&mut contents, path, &entry, &mut reader, quiet, progress)?,
+                Kind::File => {
+                    self.read_file(&mut contents, path, &entry, &mut reader, quiet, progress)?
+                }
                 Kind::Symlink | Kind::HardLink => {
                     let link = String::from_utf8_lossy(&entry.link).into_owned();
                     let base = if entry.kind == Kind::Symlink { parent(&path) } else { "" };
@@ -119,7 +134,8 @@ impl Store {
             contents.records.insert(path, head);
             return Ok(());
         }
-        let shown = path.rsplit('/').find(|part| part.len() >= 12 && !part.contains('.')).unwrap_or(&path);
+        let shown =
+            path.rsplit('/').find(|part| part.len() >= 12 && !part.contains('.')).unwrap_or(&path);
         let shown: String = shown.chars().take(12).collect();
         let bar = if quiet { ProgressSender::nobody() } else { progress.clone() };
         let whole = Cursor::new(head).chain(content);
@@ -131,14 +147,22 @@ impl Store {
         if let Some(named) = path.strip_prefix("blobs/sha256/")
             && named != digest.hex()
         {
-            return Err(Error::Invalid(format!("{path}: its content is {digest}; the archive is damaged")));
+            return Err(Error::Invalid(format!(
+                "{path}: its content is {digest}; the archive is damaged"
+            )));
         }
         contents.layers.insert(path, layer);
         Ok(())
     }
 
-    fn load_item(&self, contents: &mut Contents, item: &ManifestItem, progress: &ProgressSender) -> Result<Arc<Image>> {
-        let missing = |what: &str| Error::Invalid(format!("the archive names {what} but does not hold it"));
+    fn load_item(
+        &self,
+        contents: &mut Contents,
+        item: &ManifestItem,
+        progress: &ProgressSender,
+    ) -> Result<Arc<Image>> {
+        let missing =
+            |what: &str| Error::Invalid(format!("the archive names {what} but does not hold it"));
         let raw = contents.records.get(&contents.at(&item.config)).cloned();
         let raw = raw.ok_or_else(|| missing(&item.config))?;
         let mut held = Vec::new();
@@ -158,7 +182,10 @@ impl Store {
                 )));
             }
             self.tag(&id, &reference)?;
-            progress.send_blocking(Progress::stream(format!("Loaded image: {}\n", reference.familiar())));
+            progress.send_blocking(Progress::stream(format!(
+                "Loaded image: {}\n",
+                reference.familiar()
+            )));
         }
         if tags.is_empty() {
             progress.send_blocking(Progress::stream(format!("Loaded image ID: {id}\n")));
@@ -184,7 +211,12 @@ impl Store {
     /// A name without a tag means every tag of its repository, in `docker save`.
     fn tags_meant(&self, name: &str, image: &Image) -> Vec<Reference> {
         match Reference::parse(name) {
-            Ok(reference) if image.id.hex().starts_with(name) && self.read().names.get(&reference).is_none() => Vec::new(),
+            Ok(reference)
+                if image.id.hex().starts_with(name)
+                    && self.read().names.get(&reference).is_none() =>
+            {
+                Vec::new()
+            }
             Ok(reference) if reference.digest().is_none() => vec![reference.or_latest()],
             _ => Vec::new(),
         }
@@ -196,7 +228,12 @@ impl Store {
         images: &BTreeMap<Digest, (Arc<Image>, Vec<Reference>)>,
     ) -> Result<()> {
         for directory in ["blobs/", "blobs/sha256/"] {
-            let entry = Entry { path: directory.into(), kind: Kind::Directory, mode: 0o755, ..Entry::default() };
+            let entry = Entry {
+                path: directory.into(),
+                kind: Kind::Directory,
+                mode: 0o755,
+                ..Entry::default()
+            };
             writer.entry(&entry).map_err(Error::stream("write archive"))?;
         }
         let (mut items, mut descriptors) = (Vec::new(), Vec::new());
@@ -206,7 +243,11 @@ impl Store {
             let raw = self.config_bytes(id)?;
             let mut layers = Vec::new();
             for diff_id in &image.config.rootfs.diff_ids {
-                let held = self.inner.layers.hold(diff_id).ok_or_else(|| Error::NoSuchImage(id.to_string()))?;
+                let held = self
+                    .inner
+                    .layers
+                    .hold(diff_id)
+                    .ok_or_else(|| Error::NoSuchImage(id.to_string()))?;
                 if written.insert(*diff_id) {
                     self.write_layer(writer, &held)?;
                 }
@@ -232,7 +273,15 @@ impl Store {
             items.push(ManifestItem {
                 config: format!("blobs/sha256/{}", id.hex()),
                 repo_tags: Some(tags.iter().map(Reference::familiar).collect()),
-                layers: Some(image.config.rootfs.diff_ids.iter().map(|id| format!("blobs/sha256/{}", id.hex())).collect()),
+                layers: Some(
+                    image
+                        .config
+                        .rootfs
+                        .diff_ids
+                        .iter()
+                        .map(|id| format!("blobs/sha256/{}", id.hex()))
+                        .collect(),
+                ),
             });
         }
         let index = json!({
@@ -251,12 +300,16 @@ impl Store {
         let (mut from, to) = io::pipe().map_err(Error::stream("make a pipe"))?;
         std::thread::scope(|scope| {
             let info = held.info;
-            let reading =
-                scope.spawn(move || self.inner.layers.write_tar(&info.diff_id, io::BufWriter::with_capacity(64 << 10, to)));
+            let reading = scope.spawn(move || {
+                self.inner
+                    .layers
+                    .write_tar(&info.diff_id, io::BufWriter::with_capacity(64 << 10, to))
+            });
             let entry = file_entry(&format!("blobs/sha256/{}", info.diff_id.hex()), info.tar_size);
             let wrote = writer.file(&entry, &mut from).map_err(Error::stream("write archive"));
             drop(from);
-            let read = reading.join().map_err(|_| Error::System("reading a layer failed".into()))?;
+            let read =
+                reading.join().map_err(|_| Error::System("reading a layer failed".into()))?;
             wrote.and(read)
         })
     }
@@ -307,7 +360,8 @@ fn write_blob(
 impl Contents {
     /// Follows the archive's own links, a few steps.
     fn at(&self, path: &str) -> String {
-        let mut path = String::from_utf8_lossy(&clean(path.as_bytes()).unwrap_or_default()).into_owned();
+        let mut path =
+            String::from_utf8_lossy(&clean(path.as_bytes()).unwrap_or_default()).into_owned();
         for _ in 0..8 {
             match self.links.get(&path) {
                 Some(target) => path = target.clone(),
@@ -318,7 +372,8 @@ impl Contents {
     }
 
     fn items(&self) -> Result<Vec<ManifestItem>> {
-        let broken = |what: &str, cause: serde_json::Error| Error::Invalid(format!("{what}: {cause}"));
+        let broken =
+            |what: &str, cause: serde_json::Error| Error::Invalid(format!("{what}: {cause}"));
         if let Some(raw) = self.records.get("manifest.json") {
             return serde_json::from_slice(raw).map_err(|cause| broken("manifest.json", cause));
         }
@@ -327,13 +382,17 @@ impl Contents {
                 "the archive is no image: it has neither manifest.json nor index.json (docker import takes a plain tar)".into(),
             ));
         };
-        let index: OciIndex = serde_json::from_slice(raw).map_err(|cause| broken("index.json", cause))?;
+        let index: OciIndex =
+            serde_json::from_slice(raw).map_err(|cause| broken("index.json", cause))?;
         index.manifests.iter().map(|descriptor| self.oci_item(descriptor, 0)).collect()
     }
 
     fn oci_item(&self, descriptor: &OciDescriptor, depth: usize) -> Result<ManifestItem> {
         let path = blob_path(&descriptor.digest);
-        let raw = self.records.get(&path).ok_or_else(|| Error::Invalid(format!("{path} is missing in the archive")))?;
+        let raw = self
+            .records
+            .get(&path)
+            .ok_or_else(|| Error::Invalid(format!("{path} is missing in the archive")))?;
         if Digest::of(raw).to_string() != descriptor.digest {
             return Err(Error::Invalid(format!("{path}: the archive is damaged")));
         }
@@ -341,12 +400,15 @@ impl Contents {
             && depth < 2
         {
             // An index of platforms: those of others are mostly not in the archive.
-            let mut items = index.manifests.iter().filter_map(|inner| self.oci_item(inner, depth + 1).ok());
-            let item = items.next().ok_or_else(|| Error::Invalid(format!("{path}: no platform is in the archive")))?;
+            let mut items =
+                index.manifests.iter().filter_map(|inner| self.oci_item(inner, depth + 1).ok());
+            let item = items
+                .next()
+                .ok_or_else(|| Error::Invalid(format!("{path}: no platform is in the archive")))?;
             return Ok(ManifestItem { repo_tags: names(descriptor), ..item });
         }
-        let manifest: OciManifest =
-            serde_json::from_slice(raw).map_err(|cause| Error::Invalid(format!("{path}: {cause}")))?;
+        let manifest: OciManifest = serde_json::from_slice(raw)
+            .map_err(|cause| Error::Invalid(format!("{path}: {cause}")))?;
         Ok(ManifestItem {
             config: blob_path(&manifest.config.digest),
             repo_tags: names(descriptor),
@@ -370,7 +432,8 @@ fn parent(path: &str) -> &str {
 /// A tar, packed or not; everything else in an archive is JSON or a word.
 fn is_layer(path: &str, head: &[u8]) -> bool {
     let packed = head.starts_with(&[0x1f, 0x8b]) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]);
-    let tar = head.len() == 512 && (head[257..].starts_with(b"ustar") || head.iter().all(|&byte| byte == 0));
+    let tar = head.len() == 512
+        && (head[257..].starts_with(b"ustar") || head.iter().all(|&byte| byte == 0));
     packed || tar || path.ends_with("layer.tar")
 }
 

@@ -368,7 +368,8 @@ fn the_older_archive_form_loads_and_a_wrong_one_leaves_nothing() {
     let config = format!(
         "{{\"os\":\"linux\",\"architecture\":\"amd64\",\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"{diff_id}\",\"{diff_id}\"]}}}}"
     );
-    let manifest = r#"[{"Config":"c.json","RepoTags":["old:1"],"Layers":["a/layer.tar","b/layer.tar"]}]"#;
+    let manifest =
+        r#"[{"Config":"c.json","RepoTags":["old:1"],"Layers":["a/layer.tar","b/layer.tar"]}]"#;
     let archive = |config: &str| {
         tar(&[
             ("a/layer.tar", Kind::File, &layer),
@@ -379,7 +380,10 @@ fn the_older_archive_form_loads_and_a_wrong_one_leaves_nothing() {
     };
     let nobody = crate::ProgressSender::nobody();
     let wrong = store.load(archive("{\"rootfs\":{\"diff_ids\":[]}}").as_slice(), true, &nobody);
-    assert_eq!(wrong.unwrap_err().to_string(), "layers from manifest don't match image configuration");
+    assert_eq!(
+        wrong.unwrap_err().to_string(),
+        "layers from manifest don't match image configuration"
+    );
     assert_eq!(fs::read_dir(store.root().join("layers")).unwrap().count(), 0);
     store.load(archive(&config).as_slice(), true, &nobody).unwrap();
     assert_eq!(store.resolve("old:1").unwrap().size, 2);
