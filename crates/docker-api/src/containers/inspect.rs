@@ -114,7 +114,9 @@ fn state_json(state: &State) -> Value {
 fn over(defaults: Value, own: Value) -> Value {
     let (Value::Object(mut all), Value::Object(own)) = (defaults, own) else { return Value::Null };
     for (key, value) in own {
-        if !value.is_null() {
+        // The client's empty word for the mode means the daemon's default.
+        let unset = value.is_null() || (key == "CgroupnsMode" && value == "");
+        if !unset {
             all.insert(key, value);
         }
     }

@@ -37,11 +37,12 @@ impl Engine {
         let mut warnings = validate::check(&mut request, &self.config)?;
         let asked = request.config.image.clone().unwrap_or_default();
         let image = self.images.store.resolve(&asked)?;
+        check_platform(&asked, request.platform.as_deref(), &image)?;
         merge::merge(&mut request.config, &image.config.run())?;
         validate::check_merged(&request.config)?;
         oci::check_security(&request.host_config, &self.config)?;
         let networks = endpoints::wanted(&request)?;
-        let log = self.log_config(&request.host_config)?;
+        let log = self.log_config(&request)?;
 
         let id = self.containers.new_id();
         let name = self.containers.reserve(request.name.as_deref(), &id)?;
@@ -117,8 +118,8 @@ impl Engine {
     }
 
     /// The driver and its options: the request's, else the daemon's.
-    fn log_config(&self, host: &HostConfig) -> Result<runtime::LogConfig> {
-        let asked = host.log_config.clone().unwrap_or_default();
+    fn log_config(&self, request: &CreateRequest) -> Result<runtime::LogConfig> {
+        let asked = request.host_config.log_config.clone().unwrap_or_default();
         let driver = asked.typ.filter(|driver| !driver.is_empty());
         let own = driver.is_some();
         let driver = driver.unwrap_or_else(|| self.config.log_driver.clone());
@@ -129,8 +130,52 @@ impl Engine {
                 options.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
-        validate::log_options(&driver, &options)
+        let mut log = validate::log_options(&driver, &options)?;
+        log.attrs = log_attributes(&request.config, &options);
+        Ok(log)
     }
+}
+
+/// What `--log-opt labels=…` and `env=…` put on every line.
+fn log_attributes(
+    config: &ContainerConfig,
+    options: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let mut attributes = BTreeMap::new();
+    let listed = |option: &str| {
+        let names = options.get(option).map(String::as_str).unwrap_or_default();
+        names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let labels = config.labels.clone().unwrap_or_default();
+    for name in listed("labels") {
+        if let Some(value) = labels.get(&name) {
+            attributes.insert(name, value.clone());
+        }
+    }
+    for name in listed("env") {
+        let variables = config.env.iter().flatten().filter_map(|variable| variable.split_once('='));
+        if let Some((_, value)) = variables.into_iter().find(|(key, _)| *key == name) {
+            attributes.insert(name, value.to_owned());
+        }
+    }
+    attributes
+}
+
+/// `--platform` must be what the image is for.
+fn check_platform(name: &str, wanted: Option<&str>, image: &image::Image) -> Result<()> {
+    let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else { return Ok(()) };
+    let mut parts = wanted.split('/');
+    let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let config = &image.config;
+    if (os.is_empty() || os == config.os)
+        && (architecture.is_empty() || architecture == config.architecture)
+    {
+        return Ok(());
+    }
+    Err(crate::Error::not_found(format!(
+        "image with reference {name} was found but does not provide the specified platform ({wanted}): it is for {}/{}",
+        config.os, config.architecture
+    )))
 }
 
 /// Docker's: the short id; with the host's network or UTS namespace the host's name.

@@ -65,7 +65,6 @@ impl Engine {
                         state.phase = Phase::Exited;
                     }
                 });
-                container.tell_exit(code, &error.message);
                 Err(error)
             }
         }
