@@ -75,7 +75,8 @@ async fn attach(
             return;
         };
         let Ok(stream) = pending.ready().await else { return };
-        let detached = copy(connection, stream, options.stdin, tty.then_some(keys), async {}).await;
+        let detached =
+            copy(connection, stream, options.stdin, tty.then_some(keys), false, async {}).await;
         if detached {
             engine.publish(&container, "detach", []);
         }
@@ -126,18 +127,22 @@ pub(crate) fn frame(stream: u8, data: &[u8]) -> Vec<u8> {
 }
 
 /// Both directions until the process has ended and its output is sent, or the client detaches (true)
-/// or leaves. `ended` is awaited before the client's connection is closed.
+/// or leaves. `framed` puts a header before what comes raw. `ended` is awaited before the client's connection is closed.
 pub(crate) async fn copy(
     connection: Connection,
     stream: UnixStream,
     stdin: bool,
     keys: Option<DetachKeys>,
+    framed: bool,
     ended: impl Future<Output = ()>,
 ) -> bool {
     let (from_client, mut to_client) = tokio::io::split(connection);
     let (mut from_process, to_process) = stream.into_split();
     let output = async {
-        let copied = tokio::io::copy(&mut from_process, &mut to_client).await;
+        let copied = match framed {
+            true => copy_framed(&mut from_process, &mut to_client).await,
+            false => tokio::io::copy(&mut from_process, &mut to_client).await.map(drop),
+        };
         if copied.is_ok() {
             let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
         }
@@ -152,6 +157,20 @@ pub(crate) async fn copy(
     }
     output.await;
     false
+}
+
+/// A terminal's bytes as frames, for a client that said it reads frames.
+async fn copy_framed(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0u8; 32 << 10];
+    loop {
+        match from.read(&mut buffer).await? {
+            0 => return Ok(()),
+            read => to.write_all(&frame(1, &buffer[..read])).await?,
+        }
+    }
 }
 
 /// From the client to the process; true when the detach keys came.

@@ -90,7 +90,8 @@ async fn start(
         return Ok(StatusCode::OK.into_response());
     }
     let exec = engine.exec_claim(&id)?;
-    let tty = exec.spec.tty || config.tty;
+    // What the client reads is said at the start, whatever the process has (moby postContainerExecStart).
+    let (tty, framed) = (config.tty, exec.spec.tty && !config.tty);
     let keys = DetachKeys::parse(&exec.detach_keys)?;
     let pending = engine.exec_attach(&exec);
     Ok(takeover.serve(attach::media_type(tty, version), move |mut connection| async move {
@@ -104,7 +105,7 @@ async fn start(
         }
         let Ok(stream) = pending.ready().await else { return };
         let ended = engine.exec_ended(&exec);
-        attach::copy(connection, stream, exec.spec.stdin, tty.then_some(keys), ended).await;
+        attach::copy(connection, stream, exec.spec.stdin, tty.then_some(keys), framed, ended).await;
     }))
 }
 

@@ -112,9 +112,14 @@ impl Engine {
             config,
             reference: request.reference,
         };
-        let pause = request.pause && container.is_running() && !container.is_paused();
+        let mut pause = request.pause && container.is_running() && !container.is_paused();
         if pause {
-            self.pause(container.id()).await?;
+            pause = match self.pause(container.id()).await {
+                Ok(()) => true,
+                // It ended at this moment: nothing of it runs.
+                Err(error) if error.kind == Kind::Conflict => false,
+                Err(error) => return Err(error),
+            };
         }
         let id = container.id().clone();
         let named = commit.reference.as_ref().map(Reference::familiar).unwrap_or_default();

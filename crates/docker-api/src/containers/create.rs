@@ -25,6 +25,15 @@ pub(super) fn request(
     for key in ["ExposedPorts", "Volumes"] {
         null_members_are_empty(object, key);
     }
+    // Old clients put the runtime beside the host configuration.
+    if let Some(runtime) = object.remove("Runtime").filter(|runtime| runtime.is_string()) {
+        if host.is_null() {
+            host = json!({});
+        }
+        if host.get("Runtime").and_then(Value::as_str).unwrap_or_default().is_empty() {
+            host["Runtime"] = runtime;
+        }
+    }
     check_policy(&host)?;
     tidy_host(&mut host);
     let mut request = CreateRequest {

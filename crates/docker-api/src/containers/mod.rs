@@ -38,6 +38,7 @@ pub fn routes() -> Router<ApiState> {
         .route("/containers/{name}/rename", post(rename))
         .route("/containers/{name}/update", post(update))
         .route("/containers/{name}", delete(remove))
+        .route("/containers/{name}/{alias}", delete(remove_link))
 }
 
 async fn create_container(
@@ -204,12 +205,26 @@ async fn remove(
     _body: RawBody,
 ) -> ApiResult {
     if query.flag("link") {
-        return Err(ApiError::unsupported(
-            "removing a link; disconnect the container from the network instead",
-        ));
+        return Err(ApiError::bad_request(format!(
+            "a link is removed by its name: /containers/{name}/<alias>"
+        )));
     }
     let options = RemoveOptions { force: query.flag("force"), volumes: query.flag("v") };
     state.engine.remove(&name, options).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `DELETE /containers/<container>/<alias>?link=1`
+async fn remove_link(
+    State(state): State<ApiState>,
+    Path((name, alias)): Path<(String, String)>,
+    query: Parameters,
+    _body: RawBody,
+) -> ApiResult {
+    if !query.flag("link") {
+        return Err(ApiError::not_found(format!("No such container: {name}/{alias}")));
+    }
+    state.engine.remove_link(&name, &alias).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -81,6 +81,31 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Takes a `--link` away; the name it gave goes with the next start.
+    pub async fn remove_link(self: &Arc<Self>, name: &str, alias: &str) -> Result<()> {
+        let container = self.container(name)?;
+        let _operation = container.operation.lock().await;
+        let is_link = |link: &String| {
+            let named = link.rsplit([':', '/']).next().unwrap_or(link);
+            named == alias
+        };
+        let links = container.spec().host_config.links.clone().unwrap_or_default();
+        if !links.iter().any(is_link) {
+            return Err(Error::not_found(format!(
+                "Could not get parent alias /{}/{alias}: no such link",
+                container.name()
+            )));
+        }
+        container.change_spec(|spec| {
+            if let Some(links) = &mut spec.host_config.links {
+                links.retain(|link| !is_link(link));
+            }
+        })?;
+        Ok(())
+    }
+}
+
 /// A field that is absent or zero stays as it is.
 fn apply(host: &mut HostConfig, change: &HostConfig) {
     macro_rules! numbers {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::CreateRequest;
 use crate::Engine;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::images::blocking;
 
 pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
@@ -173,9 +173,9 @@ impl Engine {
         let (store, id) = (self.images.store.clone(), id.clone());
         blocking(move || {
             let root = store.mount(&id)?;
-            let copied: Result<()> = fresh
-                .iter()
-                .try_for_each(|(volume, destination)| copy_up(&root, destination, volume));
+            let copied: Result<()> = fresh.iter().try_for_each(|(volume, destination)| {
+                Ok(image::copy::populate(&root, destination, volume).map(drop)?)
+            });
             store.unmount(&id)?;
             copied
         })
@@ -186,31 +186,6 @@ impl Engine {
 fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
-
-/// Copies the directory's content, its own mode and owner included, through one tar stream.
-fn copy_up(root: &Path, from: &str, volume: &Path) -> Result<()> {
-    let is_directory =
-        image::copy::stat(root, from).is_ok_and(|stat| stat.mode & GO_MODE_DIRECTORY != 0);
-    if !is_directory {
-        return Ok(());
-    }
-    let (reader, writer) = std::io::pipe().during("make a pipe")?;
-    std::thread::scope(|scope| {
-        let reading = scope.spawn(move || {
-            image::copy::read(root, &format!("{}/.", from.trim_end_matches('/')), writer)
-        });
-        let options = image::copy::WriteOptions::default();
-        let written = image::copy::write(volume, "/", reader, options);
-        let read =
-            reading.join().map_err(|_| Error::internal("copying to a volume ended early"))?;
-        written.and(read).map_err(|error| {
-            Error::from(error).context(format_args!("fill the volume of {from} from the image"))
-        })
-    })
-}
-
-/// Go's `os.ModeDir`.
-const GO_MODE_DIRECTORY: u32 = 1 << 31;
 
 /// `source:destination[:options]`, or `destination` alone for an anonymous volume.
 pub(crate) fn parse_bind(text: &str, driver: &str) -> Result<MountRecord> {

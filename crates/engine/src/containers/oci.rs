@@ -33,7 +33,7 @@ impl Engine {
             id: spec.id.to_string(),
             rootfs,
             args: config.entrypoint.iter().chain(&config.cmd).flatten().cloned().collect(),
-            env: config.env.clone().unwrap_or_default(),
+            env: self.environment(spec),
             cwd: config.working_dir.clone().unwrap_or_default(),
             user: config.user.clone().unwrap_or_default(),
             groups: host.group_add.clone().unwrap_or_default(),
@@ -88,6 +88,59 @@ impl Engine {
             log: spec.log.clone(),
             annotations: host.annotations.clone().unwrap_or_default().into_iter().collect(),
         })
+    }
+
+    /// The container's own variables after those of its links, which they may overrule.
+    fn environment(&self, spec: &Spec) -> Vec<String> {
+        let mut env = Vec::new();
+        for link in spec.host_config.links.iter().flatten() {
+            let (name, alias) = link.split_once(':').unwrap_or((link, link));
+            let alias = alias.rsplit('/').next().unwrap_or(alias);
+            if let Ok(other) = self.container(name) {
+                env.extend(self.link_variables(spec, &other.spec(), alias));
+            }
+        }
+        env.extend(spec.config.env.clone().unwrap_or_default());
+        env
+    }
+
+    /// What `--link` has always set (moby daemon/links): name, ports, environment of the other.
+    fn link_variables(&self, spec: &Spec, other: &Spec, alias: &str) -> Vec<String> {
+        let prefix = alias.to_ascii_uppercase().replace('-', "_");
+        let mut env = vec![format!("{prefix}_NAME=/{}/{alias}", spec.name)];
+        let sandbox = self.network.sandbox(&other.id);
+        let address = sandbox
+            .and_then(|sandbox| sandbox.endpoints.get("bridge").cloned())
+            .and_then(|endpoint| endpoint.addresses.iter().find(|cidr| cidr.is_v4()).copied());
+        let mut ports: Vec<(u16, crate::network::Proto)> = other
+            .config
+            .exposed_ports
+            .iter()
+            .flatten()
+            .filter_map(|text| super::endpoints::parse_port(text).ok())
+            .collect();
+        ports.sort();
+        if let Some(address) = address.map(|cidr| cidr.addr) {
+            for (at, (port, proto)) in ports.iter().enumerate() {
+                let proto = proto.name();
+                let url = format!("{proto}://{address}:{port}");
+                if at == 0 {
+                    env.push(format!("{prefix}_PORT={url}"));
+                }
+                let base = format!("{prefix}_PORT_{port}_{}", proto.to_ascii_uppercase());
+                env.push(format!("{base}={url}"));
+                env.push(format!("{base}_ADDR={address}"));
+                env.push(format!("{base}_PORT={port}"));
+                env.push(format!("{base}_PROTO={proto}"));
+            }
+        }
+        for variable in other.config.env.iter().flatten() {
+            let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+            if !matches!(name, "HOME" | "PATH") {
+                env.push(format!("{prefix}_ENV_{name}={value}"));
+            }
+        }
+        env
     }
 
     fn oci_runtime(&self, host: &HostConfig) -> OciRuntime {
