@@ -89,3 +89,29 @@ pub(crate) fn list(root: &Path) -> Result<Vec<PathBuf>> {
     found.sort();
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::Phase;
+
+    #[test]
+    fn only_a_directory_with_a_spec_is_a_container() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write_state(folder.path(), &State::default()).expect("state");
+        assert!(read(folder.path()).expect("readable").is_none(), "the create was never told");
+    }
+
+    #[test]
+    fn a_broken_state_is_an_exited_container_and_a_broken_spec_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = r#"{"id":"a","name":"n","created":"2026-01-01T00:00:00Z","image":"i",
+            "config":{},"host_config":{},"log":{}}"#;
+        std::fs::write(folder.path().join(SPEC), text).expect("spec");
+        std::fs::write(folder.path().join(STATE), "{").expect("state");
+        let (spec, state) = read(folder.path()).expect("readable").expect("a container");
+        assert_eq!((spec.name.as_str(), state.phase), ("n", Phase::Exited));
+        std::fs::write(folder.path().join(SPEC), "{").expect("spec");
+        assert!(read(folder.path()).is_err());
+    }
+}

@@ -160,3 +160,61 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::containers::{Spec, State};
+    use time::OffsetDateTime;
+
+    fn with(names: &[(&str, &str)]) -> Containers {
+        let containers = Containers { root: PathBuf::new(), tables: RwLock::default() };
+        for (id, name) in names {
+            let spec = Spec {
+                id: ContainerId::new(*id),
+                name: (*name).to_owned(),
+                created: OffsetDateTime::UNIX_EPOCH,
+                image: String::new(),
+                config: Default::default(),
+                host_config: Default::default(),
+                networks: Default::default(),
+                mounts: Vec::new(),
+                log: Default::default(),
+                task: None,
+            };
+            containers.insert(Arc::new(Container::new(PathBuf::new(), spec, State::default())));
+        }
+        containers
+    }
+
+    fn check(containers: &Containers, word: &str, expected: &str) {
+        let found = match containers.find(word) {
+            Ok(container) => container.id().to_string(),
+            Err(error) => error.message,
+        };
+        assert_eq!(found, expected, "{word}");
+    }
+
+    #[test]
+    fn a_container_is_found_by_id_name_or_prefix() {
+        let containers = with(&[("abc1", "web"), ("abc2", "db"), ("def3", "abc")]);
+        check(&containers, "abc1", "abc1");
+        check(&containers, "/web", "abc1");
+        check(&containers, "abc", "def3");
+        check(&containers, "d", "def3");
+        check(&containers, "ab", "multiple IDs found with provided prefix: ab");
+        check(&containers, "zz", "No such container: zz");
+    }
+
+    #[test]
+    fn a_taken_name_names_its_owner_and_a_released_one_is_free() {
+        let containers = with(&[("abc1", "web")]);
+        let id = ContainerId::new("new");
+        let error = containers.reserve(Some("/web"), &id).expect_err("taken");
+        assert!(error.message.contains("\"/web\" is already in use by container \"abc1\""));
+        containers.release("web", &id);
+        assert!(containers.reserve(Some("web"), &id).is_err(), "only the owner releases");
+        containers.release("web", &ContainerId::new("abc1"));
+        assert!(containers.reserve(Some("web"), &id).is_ok());
+    }
+}
