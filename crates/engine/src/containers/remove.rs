@@ -57,6 +57,7 @@ impl Engine {
                 if let Err(error) = self.kill(container.id(), None).await
                     && container.is_running()
                 {
+                    container.keep_next_exit(false);
                     return Err(error);
                 }
             }

@@ -18,13 +18,15 @@ impl Engine {
         let container = self.container(name)?;
         let started = {
             let _operation = container.operation.lock().await;
-            container.cancel_plans();
-            container.change_state(|state| {
-                if state.phase == Phase::Restarting {
-                    state.phase = Phase::Exited;
-                }
-                state.restart_count = 0;
-            });
+            if !container.is_running() {
+                container.cancel_plans();
+                container.change_state(|state| {
+                    if state.phase == Phase::Restarting {
+                        state.phase = Phase::Exited;
+                    }
+                    state.restart_count = 0;
+                });
+            }
             self.start_locked(&container).await
         };
         if started.is_err()
