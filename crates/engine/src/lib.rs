@@ -45,6 +45,7 @@ impl Engine {
         let images = Arc::new(images::Images::open(&config, events.clone()).await?);
         let volumes = Arc::new(volumes::Volumes::open(&config, events.clone()).await?);
         let network = network::Network::open(config.network()?).await?;
+        network.tell(events.clone());
         let runtime = runtime::Runtime::new(runtime::Config {
             exec_root: config.exec_root.clone(),
             shim_exe: "/proc/self/exe".into(),

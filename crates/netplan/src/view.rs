@@ -161,7 +161,7 @@ pub struct IngressTarget {
 }
 
 /// A network of the swarm, as this node sees it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
     pub subnets: Vec<OverlaySubnet>,
     /// Zero: taken from the uplink.
@@ -176,7 +176,7 @@ pub struct Overlay {
     pub lb_address: Option<Cidr>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlaySubnet {
     pub subnet: Cidr,
     pub gateway: Option<IpAddr>,
@@ -184,7 +184,7 @@ pub struct OverlaySubnet {
 }
 
 /// Where a remote endpoint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
     pub mac: Mac,
     /// The node's data-path address.
@@ -192,7 +192,7 @@ pub struct Peer {
 }
 
 /// A virtual address and who answers for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub name: String,
     pub vips: Vec<IpAddr>,
@@ -201,28 +201,28 @@ pub struct Service {
 
 /// One that is listed but not ready gets no new connection and keeps the ones it has; one that
 /// is no longer listed has its connections reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backend {
     pub address: IpAddr,
     pub ready: bool,
 }
 
 /// What the routing mesh serves.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ingress {
     pub ports: Vec<IngressPort>,
     /// Every node on the ingress network, this one included: its ingress address.
     pub nodes: Vec<IngressNode>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngressPort {
     pub proto: Proto,
     pub published: u16,
     pub backends: Vec<IngressBackend>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IngressBackend {
     /// The task's address on the ingress network.
     pub address: IpAddr,
@@ -232,13 +232,13 @@ pub struct IngressBackend {
     pub engine: NodeEngine,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IngressNode {
     pub address: IpAddr,
     pub engine: NodeEngine,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum NodeEngine {
     Skep,
     Docker,

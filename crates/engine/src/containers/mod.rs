@@ -17,6 +17,7 @@ mod exit;
 mod health;
 mod remove;
 mod change;
+mod connect;
 mod restore;
 
 pub use container::{

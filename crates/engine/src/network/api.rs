@@ -238,6 +238,9 @@ pub struct SandboxState {
     pub ports: Vec<PortState>,
     /// The text of the container's /etc/resolv.conf.
     pub resolv_conf: String,
+    /// The endpoint on `docker_gwbridge`, for a container on overlays alone.
+    #[serde(default)]
+    pub gateway_endpoint: Option<EndpointState>,
     /// Lines for /etc/hosts beyond localhost: the container's own addresses and name(s) are added
     /// by the caller from `endpoints`.
     pub hosts: Vec<(IpAddr, String)>,
@@ -267,7 +270,7 @@ pub struct NetworkEvent {
 }
 
 /// What this node needs to know to carry overlays; set as a whole by the cluster wiring.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayState {
     pub overlays: BTreeMap<NetworkId, Overlay>,
     /// `docker network` names of the overlays.

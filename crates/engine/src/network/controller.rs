@@ -60,6 +60,9 @@ impl Controller {
             config,
         };
         controller.adopt()?;
+        // Until the swarm's agent speaks, overlays stay as the last one left them.
+        controller.state.overlays = load(&overlays_file(&controller.config))?.unwrap_or_default();
+        controller.adopt_mesh_ports();
         controller.add_predefined()?;
         controller.look_at_host();
         let wanted = desired(&controller.state.view(&controller.config));
@@ -200,6 +203,10 @@ impl Controller {
         save(&sandboxes_file(&self.config), &records, false)
     }
 
+    pub fn save_overlays(&self) -> Result<(), NetworkError> {
+        save(&overlays_file(&self.config), &self.state.overlays, false)
+    }
+
     /// What readers see.
     pub fn publish_state(&self) {
         self.shared.publish(&self.state, self.counters);
@@ -228,6 +235,10 @@ fn networks_file(config: &NetworkConfig) -> PathBuf {
 
 fn sandboxes_file(config: &NetworkConfig) -> PathBuf {
     config.exec_root.join("network").join("sandboxes.json")
+}
+
+fn overlays_file(config: &NetworkConfig) -> PathBuf {
+    config.exec_root.join("network").join("overlays.json")
 }
 
 fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError> {

@@ -204,6 +204,25 @@ impl Network {
         self.shared.read(|seen| seen.counters)
     }
 
+    /// Publishes what happens to networks on the engine's bus, for as long as the engine lives.
+    pub fn tell(&self, bus: Arc<crate::events::Bus>) {
+        let mut events = self.events();
+        tokio::spawn(async move {
+            loop {
+                match events.recv().await {
+                    Ok(event) => {
+                        let mut attributes = vec![("name", event.name), ("type", event.driver.to_owned())];
+                        attributes.extend(event.container.map(|id| ("container", id.to_string())));
+                        let kind = crate::events::Type::NETWORK;
+                        bus.publish(kind, event.action, event.network.to_string(), attributes);
+                    }
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+    }
+
     pub fn events(&self) -> broadcast::Receiver<NetworkEvent> {
         self.events.subscribe()
     }

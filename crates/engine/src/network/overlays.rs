@@ -16,6 +16,7 @@ impl Controller {
         }
         let before = mesh_ports(&self.state.overlays);
         self.state.overlays = wanted;
+        self.save_overlays()?;
         self.look_at_host();
         let held = self.hold_mesh_ports(&before);
         let gateway = self.ingress_gateway();
@@ -46,6 +47,12 @@ impl Controller {
             "published ports in use on this node by something else: {}",
             taken.join(", ")
         )))
+    }
+
+    pub(super) fn adopt_mesh_ports(&mut self) {
+        for (proto, port) in mesh_ports(&self.state.overlays) {
+            self.ports.adopt(proto, EVERY, port);
+        }
     }
 
     /// The ingress namespace needs an address on `docker_gwbridge`, and keeps it.

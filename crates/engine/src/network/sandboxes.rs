@@ -63,6 +63,7 @@ impl Controller {
                 endpoints: BTreeMap::new(),
                 ports: Vec::new(),
                 resolv_conf: String::new(),
+                gateway_endpoint: None,
                 hosts: Vec::new(),
             },
             endpoints: Vec::new(),
@@ -211,6 +212,7 @@ impl Controller {
         });
         if way_out || !overlay {
             record.gateway = None;
+            record.state.gateway_endpoint = None;
             return Ok(());
         }
         if record.gateway.is_none() {
@@ -218,6 +220,7 @@ impl Controller {
             let spec = EndpointSpec { network: network.name, ..EndpointSpec::default() };
             record.gateway = Some(self.endpoint(record, &spec)?);
         }
+        record.state.gateway_endpoint = record.gateway.as_ref().map(|one| one.state.clone());
         Ok(())
     }
 

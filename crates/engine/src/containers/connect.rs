@@ -1,0 +1,100 @@
+//! `docker network connect` and `disconnect`, on containers that run and on those at rest.
+
+use std::sync::Arc;
+
+use bollard_stubs::models::EndpointSettings;
+
+use super::container::Container;
+use super::endpoints;
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::network::{BRIDGE, HOST, NONE};
+
+impl Engine {
+    pub async fn connect(
+        self: &Arc<Self>,
+        network: &str,
+        container: &str,
+        settings: EndpointSettings,
+    ) -> Result<()> {
+        let network = self.network_name(network)?;
+        let container = self.container(container)?;
+        check(&container, &network)?;
+        if container.spec().networks.contains_key(&network) {
+            return Err(Error::forbidden(format!(
+                "endpoint with name {} already exists in network {network}",
+                container.name()
+            )));
+        }
+        let spec = endpoints::endpoint(&network, &settings, None)?;
+        if network == BRIDGE && !spec.addresses.is_empty() {
+            return Err(Error::bad_parameter(
+                "user specified IP address is supported on user defined networks only",
+            ));
+        }
+        if container.is_running() {
+            self.network.connect(container.id(), spec).await?;
+        }
+        let name = network.clone();
+        container.change_spec(|spec| drop(spec.networks.insert(name, settings)))?;
+        Ok(())
+    }
+
+    pub async fn disconnect(
+        self: &Arc<Self>,
+        network: &str,
+        container: &str,
+        force: bool,
+    ) -> Result<()> {
+        let network = self.network_name(network)?;
+        let container = match self.container(container) {
+            // What is gone is not connected.
+            Err(_) if force => return Ok(()),
+            other => other?,
+        };
+        check(&container, &network)?;
+        if container.is_running() {
+            self.network.disconnect(container.id(), &network).await?;
+        } else if !container.spec().networks.contains_key(&network) {
+            return Err(Error::forbidden(format!(
+                "container {} is not connected to network {network}",
+                container.id()
+            )));
+        }
+        container.change_spec(|spec| drop(spec.networks.remove(&network)))?;
+        Ok(())
+    }
+
+    /// The full name of a network, local or of the swarm, from its name or id.
+    fn network_name(&self, name_or_id: &str) -> Result<String> {
+        let overlays = self.network.overlays();
+        let named = overlays.names.iter().find(|(id, name)| {
+            id.as_str() == name_or_id || name.as_str() == name_or_id
+        });
+        if let Some((_, name)) = named {
+            return Ok(name.clone());
+        }
+        Ok(self.network.find(name_or_id)?.name)
+    }
+}
+
+fn check(container: &Container, network: &str) -> Result<()> {
+    let spec = container.spec();
+    let mode = spec.host_config.network_mode.clone().unwrap_or_default();
+    if network == HOST || mode == HOST {
+        return Err(Error::forbidden(
+            "container cannot be disconnected from host network or connected to host network",
+        ));
+    }
+    if mode.starts_with("container:") {
+        return Err(Error::forbidden(
+            "container sharing network namespace with another container or host cannot be connected to any other network",
+        ));
+    }
+    if network == NONE || mode == NONE {
+        return Err(Error::forbidden(
+            "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,220 @@
+//! Overlays, virtual addresses and the routing mesh from views alone: two hosts, real packets.
+
+mod support;
+
+use netplan::{
+    Backend, Bridge, Cidr, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, Link,
+    Mac, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, Sandbox, SandboxId, Service, View,
+};
+use support::{Host, stdout};
+
+const WEB: &str = "webnetworkid00000000000001";
+const INGRESS: &str = "ingressnetworkid0000000001";
+const GATEWAY: &str = "gwbridge";
+
+fn ip(text: &str) -> std::net::IpAddr {
+    text.parse().unwrap()
+}
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().unwrap()
+}
+
+/// Host 1 or 2; each has a task: 10.0.1.11 / .12 on `web`, 10.0.0.11 / .12 on the ingress network.
+fn view(n: u8, engines: [NodeEngine; 2]) -> View {
+    let other = 3 - n;
+    let mut view = View::default();
+    view.host.data_path = Some(ip(&format!("192.0.2.{n}")));
+    view.host.uplink_mtu = 1500;
+    let overlay = |third: u8, vni: u32| Overlay {
+        subnets: vec![OverlaySubnet {
+            subnet: cidr(&format!("10.0.{third}.0/24")),
+            gateway: Some(ip(&format!("10.0.{third}.1"))),
+            vni,
+        }],
+        peers: [11, 2]
+            .map(|base: u8| {
+                let addr = ip(&format!("10.0.{third}.{}", base + other - u8::from(base == 11)));
+                let vtep = ip(&format!("192.0.2.{other}"));
+                (addr, Peer { mac: Mac::for_ip(addr), vtep })
+            })
+            .into(),
+        ..Overlay::default()
+    };
+    let mut web = overlay(1, 4097);
+    let ready = |address: &str| Backend { address: ip(address), ready: true };
+    web.services = vec![
+        Service {
+            name: "web".into(),
+            vips: vec![ip("10.0.1.100")],
+            backends: vec![ready("10.0.1.11"), ready("10.0.1.12")],
+        },
+        Service { name: "none".into(), vips: vec![ip("10.0.1.101")], backends: vec![] },
+    ];
+    let mut ingress = overlay(0, 4096);
+    ingress.lb_address = Some(cidr(&format!("10.0.0.{}/24", 2 + n)));
+    let task = |n: u8| IngressBackend {
+        address: ip(&format!("10.0.0.{}", 10 + n)),
+        ready: true,
+        engine: engines[usize::from(n) - 1],
+    };
+    let node = |n: u8| IngressNode {
+        address: ip(&format!("10.0.0.{}", 2 + n)),
+        engine: engines[usize::from(n) - 1],
+    };
+    ingress.ingress = Some(Ingress {
+        ports: vec![IngressPort {
+            proto: Proto::Tcp,
+            published: 8080,
+            backends: vec![task(1), task(2)],
+        }],
+        nodes: vec![node(1), node(2)],
+    });
+    view.overlays.insert(WEB.into(), web);
+    view.overlays.insert(INGRESS.into(), ingress);
+    view.bridges.insert(
+        GATEWAY.into(),
+        Bridge {
+            ifname: "docker_gwbridge".into(),
+            addresses: vec![cidr("172.18.0.1/16")],
+            mtu: 1500,
+            internal: false,
+            icc: false,
+            masquerade: true,
+            foreign: false,
+        },
+    );
+    view.host.bridge_netfilter = true;
+    let link = |network: &str, ifname: &str, peer: &str, address: String, out: bool| Link {
+        network: network.into(),
+        ifname: ifname.into(),
+        peer: peer.into(),
+        mac: Mac::for_ip(cidr(&address).addr),
+        addresses: vec![cidr(&address)],
+        gateways: if out { vec![ip("172.18.0.1")] } else { vec![] },
+        routes: vec![],
+    };
+    let task = Sandbox {
+        links: vec![
+            link(WEB, "eth0", "vethw", format!("10.0.1.{}/24", 10 + n), false),
+            link(INGRESS, "eth1", "vethi", format!("10.0.0.{}/24", 10 + n), false),
+            link(GATEWAY, "eth2", "vethg", "172.18.0.3/16".into(), true),
+        ],
+        resolver: None,
+        published: vec![],
+        ingress: vec![IngressTarget { proto: Proto::Tcp, published: 8080, target: 80 }],
+    };
+    let router = Sandbox {
+        links: vec![
+            link(INGRESS, "eth0", "vethingr0", format!("10.0.0.{}/24", 2 + n), false),
+            link(GATEWAY, "eth1", "vethingr1", "172.18.0.2/16".into(), true),
+        ],
+        resolver: None,
+        published: vec![],
+        ingress: vec![],
+    };
+    view.sandboxes.insert(SandboxId("task".into()), task);
+    view.sandboxes.insert(SandboxId::ingress(), router);
+    view
+}
+
+/// A third host on the same cable as two others, for clients from outside.
+fn hosts() -> [Host; 3] {
+    let names = ["one", "two", "client"];
+    let switch = Host::new("switch");
+    switch.ip("link add br0 type bridge");
+    switch.ip("link set br0 up");
+    let hosts = names.map(Host::new);
+    for (n, host) in hosts.iter().enumerate() {
+        switch.ip(&format!("link add p{n} type veth peer eth0 netns {}", host.name));
+        switch.ip(&format!("link set p{n} master br0 up"));
+        host.ip(&format!("addr add 192.0.2.{}/24 dev eth0", n + 1));
+        host.ip("link set eth0 up");
+    }
+    // The switch lives as long as its ports' other ends are looked at: it is kept by them.
+    std::mem::forget(Keep(switch));
+    hosts
+}
+
+struct Keep(#[allow(dead_code)] Host);
+
+/// Answers each request with `<client's address> <name>`.
+fn serve(host: &Host, name: &str) -> (support::Running, tempfile::TempDir) {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("cgi-bin")).unwrap();
+    let script = root.path().join("cgi-bin/addr");
+    std::fs::write(
+        &script,
+        format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s {name}' \"$REMOTE_ADDR\"\n"),
+    )
+    .unwrap();
+    std::os::unix::fs::chown(&script, None, None).unwrap();
+    support::run("chmod", &["755", script.to_str().unwrap()]);
+    let server = host.spawn_in("task", &format!("busybox httpd -f -p 80 -h {}", root.path().display()));
+    for _ in 0..200 {
+        if ask(host, Some("task"), "127.0.0.1:80").ends_with(name) {
+            break;
+        }
+    }
+    (server, root)
+}
+
+fn ask(host: &Host, sandbox: Option<&str>, at: &str) -> String {
+    let line = format!("curl -s -m 3 http://{at}/cgi-bin/addr");
+    stdout(&match sandbox {
+        Some(sandbox) => host.exec_in(sandbox, &line),
+        None => host.exec(&line),
+    })
+}
+
+#[test]
+fn overlay_virtual_address_and_mesh() {
+    let [one, two, client] = hosts();
+    let skep = [NodeEngine::Skep, NodeEngine::Skep];
+    one.apply(&view(1, skep));
+    two.apply(&view(2, skep));
+    let ping = |host: &Host, to: &str| host.exec_in("task", &format!("ping -c1 -W2 {to}"));
+    assert!(ping(&one, "10.0.1.12").status.success(), "overlay 1 -> 2");
+    assert!(ping(&two, "10.0.1.11").status.success(), "overlay 2 -> 1");
+    assert!(ping(&one, "10.0.1.1").status.success(), "gateway of the overlay");
+    assert!(ping(&one, "192.0.2.3").status.success(), "the way out");
+    let big = one.exec_in("task", "ping -c1 -W2 -M do -s 1422 10.0.1.12");
+    assert!(big.status.success(), "1450 bytes fit: {big:?}");
+
+    let (_one, _a) = serve(&one, "one");
+    let (_two, _b) = serve(&two, "two");
+    // The virtual address: both tasks answer, one of them the caller itself; the caller is seen.
+    let answers: Vec<_> = (0..4).map(|_| ask(&one, Some("task"), "10.0.1.100")).collect();
+    assert!(answers.contains(&"10.0.1.11 one".to_owned()), "{answers:?}");
+    assert!(answers.contains(&"10.0.1.11 two".to_owned()), "{answers:?}");
+    assert!(ping(&one, "10.0.1.100").status.success(), "virtual address and ICMP");
+    let refused = one.exec_in("task", "curl -s -m 3 http://10.0.1.101/");
+    assert_eq!(refused.status.code(), Some(7), "no backend is refused at once: {refused:?}");
+
+    // The mesh: every node answers with every task, and the task sees the client.
+    for at in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+        let answers: Vec<_> = (0..4).map(|_| ask(&client, None, at)).collect();
+        assert!(answers.contains(&"192.0.2.3 one".to_owned()), "{at}: {answers:?}");
+        assert!(answers.contains(&"192.0.2.3 two".to_owned()), "{at}: {answers:?}");
+    }
+    for (from, at) in [(None, "192.0.2.1:8080"), (None, "127.0.0.1:8080"), (Some("task"), "192.0.2.1:8080")] {
+        let answers: Vec<_> = (0..4).map(|_| ask(&one, from, at)).collect();
+        assert!(answers.iter().any(|a| a.ends_with("one")), "{from:?} {at}: {answers:?}");
+        assert!(answers.iter().any(|a| a.ends_with("two")), "{from:?} {at}: {answers:?}");
+    }
+    let sneak = one.exec_in("ingress_sbox", "curl -s -m 1 http://10.0.0.11:80/");
+    assert!(!sneak.status.success(), "only published ports are open on the ingress network");
+}
+
+#[test]
+fn towards_a_docker_engine_node_the_source_is_the_receiving_node() {
+    let [one, two, client] = hosts();
+    let engines = [NodeEngine::Skep, NodeEngine::Docker];
+    one.apply(&view(1, engines));
+    two.apply(&view(2, engines));
+    let (_one, _a) = serve(&one, "one");
+    let (_two, _b) = serve(&two, "two");
+    let answers: Vec<_> = (0..4).map(|_| ask(&client, None, "192.0.2.1:8080")).collect();
+    assert!(answers.contains(&"192.0.2.3 one".to_owned()), "{answers:?}");
+    assert!(answers.contains(&"10.0.0.3 two".to_owned()), "{answers:?}");
+}
