@@ -170,10 +170,7 @@ fn address(what: &str, text: &str) -> Result<IpAddr, ApiError> {
 
 // ---- list and inspect
 
-async fn list(
-    State(state): State<ApiState>,
-    parameters: Parameters,
-) -> Result<Response, Response> {
+async fn list(State(state): State<ApiState>, parameters: Parameters) -> Result<Response, Response> {
     let filters = parameters.filters().map_err(IntoResponse::into_response)?;
     let known = ["dangling", "driver", "id", "label", "name", "scope", "type"];
     filters.only(&known).map_err(IntoResponse::into_response)?;
@@ -212,8 +209,8 @@ fn fits(network: &Value, filters: &Filters) -> bool {
         true => "builtin",
         false => "custom",
     };
-    let name_fits = !filters.has("name")
-        || filters.values("name").any(|wanted| text("Name").contains(wanted));
+    let name_fits =
+        !filters.has("name") || filters.values("name").any(|wanted| text("Name").contains(wanted));
     name_fits
         && filters.exact("driver", text("Driver"))
         && filters.exact("scope", text("Scope"))

@@ -68,9 +68,10 @@ impl Engine {
     /// The full name of a network, local or of the swarm, from its name or id.
     fn network_name(&self, name_or_id: &str) -> Result<String> {
         let overlays = self.network.overlays();
-        let named = overlays.names.iter().find(|(id, name)| {
-            id.as_str() == name_or_id || name.as_str() == name_or_id
-        });
+        let named = overlays
+            .names
+            .iter()
+            .find(|(id, name)| id.as_str() == name_or_id || name.as_str() == name_or_id);
         if let Some((_, name)) = named {
             return Ok(name.clone());
         }

@@ -211,7 +211,8 @@ impl Network {
             loop {
                 match events.recv().await {
                     Ok(event) => {
-                        let mut attributes = vec![("name", event.name), ("type", event.driver.to_owned())];
+                        let mut attributes =
+                            vec![("name", event.name), ("type", event.driver.to_owned())];
                         attributes.extend(event.container.map(|id| ("container", id.to_string())));
                         let kind = crate::events::Type::NETWORK;
                         bus.publish(kind, event.action, event.network.to_string(), attributes);
