@@ -16,8 +16,9 @@ pub mod logs;
 pub mod attach;
 pub mod stats;
 pub mod files;
+pub mod attachments;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use config::Config;
 pub use error::{Error, Kind, Result};
@@ -35,6 +36,8 @@ pub struct Engine {
     pub runtime: runtime::Runtime,
     pub containers: containers::Containers,
     pub execs: exec::Execs,
+    /// Once the node's side of the swarm stands.
+    swarm: OnceLock<Arc<dyn attachments::Swarm>>,
 }
 
 impl Engine {
@@ -63,6 +66,7 @@ impl Engine {
             runtime,
             containers,
             execs,
+            swarm: OnceLock::new(),
         });
         engine.forward_network_events();
         engine.restore().await?;

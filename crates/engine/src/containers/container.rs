@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::mounts::MountRecord;
 use super::record;
+use crate::attachments::Place;
 use crate::error::Result;
 use crate::network::{Cidr, IngressTarget, Mac};
 
@@ -131,6 +132,9 @@ pub struct State {
     /// `docker stop` and `docker kill` end the restart policy's hold.
     pub stopped_by_user: bool,
     pub health: Option<Health>,
+    /// On attachable networks of the swarm, while it runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Place>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

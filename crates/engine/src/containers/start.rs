@@ -80,7 +80,8 @@ impl Engine {
         let failed = |error: Error| (CANNOT_START, error);
         let (store, id) = (self.images.store.clone(), spec.id.clone());
         let rootfs = blocking(move || Ok(store.mount(&id)?)).await.map_err(failed)?;
-        let sandbox_spec = self.sandbox_spec(spec).map_err(failed)?;
+        let mut sandbox_spec = self.sandbox_spec(spec).map_err(failed)?;
+        self.attach_to_swarm(container, spec, &mut sandbox_spec.endpoints).await.map_err(failed)?;
         let sandbox = self
             .network
             .start(sandbox_spec)
@@ -121,6 +122,7 @@ impl Engine {
         if let Err(error) = self.network.stop(&id).await {
             tracing::warn!(container = %id, %error, "network of the container stays");
         }
+        self.detach_from_swarm(container).await;
         let (engine, of) = (self.clone(), container.clone());
         let result = blocking(move || {
             let spec = of.spec();

@@ -1,0 +1,110 @@
+//! Containers that no service made on attachable networks of the swarm. The engine knows no swarm:
+//! whoever runs one lends it a [`Swarm`].
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::containers::{Container, Spec};
+use crate::network::{Cidr, EndpointSpec};
+use crate::{Engine, Result};
+
+/// What a container wants of the swarm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Name or id of the network.
+    pub network: String,
+    pub container_id: String,
+    pub container_name: String,
+    pub aliases: Vec<String>,
+    /// `--ip`, or none for any.
+    pub addresses: Vec<String>,
+}
+
+/// What it got: kept with the container's state, so that a restarted daemon still knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Place {
+    /// The task that stands for the container in the swarm.
+    pub task: String,
+    /// The network's id.
+    pub network: String,
+    pub network_name: String,
+    pub addresses: Vec<Cidr>,
+    pub aliases: Vec<String>,
+}
+
+/// The swarm as far as a container's networks need it.
+pub trait Swarm: Send + Sync + 'static {
+    /// `None` when the swarm has no such network. Done once the network is ready on this node.
+    fn attach(&self, wanted: Wanted) -> BoxFuture<'_, Result<Option<Place>>>;
+    /// Gives the place back; must not fail, and not wait for a manager that is away.
+    fn detach(&self, place: Place) -> BoxFuture<'_, ()>;
+    /// Says again who holds a place: after a restart of the daemon.
+    fn resume(&self, wanted: Wanted, place: Place) -> BoxFuture<'_, ()>;
+}
+
+impl Engine {
+    /// Lends the engine its swarm; containers that still run on its networks are told to it.
+    pub async fn set_swarm(&self, swarm: Arc<dyn Swarm>) {
+        for container in self.containers.all() {
+            let spec = container.spec();
+            for place in container.state().places {
+                let network = place.network_name.clone();
+                let wanted = wanted(&spec, network, place.aliases.clone(), Vec::new());
+                swarm.resume(wanted, place).await;
+            }
+        }
+        // A second swarm would be a mistake of the caller; the first one stays.
+        let _ = self.swarm.set(swarm);
+    }
+
+    /// Gets a place on every network that is not this host's own.
+    pub(crate) async fn attach_to_swarm(
+        &self,
+        container: &Container,
+        spec: &Spec,
+        endpoints: &mut [EndpointSpec],
+    ) -> Result<()> {
+        let Some(swarm) = self.swarm.get().filter(|_| spec.task.is_none()) else { return Ok(()) };
+        for endpoint in endpoints {
+            if self.network.find(&endpoint.network).is_ok() {
+                continue;
+            }
+            let addresses = endpoint.addresses.iter().map(|cidr| cidr.addr.to_string()).collect();
+            let wanted =
+                wanted(spec, endpoint.network.clone(), endpoint.aliases.clone(), addresses);
+            // The network controller says what is wrong with a name that nobody knows.
+            let Some(place) = swarm.attach(wanted).await? else { continue };
+            endpoint.network = place.network.clone();
+            endpoint.addresses = place.addresses.clone();
+            container.change_state(|state| state.places.push(place));
+        }
+        Ok(())
+    }
+
+    /// Gives back the places of a container that has ended.
+    pub(crate) async fn detach_from_swarm(&self, container: &Container) {
+        if container.state().places.is_empty() {
+            return;
+        }
+        let mut places = Vec::new();
+        container.change_state(|state| places = std::mem::take(&mut state.places));
+        if let Some(swarm) = self.swarm.get() {
+            for place in places {
+                swarm.detach(place).await;
+            }
+        }
+    }
+}
+
+fn wanted(spec: &Spec, network: String, aliases: Vec<String>, addresses: Vec<String>) -> Wanted {
+    Wanted {
+        network,
+        container_id: spec.id.to_string(),
+        container_name: spec.name.clone(),
+        aliases,
+        addresses,
+    }
+}
