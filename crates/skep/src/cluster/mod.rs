@@ -14,6 +14,7 @@ pub mod description;
 pub mod node;
 pub mod life;
 pub mod view;
+pub mod attach;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -208,7 +209,7 @@ impl Cluster {
         info
     }
 
-    async fn attach(
+    pub(crate) async fn attach(
         &self,
         target: String,
         container_id: String,
@@ -238,7 +239,7 @@ impl Cluster {
         }
     }
 
-    async fn detach(&self, attachment_id: String) -> Result<(), ControlError> {
+    pub(crate) async fn detach(&self, attachment_id: String) -> Result<(), ControlError> {
         let node = self.member()?;
         node.agent.tell(agent::Event::Detached { task: attachment_id.clone() }).await;
         let far = node.any_manager().ok_or_else(no_leader)?;
@@ -295,7 +296,9 @@ pub(crate) fn refused(status: transport::Status) -> ControlError {
 
 /// Resumes this node's membership, if it has one; what the daemon hands to the Engine API.
 pub async fn start(engine: Arc<Engine>) -> Arc<dyn ClusterApi> {
-    Arc::new(Api(Cluster::open(engine).await))
+    let cluster = Cluster::open(engine.clone()).await;
+    engine.set_swarm(Arc::new(attach::Attacher(Arc::downgrade(&cluster)))).await;
+    Arc::new(Api(cluster))
 }
 
 /// The trait's implementation is a handle, so that changes of life can outlive a request.
