@@ -18,6 +18,8 @@ use wire::memberlist::seal::{FRAME_HEADER_BYTES, frame_length};
 const STREAM_TIME_MAX: Duration = Duration::from_secs(10);
 /// Accepted connections at a time; further ones are closed at once and tried again by their makers.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a port may be in use before that is an error.
+const PORT_WAIT_MAX: Duration = Duration::from_secs(2);
 const EVENTS_WAITING_MAX: usize = 1_024;
 /// Packets taken before timers and events have their turn.
 const PACKETS_AT_ONCE: usize = 64;
@@ -80,8 +82,7 @@ pub async fn start(
     listen: SocketAddr,
     out: mpsc::Sender<Effect>,
 ) -> io::Result<Handle> {
-    let udp = UdpSocket::bind(listen).await?;
-    let tcp = TcpListener::bind(listen).await?;
+    let (udp, tcp) = bind(listen).await?;
     let (orders, ordered) = mpsc::channel(EVENTS_WAITING_MAX);
     let (streams, streamed) = mpsc::channel(EVENTS_WAITING_MAX);
     let peers = Arc::new(Peers::default());
@@ -100,6 +101,26 @@ pub async fn start(
     };
     tokio::spawn(runner.run(tcp, ordered, streamed));
     Ok(handle)
+}
+
+/// A gossip that was just ended may hold the port for another moment.
+async fn bind(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let begun = std::time::Instant::now();
+    loop {
+        let bound = match UdpSocket::bind(listen).await {
+            Ok(udp) => TcpListener::bind(listen).await.map(|tcp| (udp, tcp)),
+            Err(error) => Err(error),
+        };
+        match bound {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse
+                    && begun.elapsed() < PORT_WAIT_MAX =>
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// The wall clock at the start, advanced by the monotonic one.

@@ -33,6 +33,9 @@ pub enum Input {
     },
 }
 
+/// Two rounds of gossip: the second reaches whoever missed the first.
+const GOODBYE_TIME: std::time::Duration = std::time::Duration::from_millis(450);
+
 /// What the rest of the node sees of its agent.
 #[derive(Clone)]
 pub struct Handle {
@@ -49,6 +52,12 @@ pub struct Handle {
 impl Handle {
     pub async fn tell(&self, event: Event) {
         let _ = self.inputs.send(Input::Event(event)).await;
+    }
+
+    /// Tells the others on the gossip that this node goes; they drop its rows at once.
+    pub async fn say_goodbye(&self) {
+        self.gossip.send(::gossip::Event::LeaveCluster).await;
+        tokio::time::sleep(GOODBYE_TIME).await;
     }
 
     /// The nodes on a network: gossip name and address.

@@ -273,6 +273,7 @@ async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result
             let _ = tokio::time::timeout(LEAVE_TIME_MAX, client.leave(request)).await;
         }
     }
+    node.agent.say_goodbye().await;
     node.stop();
     super::executor::remove_all(&cluster.engine).await;
     let _ = cluster.engine.network.set_overlays(engine::network::OverlayState::default()).await;
