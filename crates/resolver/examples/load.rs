@@ -26,11 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         zone.add(&format!("name{number}"), IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)));
     }
     client.set_zone("load", &zone)?;
-    let sandbox = Sandbox {
-        netns: PathBuf::from(netns),
-        zones: vec!["load".into()],
-        ..Sandbox::default()
-    };
+    let sandbox =
+        Sandbox { netns: PathBuf::from(netns), zones: vec!["load".into()], ..Sandbox::default() };
     let port = client.set_sandbox("load", &sandbox)?.udp;
     let time = Duration::from_secs(seconds.parse()?);
     let askers: Vec<_> = (0..ASKERS)

@@ -113,8 +113,7 @@ async fn bind(listen: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
         };
         match bound {
             Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse
-                    && begun.elapsed() < PORT_WAIT_MAX =>
+                if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PORT_WAIT_MAX =>
             {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
