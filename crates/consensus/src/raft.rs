@@ -31,6 +31,8 @@ pub const SNAPSHOT_BYTES: u64 = 64 * 1024 * 1024;
 pub const ENTRIES_FOR_SLOW_FOLLOWERS: u64 = 500;
 /// An entry bigger than this is not proposed (SwarmKit's limit of one request).
 pub const PROPOSAL_BYTES_MAX: usize = 3 * 512 * 1024;
+/// Ticks without a word from the leader (who speaks at each) after which something may be wrong.
+const QUIET_TICKS: u32 = 3;
 /// Ticks after which a snapshot that nobody reported on counts as lost, so that the follower is
 /// asked again instead of waiting for ever.
 const SNAPSHOT_PATIENCE_TICKS: u32 = 60;
@@ -66,6 +68,8 @@ pub enum Event {
     Transfer(u64),
     /// Try to lead at once.
     Campaign,
+    /// The leader is known to be gone: stand for election without waiting for its lease to end.
+    Succeed,
 }
 
 /// In the order in which they must happen; see [`Write`] for what goes before what.
@@ -103,6 +107,8 @@ pub struct Raft {
     snapshots_sent: BTreeMap<u64, u32>,
     leadership: (u64, StateRole, u64),
     next_change: u64,
+    /// Ticks since the leader was heard.
+    quiet: u32,
 }
 
 impl Raft {
@@ -184,6 +190,7 @@ impl Raft {
             snapshots_sent: BTreeMap::new(),
             leadership: (0, StateRole::Follower, 0),
             next_change: 0,
+            quiet: 0,
         };
         raft.drain(&mut effects);
         if raft.alone() {
@@ -209,6 +216,7 @@ impl Raft {
             Event::Unreachable(raft_id) => self.node.report_unreachable(raft_id),
             Event::SnapshotSent { raft_id, delivered } => self.snapshot_sent(raft_id, delivered),
             Event::Transfer(raft_id) => self.node.transfer_leader(raft_id),
+            Event::Succeed => self.succeed(),
             Event::Campaign => {
                 // Refused only while a membership entry waits; the election timer tries again.
                 let _refused = self.node.campaign();
@@ -310,6 +318,11 @@ impl Raft {
         self.node.raft.leader_id
     }
 
+    /// Whether a follower has not heard its leader for several heartbeats.
+    pub fn leader_is_quiet(&self) -> bool {
+        !self.leads() && self.leader() != 0 && self.quiet >= QUIET_TICKS
+    }
+
     pub fn term(&self) -> u64 {
         self.node.raft.term
     }
@@ -356,6 +369,7 @@ impl Raft {
         // A process that was stopped does not make up for the ticks it slept through.
         self.tick_at = (self.tick_at + TICK).max(now + TICK / 2);
         self.count_snapshots();
+        self.quiet = self.quiet.saturating_add(1);
         if !self.leads() {
             let waited = self.node.raft.election_elapsed;
             if waited == 0 {
@@ -367,6 +381,17 @@ impl Raft {
             }
         }
         let _has_ready = self.node.tick();
+    }
+
+    /// As if the leader had handed over: the others grant their votes although its lease runs.
+    fn succeed(&mut self) {
+        let mut message = eraftpb::Message::default();
+        message.msg_type = eraftpb::MessageType::MsgTimeoutNow;
+        message.from = self.leader();
+        message.to = self.id;
+        message.term = self.term();
+        // Refused only when it cannot stand; then nothing happens.
+        let _refused = self.node.raft.step(message);
     }
 
     fn count_snapshots(&mut self) {
@@ -397,6 +422,9 @@ impl Raft {
             return;
         }
         let Some(message) = translate::message_in(message) else { return };
+        if message.from == self.leader() {
+            self.quiet = 0;
+        }
         // raft-rs ends the process on a commit index beyond the log: the sender believes that this
         // member has entries which it has lost. Silence lets the sender probe again.
         let last = self.node.raft.raft_log.last_index();
@@ -515,6 +543,7 @@ impl Raft {
         let leadership = (raft.leader_id, raft.state, raft.term);
         if leadership != self.leadership {
             self.leadership = leadership;
+            self.quiet = 0;
             effects.push(Effect::Leadership);
         }
     }

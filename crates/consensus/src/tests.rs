@@ -389,7 +389,7 @@ fn storm(seed: u64) -> usize {
     let ids: Vec<u64> = set.hosts.keys().copied().collect();
     for round in 0..40u32 {
         let id = ids[set.dice.random_range(0..ids.len())];
-        match set.dice.random_range(0..8) {
+        match set.dice.random_range(0..9) {
             0 => {
                 set.cut.clear();
                 set.cut.insert(id, 1);
@@ -398,6 +398,7 @@ fn storm(seed: u64) -> usize {
             2 => set.hosts.get_mut(&id).unwrap().raft = None,
             3 if set.hosts[&id].raft.is_some() => set.snapshot(id),
             4 => crash_while_stepping(&mut set, id),
+            5 => set.step(id, Event::Succeed),
             _ => {
                 for number in 0..3 {
                     set.propose(format!("{round}.{number}").as_bytes());

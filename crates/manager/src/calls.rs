@@ -85,6 +85,18 @@ impl Manager {
         call: Call,
         out: &mut Vec<Effect>,
     ) -> Option<Reply> {
+        let here = matches!(
+            call,
+            Call::GetRootCaCertificate(_)
+                | Call::GetUnlockKey(_)
+                | Call::ResolveAddress(_)
+                | Call::Health(_)
+        );
+        let begins = self.raft.leads() && self.leading.is_none();
+        if begins && !here && self.early.len() < CALLS_WAITING_MAX {
+            self.early.push((ticket, caller, call));
+            return None;
+        }
         match call {
             Call::Control(request) if is_read(&request) => Some(self.read(now, request)),
             Call::GetRootCaCertificate(_) => {

@@ -12,7 +12,9 @@ mod leading;
 mod logs;
 mod manager;
 mod membership;
+mod pump;
 mod streams;
+mod succession;
 mod start;
 
 pub use event::{

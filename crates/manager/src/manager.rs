@@ -13,9 +13,9 @@ use wire::swarmkit as pb;
 use crate::leading::Leading;
 use crate::membership;
 use crate::start::{Bootstrap, Identity};
+use crate::succession::Succession;
 use crate::{
     Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, StreamId, Ticket, authority,
-    bootstrap,
 };
 
 /// Docker's words when nobody leads.
@@ -24,8 +24,6 @@ pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible tha
 pub(crate) const CALLS_WAITING_MAX: usize = 1_024;
 /// Calls that wait for a certificate; the next one is told to ask again.
 pub(crate) const CERTIFICATE_WAITERS_MAX: usize = 4_096;
-/// Entries proposed in one step before the shell may look at other events.
-const ROUNDS_MAX: usize = 32;
 
 /// One manager.
 pub struct Manager {
@@ -36,30 +34,33 @@ pub struct Manager {
     pub(crate) leading: Option<Leading>,
     /// Calls that write, in their order.
     pub(crate) waiting: VecDeque<(Ticket, Caller, Call)>,
-    in_flight: Option<InFlight>,
+    /// Calls that came between the election and the first entry of the term.
+    pub(crate) early: Vec<(Ticket, Caller, Call)>,
+    succession: Succession,
+    pub(crate) in_flight: Option<InFlight>,
     /// Changes of the set that wait for the one under way.
     pub(crate) changes: VecDeque<(MemberChange, Option<Ticket>)>,
-    change_in_flight: Option<(Proposed, MemberChange, Option<Ticket>)>,
+    pub(crate) change_in_flight: Option<(Proposed, MemberChange, Option<Ticket>)>,
     /// Joiners that are asked whether they answer under their address.
     pub(crate) probes: BTreeMap<Ticket, MemberChange>,
     pub(crate) certificate_waiters: BTreeMap<Ticket, String>,
     /// Streams that are open while it leads.
     pub(crate) streams: BTreeSet<StreamId>,
-    bootstrap: Option<Bootstrap>,
+    pub(crate) bootstrap: Option<Bootstrap>,
     leader: Option<Leader>,
     members: Vec<pb::RaftMember>,
-    requests: u64,
+    pub(crate) requests: u64,
     /// The last step stopped before it was done.
-    unfinished: bool,
+    pub(crate) unfinished: bool,
 }
 
 /// What is answered once an entry is committed.
 pub(crate) type Then = Box<dyn FnOnce(&Store) -> Reply + Send>;
 
-struct InFlight {
-    at: Proposed,
-    ticket: Option<Ticket>,
-    then: Option<Then>,
+pub(crate) struct InFlight {
+    pub at: Proposed,
+    pub ticket: Option<Ticket>,
+    pub then: Option<Then>,
 }
 
 impl Manager {
@@ -130,6 +131,8 @@ impl Manager {
             dice,
             leading: None,
             waiting: VecDeque::new(),
+            early: Vec::new(),
+            succession: Succession::new(),
             in_flight: None,
             changes: VecDeque::new(),
             change_in_flight: None,
@@ -165,7 +168,7 @@ impl Manager {
                 None
             }
             Event::Probed { ticket, healthy } => {
-                self.probed(ticket, healthy, &mut out);
+                self.probed(now, ticket, healthy, &mut out);
                 None
             }
             Event::Call { ticket, caller, call } => {
@@ -188,6 +191,8 @@ impl Manager {
         if let Some(event) = raft_event {
             let effects = self.raft.step(now, event);
             self.carry_out(now, effects, &mut out);
+            self.succession.look(now, &self.raft, &mut out);
+            self.succeed_in_turn(now, &mut out);
             self.expire(now, &mut out);
         }
         self.pump(now, &mut out);
@@ -218,6 +223,10 @@ impl Manager {
     /// Whether it leads and knows everything that was ever acknowledged.
     pub fn leads(&self) -> bool {
         self.leading.is_some()
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raft.term()
     }
 
     pub fn raft_id(&self) -> u64 {
@@ -385,11 +394,14 @@ impl Manager {
         self.start_leading(now, out);
     }
 
-    fn start_leading(&mut self, now: Instant, out: &mut Vec<Effect>) {
+    pub(crate) fn start_leading(&mut self, now: Instant, out: &mut Vec<Effect>) {
         if self.leading.is_none() && self.raft.leads_fully() {
             let own = &self.identity.node_id;
             self.leading = Some(Leading::new(now, self.raft.term(), own, &mut self.dice));
             self.tell_nodes_of_managers(now, out);
+            for (ticket, caller, call) in std::mem::take(&mut self.early) {
+                self.call(now, ticket, caller, call, out);
+            }
         }
     }
 
@@ -398,6 +410,7 @@ impl Manager {
         self.leading = None;
         let mut tickets: Vec<Ticket> =
             self.waiting.drain(..).map(|(ticket, _, _)| ticket).collect();
+        tickets.extend(self.early.drain(..).map(|(ticket, _, _)| ticket));
         tickets.extend(self.in_flight.take().and_then(|in_flight| in_flight.ticket));
         tickets.extend(self.changes.drain(..).filter_map(|(_, ticket)| ticket));
         tickets.extend(self.change_in_flight.take().and_then(|(_, _, ticket)| ticket));
@@ -411,147 +424,11 @@ impl Manager {
         }
     }
 
-    /// Proposes, one entry at a time, what callers and the leader's loops want.
-    fn pump(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        self.start_leading(now, out);
-        self.unfinished = false;
-        for _ in 0..ROUNDS_MAX {
-            if self.leading.is_none() || self.in_flight.is_some() {
-                return;
-            }
-            self.propose_next_change(now, out);
-            if !self.propose_next(now, out) {
-                return;
-            }
-        }
-        self.unfinished = self.in_flight.is_none();
-    }
-
-    /// Whether there was anything to do.
-    fn propose_next(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
-        if let Some(bootstrap) = self.bootstrap.take() {
-            self.propose_bootstrap(now, bootstrap, out);
-            return true;
-        }
-        let calls_turn = self.leading.as_ref().is_some_and(|leading| leading.calls_turn);
-        // Callers and loops take turns; who has nothing to do gives its turn away.
-        let done = (calls_turn && self.next_call(now, out))
-            || self.round(now, out)
-            || (!calls_turn && self.next_call(now, out));
-        if let Some(leading) = &mut self.leading {
-            leading.calls_turn = !calls_turn;
-        }
-        done
-    }
-
-    fn propose_bootstrap(&mut self, now: Instant, bootstrap: Bootstrap, out: &mut Vec<Effect>) {
-        if self.store.cluster().is_some() {
+    fn probed(&mut self, now: Instant, ticket: Ticket, healthy: bool, out: &mut Vec<Effect>) {
+        if self.succession.probed(now, &self.raft, ticket, healthy) {
+            self.succeed_in_turn(now, out);
             return;
         }
-        let version = self.raft.commit_index();
-        let actions = bootstrap::actions(
-            &self.store,
-            &self.identity,
-            bootstrap,
-            now,
-            version,
-            &mut self.dice,
-        );
-        if let Ok(actions) = actions {
-            self.propose(now, actions, None, None, out);
-        }
-    }
-
-    fn next_call(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
-        let Some((ticket, caller, call)) = self.waiting.pop_front() else { return false };
-        match self.decide(now, &caller, call) {
-            Ok((actions, then)) if actions.is_empty() => {
-                out.push(Effect::Reply { ticket, reply: then(&self.store) });
-            }
-            Ok((actions, then)) => self.propose(now, actions, Some(ticket), Some(then), out),
-            Err(failure) => out.push(Effect::Reply { ticket, reply: Err(failure) }),
-        }
-        true
-    }
-
-    fn round(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
-        let moved = self.moved();
-        let Some(leading) = &mut self.leading else { return false };
-        if !leading.take_dirty(now) {
-            return false;
-        }
-        let mut roles = membership::plan_roles(&self.store, &self.raft);
-        roles.member = roles.member.or(moved);
-        let transaction = leading.plan(now, &self.store, roles.changes);
-        let actions =
-            transaction.map(|transaction| transaction.finish(now, self.raft.commit_index()));
-        if let Some(change) = roles.member
-            && self.changes.is_empty()
-            && self.change_in_flight.is_none()
-        {
-            self.changes.push_back((change, None));
-        }
-        if let Some(raft_id) = roles.hand_over_to {
-            let effects = self.raft.step(now, consensus::Event::Transfer(raft_id));
-            self.carry_out(now, effects, out);
-            return true;
-        }
-        let Some(actions) = actions else { return !self.changes.is_empty() };
-        self.propose(now, actions, None, None, out);
-        true
-    }
-
-    /// This manager was started under another address than the others know.
-    fn moved(&self) -> Option<MemberChange> {
-        let known = self.raft.members().get(self.raft.id())?;
-        (known.addr != self.identity.address)
-            .then(|| MemberChange::Update(raft_member(&self.identity, self.raft.id())))
-    }
-
-    fn propose(
-        &mut self,
-        now: Instant,
-        actions: Vec<pb::StoreAction>,
-        ticket: Option<Ticket>,
-        then: Option<Then>,
-        out: &mut Vec<Effect>,
-    ) {
-        self.requests += 1;
-        let id = (now.as_nanos() / 1_000_000) << 8 | self.requests & 0xff;
-        let request = pb::InternalRaftRequest { id, action: actions };
-        match self.raft.propose(request.encode_to_vec()) {
-            Ok((at, effects)) => {
-                self.in_flight = Some(InFlight { at, ticket, then });
-                self.carry_out(now, effects, out);
-            }
-            Err(error) => {
-                if let Some(ticket) = ticket {
-                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
-                }
-            }
-        }
-    }
-
-    fn propose_next_change(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        if self.change_in_flight.is_some() {
-            return;
-        }
-        let Some((change, ticket)) = self.changes.pop_front() else { return };
-        match self.raft.propose_change(&change) {
-            Ok((at, effects)) => {
-                self.change_in_flight = Some((at, change, ticket));
-                self.carry_out(now, effects, out);
-            }
-            Err(consensus::Error::ChangeUnderWay) => self.changes.push_front((change, ticket)),
-            Err(error) => {
-                if let Some(ticket) = ticket {
-                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
-                }
-            }
-        }
-    }
-
-    fn probed(&mut self, ticket: Ticket, healthy: bool, out: &mut Vec<Effect>) {
         let Some(change) = self.probes.remove(&ticket) else { return };
         if healthy {
             self.changes.push_back((change, Some(ticket)));
@@ -565,13 +442,21 @@ impl Manager {
         });
     }
 
+    /// Stands for election when the leader is gone and it is this manager's turn.
+    fn succeed_in_turn(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if self.succession.take_turn(now, &self.raft) {
+            let effects = self.raft.step(now, consensus::Event::Succeed);
+            self.carry_out(now, effects, out);
+        }
+    }
+
     fn cancelled(&mut self, ticket: Ticket) {
         self.certificate_waiters.remove(&ticket);
         self.probes.remove(&ticket);
     }
 }
 
-fn raft_member(identity: &Identity, raft_id: u64) -> pb::RaftMember {
+pub(crate) fn raft_member(identity: &Identity, raft_id: u64) -> pb::RaftMember {
     pb::RaftMember {
         raft_id,
         node_id: identity.node_id.clone(),
@@ -586,12 +471,4 @@ fn fork(dice: &mut ChaCha8Rng) -> ChaCha8Rng {
 
 pub(crate) fn lost_leadership() -> Failure {
     Failure::new(Code::Unavailable, "failed to process the request: node lost leader status")
-}
-
-fn raft_failure(error: &consensus::Error) -> Failure {
-    let code = match error {
-        consensus::Error::TooLarge { .. } => Code::ResourceExhausted,
-        _ => Code::Unavailable,
-    };
-    Failure::new(code, error.to_string())
 }

@@ -134,7 +134,7 @@ impl Rig {
                         self.network.push_back((to, *message));
                     }
                 }
-                Effect::Probe { ticket, .. } => probes.push(ticket),
+                Effect::Probe { ticket, address } => probes.push((ticket, address)),
                 Effect::Reply { ticket, reply } => {
                     assert!(self.replies.insert(ticket, reply).is_none(), "answered twice");
                 }
@@ -148,8 +148,13 @@ impl Rig {
                 _ => {}
             }
         }
-        for ticket in probes {
-            self.step(node, Event::Probed { ticket, healthy: true });
+        for (ticket, address) in probes {
+            let far = self.hosts.iter().find(|(_, host)| host.identity.address == address);
+            let cut = |name: &str| self.cut.as_deref() == Some(name);
+            // A joiner is not among the hosts yet; it answers.
+            let healthy =
+                far.is_none_or(|(name, host)| host.manager.is_some() && cut(name) == cut(node));
+            self.step(node, Event::Probed { ticket, healthy });
         }
     }
 

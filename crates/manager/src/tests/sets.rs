@@ -165,3 +165,23 @@ fn snapshots_are_taken_as_the_cluster_says_and_bring_late_managers_up() {
     assert_eq!(rig.manager("node1").store().count::<pb::Service>(), 50);
     assert_eq!(rig.manager("node1").members().count(), 2);
 }
+
+#[test]
+fn a_dead_leader_is_replaced_within_seconds_and_a_cut_off_follower_keeps_still() {
+    let mut rig = Rig::new(29);
+    let second = rig.add_manager();
+    let third = rig.add_manager();
+    rig.run(Duration::from_secs(5));
+    let term = rig.manager("node1").term();
+    rig.cut = Some(third.clone());
+    rig.run(Duration::from_secs(9));
+    assert_eq!(rig.manager(&third).term(), term, "it found no quorum and did not stand");
+    rig.cut = None;
+    rig.run(Duration::from_secs(5));
+    assert_eq!(rig.leader().as_deref(), Some("node1"));
+    rig.hosts.get_mut("node1").unwrap().manager = None;
+    rig.run(Duration::from_secs(7));
+    let leader = rig.leader().expect("another one leads within seven seconds");
+    assert!(leader == second || leader == third);
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+}

@@ -1,0 +1,163 @@
+//! What a leader proposes: callers and its own loops take turns, one entry at a time.
+
+use consensus::MemberChange;
+use model::Instant;
+use prost::Message as _;
+use wire::swarmkit as pb;
+
+use crate::manager::{InFlight, Manager, Then, raft_member};
+use crate::start::Bootstrap;
+use crate::{Code, Effect, Failure, Ticket, bootstrap, membership};
+
+/// Entries proposed in one step before the shell may look at other events.
+const ROUNDS_MAX: usize = 32;
+
+impl Manager {
+    /// Proposes, one entry at a time, what callers and the leader's loops want.
+    pub(crate) fn pump(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        self.start_leading(now, out);
+        self.unfinished = false;
+        for _ in 0..ROUNDS_MAX {
+            if self.leading.is_none() || self.in_flight.is_some() {
+                return;
+            }
+            self.propose_next_change(now, out);
+            if !self.propose_next(now, out) {
+                return;
+            }
+        }
+        self.unfinished = self.in_flight.is_none();
+    }
+
+    /// Whether there was anything to do.
+    fn propose_next(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        if let Some(bootstrap) = self.bootstrap.take() {
+            self.propose_bootstrap(now, bootstrap, out);
+            return true;
+        }
+        let calls_turn = self.leading.as_ref().is_some_and(|leading| leading.calls_turn);
+        // Callers and loops take turns; who has nothing to do gives its turn away.
+        let done = (calls_turn && self.next_call(now, out))
+            || self.round(now, out)
+            || (!calls_turn && self.next_call(now, out));
+        if let Some(leading) = &mut self.leading {
+            leading.calls_turn = !calls_turn;
+        }
+        done
+    }
+
+    fn propose_bootstrap(&mut self, now: Instant, bootstrap: Bootstrap, out: &mut Vec<Effect>) {
+        if self.store.cluster().is_some() {
+            return;
+        }
+        let version = self.raft.commit_index();
+        let actions = bootstrap::actions(
+            &self.store,
+            &self.identity,
+            bootstrap,
+            now,
+            version,
+            &mut self.dice,
+        );
+        if let Ok(actions) = actions {
+            self.propose(now, actions, None, None, out);
+        }
+    }
+
+    fn next_call(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let Some((ticket, caller, call)) = self.waiting.pop_front() else { return false };
+        match self.decide(now, &caller, call) {
+            Ok((actions, then)) if actions.is_empty() => {
+                out.push(Effect::Reply { ticket, reply: then(&self.store) });
+            }
+            Ok((actions, then)) => self.propose(now, actions, Some(ticket), Some(then), out),
+            Err(failure) => out.push(Effect::Reply { ticket, reply: Err(failure) }),
+        }
+        true
+    }
+
+    fn round(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        let moved = self.moved();
+        let Some(leading) = &mut self.leading else { return false };
+        if !leading.take_dirty(now) {
+            return false;
+        }
+        let mut roles = membership::plan_roles(&self.store, &self.raft);
+        roles.member = roles.member.or(moved);
+        let transaction = leading.plan(now, &self.store, roles.changes);
+        let actions =
+            transaction.map(|transaction| transaction.finish(now, self.raft.commit_index()));
+        if let Some(change) = roles.member
+            && self.changes.is_empty()
+            && self.change_in_flight.is_none()
+        {
+            self.changes.push_back((change, None));
+        }
+        if let Some(raft_id) = roles.hand_over_to {
+            let effects = self.raft.step(now, consensus::Event::Transfer(raft_id));
+            self.carry_out(now, effects, out);
+            return true;
+        }
+        let Some(actions) = actions else { return !self.changes.is_empty() };
+        self.propose(now, actions, None, None, out);
+        true
+    }
+
+    /// This manager was started under another address than the others know.
+    fn moved(&self) -> Option<MemberChange> {
+        let known = self.raft.members().get(self.raft.id())?;
+        (known.addr != self.identity.address)
+            .then(|| MemberChange::Update(raft_member(&self.identity, self.raft.id())))
+    }
+
+    fn propose(
+        &mut self,
+        now: Instant,
+        actions: Vec<pb::StoreAction>,
+        ticket: Option<Ticket>,
+        then: Option<Then>,
+        out: &mut Vec<Effect>,
+    ) {
+        self.requests += 1;
+        let id = (now.as_nanos() / 1_000_000) << 8 | self.requests & 0xff;
+        let request = pb::InternalRaftRequest { id, action: actions };
+        match self.raft.propose(request.encode_to_vec()) {
+            Ok((at, effects)) => {
+                self.in_flight = Some(InFlight { at, ticket, then });
+                self.carry_out(now, effects, out);
+            }
+            Err(error) => {
+                if let Some(ticket) = ticket {
+                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
+                }
+            }
+        }
+    }
+
+    fn propose_next_change(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        if self.change_in_flight.is_some() {
+            return;
+        }
+        let Some((change, ticket)) = self.changes.pop_front() else { return };
+        match self.raft.propose_change(&change) {
+            Ok((at, effects)) => {
+                self.change_in_flight = Some((at, change, ticket));
+                self.carry_out(now, effects, out);
+            }
+            Err(consensus::Error::ChangeUnderWay) => self.changes.push_front((change, ticket)),
+            Err(error) => {
+                if let Some(ticket) = ticket {
+                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
+                }
+            }
+        }
+    }
+}
+
+fn raft_failure(error: &consensus::Error) -> Failure {
+    let code = match error {
+        consensus::Error::TooLarge { .. } => Code::ResourceExhausted,
+        _ => Code::Unavailable,
+    };
+    Failure::new(code, error.to_string())
+}
