@@ -63,11 +63,13 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
         engine: engines[usize::from(n) - 1],
     };
     ingress.ingress = Some(Ingress {
-        ports: vec![IngressPort {
-            proto: Proto::Tcp,
-            published: 8080,
-            backends: vec![task(1), task(2)],
-        }],
+        ports: [8080, 90]
+            .map(|published| IngressPort {
+                proto: Proto::Tcp,
+                published,
+                backends: vec![task(1), task(2)],
+            })
+            .into(),
         nodes: vec![node(1), node(2)],
     });
     view.overlays.insert(WEB.into(), web);
@@ -102,7 +104,9 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
         ],
         resolver: None,
         published: vec![],
-        ingress: vec![IngressTarget { proto: Proto::Tcp, published: 8080, target: 80 }],
+        ingress: [(8080, 80), (90, 90)]
+            .map(|(published, target)| IngressTarget { proto: Proto::Tcp, published, target })
+            .into(),
     };
     let router = Sandbox {
         links: vec![
@@ -145,14 +149,11 @@ fn serve(host: &Host, name: &str) -> (support::Running, tempfile::TempDir) {
     let script = root.path().join("cgi-bin/addr");
     std::fs::write(
         &script,
-        format!(
-            "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s {name}' \"$REMOTE_ADDR\"\n"
-        ),
+        format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s {name}' \"$REMOTE_ADDR\"\n"),
     )
     .unwrap();
     support::run("chmod", &["755", script.to_str().unwrap()]);
-    let server =
-        host.spawn_in("task", &format!("busybox httpd -f -p 80 -h {}", root.path().display()));
+    let server = host.spawn_in("task", &format!("busybox httpd -f -p 80 -h {}", root.path().display()));
     for _ in 0..200 {
         if ask(host, Some("task"), "127.0.0.1:80").ends_with(name) {
             break;
@@ -200,13 +201,17 @@ fn overlay_virtual_address_and_mesh() {
         assert!(answers.contains(&"192.0.2.3 one".to_owned()), "{at}: {answers:?}");
         assert!(answers.contains(&"192.0.2.3 two".to_owned()), "{at}: {answers:?}");
     }
-    for (from, at) in
-        [(None, "192.0.2.1:8080"), (None, "127.0.0.1:8080"), (Some("task"), "192.0.2.1:8080")]
-    {
+    for (from, at) in [(None, "192.0.2.1:8080"), (None, "127.0.0.1:8080"), (Some("task"), "192.0.2.1:8080")] {
         let answers: Vec<_> = (0..4).map(|_| ask(&one, from, at)).collect();
         assert!(answers.iter().any(|a| a.ends_with("one")), "{from:?} {at}: {answers:?}");
         assert!(answers.iter().any(|a| a.ends_with("two")), "{from:?} {at}: {answers:?}");
     }
+    let same = inside(&two, || std::net::TcpListener::bind("0.0.0.0:90"));
+    let under_its_own_number = (0..2).any(|_| {
+        client.exec("timeout 2 bash -c '</dev/tcp/192.0.2.1/90'").status.success()
+    });
+    assert!(under_its_own_number, "a port published under its own number");
+    drop(same);
     let sneak = one.exec_in("ingress_sbox", "curl -s -m 1 http://10.0.0.11:80/");
     assert!(!sneak.status.success(), "only published ports are open on the ingress network");
 }
@@ -222,4 +227,88 @@ fn towards_a_docker_engine_node_the_source_is_the_receiving_node() {
     let answers: Vec<_> = (0..4).map(|_| ask(&client, None, "192.0.2.1:8080")).collect();
     assert!(answers.contains(&"192.0.2.3 one".to_owned()), "{answers:?}");
     assert!(answers.contains(&"10.0.0.3 two".to_owned()), "{answers:?}");
+}
+
+/// Opens a socket inside a sandbox of the host; it stays there.
+fn inside<T: Send>(host: &Host, open: impl FnOnce() -> std::io::Result<T> + Send) -> T {
+    netlink::namespace::visit(&host.directory.join("task"), open).expect("a socket in the sandbox")
+}
+
+fn with_backends(n: u8, backends: &[(&str, bool)]) -> View {
+    let mut view = view(n, [NodeEngine::Skep, NodeEngine::Skep]);
+    let web = view.overlays.get_mut(WEB).unwrap();
+    web.services[0].backends = backends
+        .iter()
+        .map(|(address, ready)| Backend { address: ip(address), ready: *ready })
+        .collect();
+    view
+}
+
+#[test]
+fn connections_of_a_dead_backend_are_reset_and_datagrams_move() {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::time::Duration;
+    let [one, two, _client] = hosts();
+    one.apply(&with_backends(1, &[("10.0.1.12", true)]));
+    two.apply(&with_backends(2, &[("10.0.1.12", true)]));
+    let wait = Some(Duration::from_secs(3));
+    let listener = inside(&two, || TcpListener::bind("0.0.0.0:90"));
+    let far = inside(&two, || UdpSocket::bind("0.0.0.0:91"));
+    let near = inside(&one, || UdpSocket::bind("0.0.0.0:91"));
+    far.set_read_timeout(wait).unwrap();
+    near.set_read_timeout(wait).unwrap();
+    let mut stream = inside(&one, || TcpStream::connect("10.0.1.100:90"));
+    let (mut server, from) = listener.accept().unwrap();
+    assert_eq!(from.ip(), ip("10.0.1.11"), "the callee sees the caller");
+    let caller = inside(&one, || UdpSocket::bind("0.0.0.0:9999"));
+    let mut buffer = [0u8; 16];
+    caller.send_to(b"a", "10.0.1.100:91").unwrap();
+    far.recv_from(&mut buffer).unwrap();
+
+    // Draining: what is connected stays connected, what is new goes elsewhere.
+    let draining = [("10.0.1.12", false), ("10.0.1.11", true)];
+    one.apply(&with_backends(1, &draining));
+    stream.write_all(b"still").unwrap();
+    server.read_exact(&mut buffer[..5]).unwrap();
+    caller.send_to(b"b", "10.0.1.100:91").unwrap();
+    far.recv_from(&mut buffer).unwrap();
+
+    // Gone: the connection is reset although nobody sends, the datagrams' fixed port moves.
+    stream.set_read_timeout(wait).unwrap();
+    one.apply(&with_backends(1, &[("10.0.1.11", true)]));
+    let error = stream.read(&mut buffer).unwrap_err();
+    let ended = [std::io::ErrorKind::ConnectionAborted, std::io::ErrorKind::ConnectionReset];
+    assert!(ended.contains(&error.kind()), "{error:?}");
+    caller.send_to(b"c", "10.0.1.100:91").unwrap();
+    near.recv_from(&mut buffer).expect("the datagram moved to the live backend");
+}
+
+#[test]
+fn two_vxlan_devices_of_one_network_never_meet_file_exists() {
+    let host = Host::new("leftover");
+    host.ip("link add eth0 type veth peer far");
+    host.ip("addr add 192.0.2.1/24 dev eth0");
+    host.ip("link set eth0 up");
+    let view = view(1, [NodeEngine::Skep, NodeEngine::Skep]);
+    host.apply(&view);
+    // A crash took the file away; the namespace and its device live on in an open descriptor.
+    let path = host.directory.join("1-webnetwork");
+    let held = std::fs::File::open(&path).unwrap();
+    netlink::namespace::remove(&path).unwrap();
+    let wanted = netplan::desired(&view);
+    host.with(|kernel| {
+        let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
+        let failures = kernel.apply(&steps);
+        assert!(!failures.is_empty(), "the segment is still taken while somebody holds it");
+        drop(held);
+        for _ in 0..200 {
+            let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
+            if steps.is_empty() {
+                return;
+            }
+            kernel.apply(&steps);
+        }
+        panic!("the leftover was never replaced");
+    });
 }

@@ -127,6 +127,12 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
     guard.rule(vec![Match::IifName(name()), Match::Established], Action::Accept);
     guard.rule(vec![Match::IifName(name()), Match::Translated], Action::Accept);
     guard.rule(vec![Match::IifName(name()), Match::Icmp], Action::Accept);
+    // A port that is published under its own number is not altered, so it does not count as
+    // translated.
+    for port in sandbox.ingress.iter().filter(|port| port.published == port.target) {
+        let matches = vec![Match::IifName(name()), Match::Dport(port.proto, port.target)];
+        guard.rule(matches, Action::Accept);
+    }
     guard.rule(vec![Match::IifName(name())], Action::Drop);
     let mut back = Chain::base("back", ChainKind::Route, Hook::Output, PRIORITY_MANGLE);
     back.rule(vec![Match::CtMarked], Action::MarkFromCt);

@@ -1,0 +1,196 @@
+//! Plans as text: what a view comes to, in the words of `ip`, `bridge` and `nft`.
+//! `UPDATE_EXPECT=1` writes the files anew.
+
+use std::path::Path;
+
+use netplan::{
+    Backend, Bridge, Cidr, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, Link,
+    Mac, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, PublishedPort, ResolverPorts, Sandbox,
+    SandboxId, Service, View, World, desired, diff,
+};
+
+fn check(name: &str, from: &View, to: &View) {
+    let before = if *from == View::default() { World::new() } else { desired(from) };
+    let text: String =
+        diff(&before, &desired(to)).iter().map(|step| format!("{step}\n")).collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == expected, "{name} differs:\n{text}");
+    let wanted = desired(to);
+    assert!(diff(&wanted, &wanted).is_empty(), "what is reached needs no step");
+}
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().unwrap()
+}
+
+fn link(network: &str, ifname: &str, address: &str, gateway: Option<&str>) -> Link {
+    Link {
+        network: network.into(),
+        ifname: ifname.into(),
+        peer: format!("veth-{ifname}"),
+        mac: Mac::for_ip(cidr(address).addr),
+        addresses: vec![cidr(address)],
+        gateways: gateway.into_iter().map(|text| text.parse().unwrap()).collect(),
+        routes: vec![],
+    }
+}
+
+fn bridge(ifname: &str, address: &str) -> Bridge {
+    Bridge {
+        ifname: ifname.into(),
+        addresses: vec![cidr(address)],
+        mtu: 1500,
+        internal: false,
+        icc: true,
+        masquerade: true,
+        foreign: false,
+    }
+}
+
+fn one_container() -> View {
+    let mut view = View::default();
+    view.bridges.insert("b".into(), bridge("docker0", "172.17.0.1/16"));
+    let published = PublishedPort {
+        proto: Proto::Tcp,
+        host_ip: "0.0.0.0".parse().unwrap(),
+        host_port: 8080,
+        address: "172.17.0.2".parse().unwrap(),
+        port: 80,
+    };
+    let sandbox = Sandbox {
+        links: vec![link("b", "eth0", "172.17.0.2/16", Some("172.17.0.1"))],
+        resolver: Some(ResolverPorts { udp: 40_000, tcp: 40_001 }),
+        published: vec![published],
+        ingress: vec![],
+    };
+    view.sandboxes.insert(SandboxId("c0ffee".into()), sandbox);
+    view
+}
+
+fn one_task() -> View {
+    let mut view = View::default();
+    view.host.data_path = Some("192.0.2.1".parse().unwrap());
+    view.bridges.insert("g".into(), bridge("docker_gwbridge", "172.18.0.1/16"));
+    let subnet = |third: u8, vni: u32| OverlaySubnet {
+        subnet: cidr(&format!("10.0.{third}.0/24")),
+        gateway: Some(format!("10.0.{third}.1").parse().unwrap()),
+        vni,
+    };
+    let far = "10.0.1.9".parse().unwrap();
+    let peer = Peer { mac: Mac::for_ip(far), vtep: "192.0.2.2".parse().unwrap() };
+    let backend = |text: &str, ready| Backend { address: text.parse().unwrap(), ready };
+    let web = Overlay {
+        subnets: vec![subnet(1, 4097)],
+        peers: [(far, peer)].into(),
+        services: vec![
+            Service {
+                name: "web".into(),
+                vips: vec!["10.0.1.2".parse().unwrap()],
+                backends: vec![backend("10.0.1.5", true), backend("10.0.1.9", true)],
+            },
+            Service {
+                name: "gone".into(),
+                vips: vec!["10.0.1.3".parse().unwrap()],
+                backends: vec![backend("10.0.1.8", false)],
+            },
+        ],
+        ..Overlay::default()
+    };
+    let node = |text: &str, engine| IngressNode { address: text.parse().unwrap(), engine };
+    let task = |text: &str, engine| IngressBackend {
+        address: text.parse().unwrap(),
+        ready: true,
+        engine,
+    };
+    let ingress = Overlay {
+        subnets: vec![subnet(0, 4096)],
+        lb_address: Some(cidr("10.0.0.2/24")),
+        ingress: Some(Ingress {
+            ports: vec![IngressPort {
+                proto: Proto::Tcp,
+                published: 80,
+                backends: vec![
+                    task("10.0.0.5", NodeEngine::Skep),
+                    task("10.0.0.9", NodeEngine::Docker),
+                ],
+            }],
+            nodes: vec![node("10.0.0.2", NodeEngine::Skep), node("10.0.0.3", NodeEngine::Docker)],
+        }),
+        ..Overlay::default()
+    };
+    view.overlays.insert("webwebwebwebweb".into(), web);
+    view.overlays.insert("ingressingress".into(), ingress);
+    let task = Sandbox {
+        links: vec![
+            link("ingressingress", "eth0", "10.0.0.5/24", None),
+            link("webwebwebwebweb", "eth1", "10.0.1.5/24", None),
+            link("g", "eth2", "172.18.0.3/16", Some("172.18.0.1")),
+        ],
+        resolver: None,
+        published: vec![],
+        ingress: vec![IngressTarget { proto: Proto::Tcp, published: 80, target: 8080 }],
+    };
+    let mut router = Sandbox {
+        links: vec![
+            link("ingressingress", "eth0", "10.0.0.2/24", None),
+            link("g", "eth1", "172.18.0.2/16", Some("172.18.0.1")),
+        ],
+        resolver: None,
+        published: vec![],
+        ingress: vec![],
+    };
+    for (n, link) in router.links.iter_mut().enumerate() {
+        link.peer = format!("vethingr{n}");
+    }
+    view.sandboxes.insert(SandboxId("task1".into()), task);
+    view.sandboxes.insert(SandboxId::ingress(), router);
+    view
+}
+
+#[test]
+fn a_container_on_a_bridge() {
+    check("container.txt", &View::default(), &one_container());
+}
+
+#[test]
+fn a_container_that_ends() {
+    let mut after = one_container();
+    after.sandboxes.clear();
+    check("container-ends.txt", &one_container(), &after);
+}
+
+#[test]
+fn a_task_on_an_overlay_and_the_mesh() {
+    check("task.txt", &View::default(), &one_task());
+}
+
+#[test]
+fn a_far_task_that_moves_to_another_host_and_one_that_dies() {
+    let mut after = one_task();
+    let web = after.overlays.get_mut("webwebwebwebweb").unwrap();
+    web.peers.values_mut().for_each(|peer| peer.vtep = "192.0.2.7".parse().unwrap());
+    web.services[0].backends.truncate(1);
+    check("task-moves.txt", &one_task(), &after);
+}
+
+#[test]
+fn every_path_leaves_what_the_uplink_leaves() {
+    for (uplink, data_path, own, mtu) in [
+        (1500, "192.0.2.1", 0, 1450),
+        (9000, "192.0.2.1", 0, 8950),
+        (1280, "192.0.2.1", 0, 1230),
+        (1500, "2001:db8::1", 0, 1430),
+        (1500, "192.0.2.1", 1400, 1400),
+    ] {
+        let mut view = one_task();
+        view.host.uplink_mtu = uplink;
+        view.host.data_path = Some(data_path.parse().unwrap());
+        let overlay = view.overlays.get_mut("webwebwebwebweb").unwrap();
+        overlay.mtu = own;
+        assert_eq!(netplan::overlay_mtu(&view.host, overlay), mtu, "{uplink} {data_path} {own}");
+    }
+}
