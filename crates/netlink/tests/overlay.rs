@@ -149,11 +149,14 @@ fn serve(host: &Host, name: &str) -> (support::Running, tempfile::TempDir) {
     let script = root.path().join("cgi-bin/addr");
     std::fs::write(
         &script,
-        format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s {name}' \"$REMOTE_ADDR\"\n"),
+        format!(
+            "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n%s {name}' \"$REMOTE_ADDR\"\n"
+        ),
     )
     .unwrap();
     support::run("chmod", &["755", script.to_str().unwrap()]);
-    let server = host.spawn_in("task", &format!("busybox httpd -f -p 80 -h {}", root.path().display()));
+    let server =
+        host.spawn_in("task", &format!("busybox httpd -f -p 80 -h {}", root.path().display()));
     for _ in 0..200 {
         if ask(host, Some("task"), "127.0.0.1:80").ends_with(name) {
             break;
@@ -201,15 +204,16 @@ fn overlay_virtual_address_and_mesh() {
         assert!(answers.contains(&"192.0.2.3 one".to_owned()), "{at}: {answers:?}");
         assert!(answers.contains(&"192.0.2.3 two".to_owned()), "{at}: {answers:?}");
     }
-    for (from, at) in [(None, "192.0.2.1:8080"), (None, "127.0.0.1:8080"), (Some("task"), "192.0.2.1:8080")] {
+    for (from, at) in
+        [(None, "192.0.2.1:8080"), (None, "127.0.0.1:8080"), (Some("task"), "192.0.2.1:8080")]
+    {
         let answers: Vec<_> = (0..4).map(|_| ask(&one, from, at)).collect();
         assert!(answers.iter().any(|a| a.ends_with("one")), "{from:?} {at}: {answers:?}");
         assert!(answers.iter().any(|a| a.ends_with("two")), "{from:?} {at}: {answers:?}");
     }
     let same = inside(&two, || std::net::TcpListener::bind("0.0.0.0:90"));
-    let under_its_own_number = (0..2).any(|_| {
-        client.exec("timeout 2 bash -c '</dev/tcp/192.0.2.1/90'").status.success()
-    });
+    let under_its_own_number =
+        (0..2).any(|_| client.exec("timeout 2 bash -c '</dev/tcp/192.0.2.1/90'").status.success());
     assert!(under_its_own_number, "a port published under its own number");
     drop(same);
     let sneak = one.exec_in("ingress_sbox", "curl -s -m 1 http://10.0.0.11:80/");

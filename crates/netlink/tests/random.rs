@@ -23,8 +23,11 @@ fn choices() -> impl Strategy<Value = Choice> {
     let overlays = prop::collection::vec((0u8..5, 0u8..4), 0..3);
     let on = prop::collection::vec(any::<bool>(), 4);
     let sandboxes = prop::collection::vec((on, prop::option::of(2000u16..2010)), 0..4);
-    (bridges, overlays, sandboxes)
-        .prop_map(|(bridges, overlays, sandboxes)| Choice { bridges, overlays, sandboxes })
+    (bridges, overlays, sandboxes).prop_map(|(bridges, overlays, sandboxes)| Choice {
+        bridges,
+        overlays,
+        sandboxes,
+    })
 }
 
 fn cidr(text: String) -> Cidr {

@@ -11,8 +11,7 @@ use netplan::{
 
 fn check(name: &str, from: &View, to: &View) {
     let before = if *from == View::default() { World::new() } else { desired(from) };
-    let text: String =
-        diff(&before, &desired(to)).iter().map(|step| format!("{step}\n")).collect();
+    let text: String = diff(&before, &desired(to)).iter().map(|step| format!("{step}\n")).collect();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         std::fs::write(&path, &text).unwrap();
@@ -101,11 +100,8 @@ fn one_task() -> View {
         ..Overlay::default()
     };
     let node = |text: &str, engine| IngressNode { address: text.parse().unwrap(), engine };
-    let task = |text: &str, engine| IngressBackend {
-        address: text.parse().unwrap(),
-        ready: true,
-        engine,
-    };
+    let task =
+        |text: &str, engine| IngressBackend { address: text.parse().unwrap(), ready: true, engine };
     let ingress = Overlay {
         subnets: vec![subnet(0, 4096)],
         lb_address: Some(cidr("10.0.0.2/24")),
