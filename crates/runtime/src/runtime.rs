@@ -196,8 +196,9 @@ impl Runtime {
             if known.exit.borrow().is_none() {
                 return Err(Error::conflict(format!("container {} is already running", spec.id)));
             }
-            self.delete(&spec.id).await?;
         }
+        // What a broken removal left behind would be in the way.
+        self.delete(&spec.id).await?;
         let result = self.create_fresh(spec).await;
         if result.is_err() {
             let _ = self.delete(&spec.id).await;

@@ -24,6 +24,8 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Ended execs whose exit no daemon has heard of; older ones are forgotten.
 const ENDED_EXECS_MAX: usize = 1_000;
 const CONNECTIONS_MAX: usize = 1_024;
+/// After this long without anything to do the shim makes itself small.
+const IDLE: Duration = Duration::from_secs(2);
 
 pub struct Shim {
     bundle: PathBuf,
@@ -41,6 +43,8 @@ pub struct Shim {
     quit_at: Option<Instant>,
     quit: bool,
     space: Vec<u8>,
+    /// When to give memory back; `None` when that is done.
+    trim_at: Option<Instant>,
 }
 
 /// What a polled descriptor stands for.
@@ -77,6 +81,7 @@ impl Shim {
             quit_at: None,
             quit: false,
             space: Vec::new(),
+            trim_at: None,
         }
     }
 
@@ -90,9 +95,13 @@ impl Shim {
             self.clean();
             return;
         }
-        sys::trim_memory();
         while !self.quit {
-            let ready = self.poll();
+            self.trim_at.get_or_insert_with(|| Instant::now() + IDLE);
+            let mut ready = self.poll(false);
+            if ready.is_empty() && self.trim_at.is_some_and(|at| at <= Instant::now()) {
+                self.trim_at = None;
+                ready = self.poll(true);
+            }
             for (token, flags) in ready {
                 self.handle(token, flags);
             }
@@ -113,7 +122,8 @@ impl Shim {
         Ok(Reply::Pid(pid as u32))
     }
 
-    fn poll(&mut self) -> Vec<(Token, PollFlags)> {
+    /// Waits for something to do; with `trim` small, as it may be long.
+    fn poll(&mut self, trim: bool) -> Vec<(Token, PollFlags)> {
         let limit = self.deadline().map(|at| {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -157,6 +167,9 @@ impl Shim {
                 }
             }
         }
+        if trim {
+            sys::trim_memory();
+        }
         match rustix::event::poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
             Err(_) => return Vec::new(),
@@ -167,7 +180,7 @@ impl Shim {
 
     fn deadline(&self) -> Option<Instant> {
         let draining = self.processes.iter().filter(|p| !p.finished).filter_map(|p| p.drain_until);
-        draining.chain(self.quit_at).min()
+        draining.chain(self.quit_at).chain(self.trim_at).min()
     }
 
     fn clients_of<'a>(&'a self, process: &'a Process) -> impl Iterator<Item = &'a Connection> {
@@ -483,11 +496,7 @@ impl Shim {
         }
         let main_over = self.processes.first().is_none_or(|p| p.finished);
         self.processes.retain(|p| p.exec.is_none() || !p.finished);
-        let count = self.connections.len();
         self.connections.retain(|c| !c.dead);
-        if self.connections.len() < count && self.connections.is_empty() {
-            sys::trim_memory();
-        }
         if self.space.capacity() > 0 {
             self.space = Vec::new();
         }
