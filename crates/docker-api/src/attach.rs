@@ -75,8 +75,13 @@ async fn attach(
             return;
         };
         let Ok(stream) = pending.ready().await else { return };
-        let detached =
-            copy(connection, stream, options.stdin, tty.then_some(keys), false, async {}).await;
+        let copying = Copying {
+            stdin: options.stdin,
+            keys: tty.then_some(keys),
+            framing: Framing::AsItIs,
+            farewell: "",
+        };
+        let detached = copy(connection, stream, copying, async {}).await;
         if detached {
             engine.publish(&container, "detach", []);
         }
@@ -127,48 +132,97 @@ pub(crate) fn frame(stream: u8, data: &[u8]) -> Vec<u8> {
 }
 
 /// Both directions until the process has ended and its output is sent, or the client detaches (true)
-/// or leaves. `framed` puts a header before what comes raw. `ended` is awaited before the client's connection is closed.
+/// or leaves. `ended` is awaited before the client's connection is closed.
 pub(crate) async fn copy(
     connection: Connection,
     stream: UnixStream,
-    stdin: bool,
-    keys: Option<DetachKeys>,
-    framed: bool,
+    copying: Copying,
     ended: impl Future<Output = ()>,
 ) -> bool {
     let (from_client, mut to_client) = tokio::io::split(connection);
-    let (mut from_process, to_process) = stream.into_split();
-    let output = async {
-        let copied = match framed {
-            true => copy_framed(&mut from_process, &mut to_client).await,
-            false => tokio::io::copy(&mut from_process, &mut to_client).await.map(drop),
+    let (from_process, to_process) = stream.into_split();
+    let framing = copying.framing;
+    let detached = {
+        let output = async {
+            if framing.copy(from_process, &mut to_client).await.is_ok() {
+                let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
+            }
         };
-        if copied.is_ok() {
-            let _ = tokio::time::timeout(LAST_OUTPUT, ended).await;
-        }
-        let _ = to_client.shutdown().await;
-    };
-    let input = type_in(from_client, to_process, stdin, keys);
-    tokio::pin!(output, input);
-    tokio::select! {
-        () = &mut output => return false,
+        let input = type_in(from_client, to_process, copying.stdin, copying.keys);
+        tokio::pin!(output, input);
+        let detached = tokio::select! {
+            () = &mut output => None,
+            detached = &mut input => Some(detached),
+        };
         // A client that is through with typing still reads.
-        detached = &mut input => if detached { return true },
+        if detached == Some(false) {
+            output.await;
+        }
+        detached == Some(true)
+    };
+    if detached && !copying.farewell.is_empty() {
+        let text = copying.farewell.as_bytes();
+        let bytes = if framing == Framing::AsItIs { text.to_vec() } else { frame(1, text) };
+        let _ = to_client.write_all(&bytes).await;
     }
-    output.await;
-    false
+    let _ = to_client.shutdown().await;
+    detached
 }
 
-/// A terminal's bytes as frames, for a client that said it reads frames.
-async fn copy_framed(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-) -> std::io::Result<()> {
-    let mut buffer = vec![0u8; 32 << 10];
-    loop {
-        match from.read(&mut buffer).await? {
-            0 => return Ok(()),
-            read => to.write_all(&frame(1, &buffer[..read])).await?,
+/// How the two directions are passed on.
+pub(crate) struct Copying {
+    pub stdin: bool,
+    /// `None`: nothing typed detaches.
+    pub keys: Option<DetachKeys>,
+    pub framing: Framing,
+    /// What a client that detaches is told.
+    pub farewell: &'static str,
+}
+
+/// What has to be done to the output on its way to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    AsItIs,
+    /// From a terminal to a client that expects frames.
+    Add,
+    /// From pipes to a client that expects a terminal.
+    Remove,
+}
+
+impl Framing {
+    pub(crate) fn between(process_tty: bool, client_tty: bool) -> Self {
+        match (process_tty, client_tty) {
+            (true, false) => Self::Add,
+            (false, true) => Self::Remove,
+            _ => Self::AsItIs,
+        }
+    }
+
+    async fn copy(
+        self,
+        mut from: impl AsyncRead + Unpin,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<()> {
+        match self {
+            Self::AsItIs => tokio::io::copy(&mut from, to).await.map(drop),
+            Self::Add => {
+                let mut buffer = vec![0; 32 * 1024];
+                loop {
+                    let count = from.read(&mut buffer).await?;
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    to.write_all(&frame(1, &buffer[..count])).await?;
+                }
+            }
+            Self::Remove => {
+                let mut header = [0; 8];
+                while from.read_exact(&mut header).await.is_ok() {
+                    let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                    tokio::io::copy(&mut (&mut from).take(length.into()), to).await?;
+                }
+                Ok(())
+            }
         }
     }
 }

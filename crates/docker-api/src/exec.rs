@@ -30,6 +30,8 @@ struct ExecConfig {
     attach_stdin: bool,
     attach_stdout: bool,
     attach_stderr: bool,
+    // Go reads field names in any case, and docker-py writes this one so.
+    #[serde(alias = "detachKeys")]
     detach_keys: Option<String>,
     tty: bool,
     console_size: Option<(u16, u16)>,
@@ -90,8 +92,8 @@ async fn start(
         return Ok(StatusCode::OK.into_response());
     }
     let exec = engine.exec_claim(&id)?;
-    // What the client reads is said at the start, whatever the process has (moby postContainerExecStart).
-    let (tty, framed) = (config.tty, exec.spec.tty && !config.tty);
+    // Docker frames by what the start asks for, whatever the process has.
+    let tty = config.tty;
     let keys = DetachKeys::parse(&exec.detach_keys)?;
     let pending = engine.exec_attach(&exec);
     Ok(takeover.serve(attach::media_type(tty, version), move |mut connection| async move {
@@ -105,7 +107,13 @@ async fn start(
         }
         let Ok(stream) = pending.ready().await else { return };
         let ended = engine.exec_ended(&exec);
-        attach::copy(connection, stream, exec.spec.stdin, tty.then_some(keys), framed, ended).await;
+        let copying = attach::Copying {
+            stdin: exec.spec.stdin,
+            keys: exec.spec.tty.then_some(keys),
+            framing: attach::Framing::between(exec.spec.tty, tty),
+            farewell: "exec attach failed: error on attach stdin: read escape sequence\r\n",
+        };
+        attach::copy(connection, stream, copying, ended).await;
     }))
 }
 

@@ -320,7 +320,13 @@ impl Runtime {
             handle.cgroup.kill_all();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        remove_bundle(&handle.bundle)?;
+        // The shim may still be putting its own things away there.
+        while let Err(error) = remove_bundle(&handle.bundle) {
+            if tokio::time::Instant::now() > end {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         lock(&self.inner.containers).remove(id);
         Ok(())
     }
