@@ -233,7 +233,8 @@ fn clean_file_mappings(found: &mut [(usize, usize); MAPPINGS_MAX]) -> io::Result
     use std::io::BufRead;
     let mut count = 0;
     let mut candidate = None;
-    for line in io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?).lines() {
+    for line in io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?).lines()
+    {
         let line = line?;
         if let Some(changed) = line.strip_prefix("Anonymous:") {
             if let (Some(range), "0 kB") = (candidate.take(), changed.trim()) {
@@ -253,7 +254,8 @@ fn clean_file_mappings(found: &mut [(usize, usize); MAPPINGS_MAX]) -> io::Result
 fn read_only_file(line: &str) -> Option<Option<(usize, usize)>> {
     let mut words = line.split_whitespace();
     let (start, end) = words.next()?.split_once('-')?;
-    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let (start, end) =
+        (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
     let access = words.next()?;
     let file = words.nth(3).is_some_and(|path| path.starts_with('/'));
     Some((file && access.starts_with('r') && !access.contains('w')).then_some((start, end - start)))
