@@ -83,7 +83,7 @@ impl Engine {
         }
         let mut config = request.config;
         if config.hostname.as_deref().unwrap_or_default().is_empty() {
-            config.hostname = Some(default_hostname(id, &request.host_config));
+            config.hostname = Some(self.default_hostname(id, &request.host_config)?);
         }
         let spec = Spec {
             id: id.clone(),
@@ -114,6 +114,19 @@ impl Engine {
             && directory.exists()
         {
             tracing::warn!(container = %id, %error, "directory of a failed create stays");
+        }
+    }
+
+    /// Docker's: the short id; with the host's network or UTS namespace the host's name, with
+    /// another container's network that one's.
+    fn default_hostname(&self, id: &ContainerId, host: &HostConfig) -> Result<String> {
+        let network = host.network_mode.as_deref().unwrap_or_default();
+        if network == "host" || host.uts_mode.as_deref() == Some("host") {
+            return Ok(rustix::system::uname().nodename().to_string_lossy().into_owned());
+        }
+        match network.strip_prefix("container:") {
+            Some(other) => Ok(self.container(other)?.spec().config.hostname.clone().unwrap_or_default()),
+            None => Ok(id.chars().take(12).collect()),
         }
     }
 
@@ -176,16 +189,6 @@ fn check_platform(name: &str, wanted: Option<&str>, image: &image::Image) -> Res
         "image with reference {name} was found but does not provide the specified platform ({wanted}): it is for {}/{}",
         config.os, config.architecture
     )))
-}
-
-/// Docker's: the short id; with the host's network or UTS namespace the host's name.
-fn default_hostname(id: &ContainerId, host: &HostConfig) -> String {
-    let of_host =
-        host.network_mode.as_deref() == Some("host") || host.uts_mode.as_deref() == Some("host");
-    if of_host {
-        return rustix::system::uname().nodename().to_string_lossy().into_owned();
-    }
-    id.chars().take(12).collect()
 }
 
 /// The defaults of a host configuration that `inspect` shows although nobody gave them.
