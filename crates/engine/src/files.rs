@@ -35,14 +35,27 @@ struct Place {
     _visit: Option<image::Visit>,
 }
 
+/// What a place is looked up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    Stat,
+    Read,
+    Write,
+}
+
 impl Engine {
     pub async fn path_stat(self: &Arc<Self>, name: &str, path: String) -> Result<PathStat> {
         let container = self.container(name)?;
         let engine = self.clone();
         blocking(move || {
-            let place = engine.place(&container, &path)?;
-            image::copy::stat(&place.root, &place.path)
-                .map_err(|error| told(error, &container, &path))
+            let place = engine.place(&container, &path, Access::Stat)?;
+            let mut stat = image::copy::stat(&place.root, &place.path)
+                .map_err(|error| told(error, &container, &path))?;
+            if place.path == "/" {
+                let clean = cleaned(&path);
+                stat.name = clean.rsplit('/').find(|part| !part.is_empty()).unwrap_or("/").into();
+            }
+            Ok(stat)
         })
         .await
     }
@@ -50,7 +63,7 @@ impl Engine {
     /// Blocks: the tar of a path, under its base name.
     pub fn read_path(&self, name: &str, path: &str, out: impl Write) -> Result<()> {
         let container = self.container(name)?;
-        let place = self.place(&container, path)?;
+        let place = self.place(&container, path, Access::Read)?;
         image::copy::read(&place.root, &place.path, out)
             .map_err(|error| told(error, &container, path))?;
         self.publish(&container, "archive-path", []);
@@ -68,7 +81,7 @@ impl Engine {
         let container = self.container(name)?;
         let engine = self.clone();
         blocking(move || {
-            let place = engine.place(&container, &path)?;
+            let place = engine.place(&container, &path, Access::Write)?;
             if place.read_only {
                 return Err(Error::forbidden("container rootfs is marked read-only"));
             }
@@ -132,7 +145,7 @@ impl Engine {
         Ok(image)
     }
 
-    fn place(&self, container: &Container, path: &str) -> Result<Place> {
+    fn place(&self, container: &Container, path: &str, access: Access) -> Result<Place> {
         let spec = container.spec();
         let clean = cleaned(path);
         let below = spec
@@ -151,7 +164,8 @@ impl Engine {
         if let Some(mount) = below.filter(|mount| mount.kind != MountType::Tmpfs) {
             let source = Path::new(&mount.source).join(&mount.subpath);
             let rest = clean[mount.destination.len()..].trim_start_matches('/');
-            if source.is_dir() && !rest.is_empty() {
+            // A read puts the base name into the tar: the mount's own root has none.
+            if source.is_dir() && !(rest.is_empty() && access == Access::Read) {
                 let path = format!("/{rest}{}", if path.ends_with('/') { "/" } else { "" });
                 return Ok(Place { root: source, path, read_only, _visit: None });
             }
