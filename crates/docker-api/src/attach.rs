@@ -5,8 +5,9 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
+use engine::attach::AttachOptions;
 use engine::containers::Container;
-use runtime::{AttachOptions, LogOptions, LogStream};
+use engine::logs::{LogOptions, LogStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 

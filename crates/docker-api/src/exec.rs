@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use runtime::ExecSpec;
+use engine::exec::ExecSpec;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;

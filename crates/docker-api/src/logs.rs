@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use bytes::Bytes;
-use runtime::{LogEntry, LogOptions, LogReader};
+use engine::logs::{LogEntry, LogOptions, LogReader};
 use time::OffsetDateTime;
 
 use crate::attach::{frame, media_type, number};

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use engine::Engine;
 use engine::containers::Container;
 use engine::stats::LinkCounters;
-use runtime::Stats;
+use engine::stats::Stats;
 use serde_json::{Value, json};
 
 use crate::attach::slash_name;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::{AttachOptions, PendingAttach};
+pub use runtime::{AttachOptions, PendingAttach};
 
 use crate::Engine;
 use crate::containers::{Container, Phase};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use runtime::{AttachOptions, ErrorKind, ExecSpec, PendingAttach};
+pub use runtime::ExecSpec;
+use runtime::{AttachOptions, ErrorKind, PendingAttach};
 
 use crate::Engine;
 use crate::containers::Container;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use runtime::{LogOptions, LogReader};
+pub use runtime::{LogEntry, LogOptions, LogReader, LogStream};
 
 use crate::Engine;
 use crate::containers::Container;

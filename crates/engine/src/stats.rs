@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use runtime::Stats;
+pub use runtime::Stats;
 
 use crate::Engine;
 use crate::containers::Container;

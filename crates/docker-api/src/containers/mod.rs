@@ -162,10 +162,10 @@ async fn wait(
         }
         Ok::<_, std::convert::Infallible>(Bytes::from(format!("{answer}\n")))
     });
-    Ok(Response::builder()
+    Response::builder()
         .header(header::CONTENT_TYPE, "application/json")
         .body(axum::body::Body::from_stream(body))
-        .map_err(|cause| ApiError::internal(cause.to_string()))?)
+        .map_err(|cause| ApiError::internal(cause.to_string()))
 }
 
 async fn rename(

@@ -70,7 +70,7 @@ pub(super) async fn info(state: &ApiState) -> Value {
     let paused = count(&[Phase::Paused]);
     let features = kernel_features();
     let proxy = |own: &Option<String>| own.as_deref().map(hide_password).unwrap_or_default();
-    json!({
+    let mut object = json!({
         "ID": engine.id(),
         "Containers": phases.len(),
         "ContainersRunning": running,
@@ -87,17 +87,6 @@ pub(super) async fn info(state: &ApiState) -> Value {
             "Authorization": null,
             "Log": ["json-file", "local"],
         },
-        "MemoryLimit": features.memory,
-        "SwapLimit": features.swap,
-        "CpuCfsPeriod": features.cpu,
-        "CpuCfsQuota": features.cpu,
-        "CPUShares": features.cpu,
-        "CPUSet": features.cpuset,
-        "PidsLimit": features.pids,
-        "IPv4Forwarding": sysctl("net/ipv4/ip_forward"),
-        "BridgeNfIptables": sysctl("net/bridge/bridge-nf-call-iptables"),
-        "BridgeNfIp6tables": sysctl("net/bridge/bridge-nf-call-ip6tables"),
-        "OomKillDisable": features.memory && !features.unified,
         "Debug": config.debug,
         "NFd": open_files(),
         "NGoroutines": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
@@ -139,6 +128,27 @@ pub(super) async fn info(state: &ApiState) -> Value {
             .collect::<Vec<_>>(),
         "CDISpecDirs": [],
         "Warnings": warnings(config, &features),
+    });
+    if let (Some(all), Value::Object(limits)) = (object.as_object_mut(), limits(&features)) {
+        all.extend(limits);
+    }
+    object
+}
+
+/// What the kernel lets containers be limited by.
+fn limits(features: &Features) -> Value {
+    json!({
+        "MemoryLimit": features.memory,
+        "SwapLimit": features.swap,
+        "CpuCfsPeriod": features.cpu,
+        "CpuCfsQuota": features.cpu,
+        "CPUShares": features.cpu,
+        "CPUSet": features.cpuset,
+        "PidsLimit": features.pids,
+        "IPv4Forwarding": sysctl("net/ipv4/ip_forward"),
+        "BridgeNfIptables": sysctl("net/bridge/bridge-nf-call-iptables"),
+        "BridgeNfIp6tables": sysctl("net/bridge/bridge-nf-call-ip6tables"),
+        "OomKillDisable": features.memory && !features.unified,
     })
 }
 

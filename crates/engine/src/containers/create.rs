@@ -125,7 +125,9 @@ impl Engine {
             return Ok(rustix::system::uname().nodename().to_string_lossy().into_owned());
         }
         match network.strip_prefix("container:") {
-            Some(other) => Ok(self.container(other)?.spec().config.hostname.clone().unwrap_or_default()),
+            Some(other) => {
+                Ok(self.container(other)?.spec().config.hostname.clone().unwrap_or_default())
+            }
             None => Ok(id.chars().take(12).collect()),
         }
     }

@@ -1,6 +1,7 @@
 //! Binds, volumes and tmpfs: from Docker's many forms to one record per mount.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::{Mount, MountTmpfsOptions};
@@ -76,7 +77,7 @@ impl Engine {
             )?);
         }
         for mount in host.mounts.iter().flatten() {
-            own.push(self.from_mount(mount, driver)?);
+            own.push(self.record_of_mount(mount, driver)?);
         }
         for (destination, options) in host.tmpfs.iter().flatten() {
             own.push(tmpfs_record(destination, options)?);
@@ -87,16 +88,16 @@ impl Engine {
         }
         for destination in request.config.volumes.iter().flatten() {
             let destination = clean(destination)?;
-            if !wanted.contains_key(&destination) {
+            if let Entry::Vacant(place) = wanted.entry(destination.clone()) {
                 let record = MountRecord {
                     kind: MountType::Volume,
-                    destination: destination.clone(),
+                    destination,
                     driver: driver.to_owned(),
                     listed: true,
                     ..Default::default()
                 };
                 let record = self.ready_volume(record, BTreeMap::new(), BTreeMap::new())?;
-                wanted.insert(destination, record);
+                place.insert(record);
             }
         }
         let records: Vec<MountRecord> = wanted.into_values().collect();
@@ -104,7 +105,7 @@ impl Engine {
         Ok(records)
     }
 
-    fn from_mount(&self, mount: &Mount, driver: &str) -> Result<MountRecord> {
+    fn record_of_mount(&self, mount: &Mount, driver: &str) -> Result<MountRecord> {
         let record = parse_mount(mount, driver)?;
         let options = mount.volume_options.clone().unwrap_or_default();
         let labels = options.labels.unwrap_or_default().into_iter().collect();

@@ -27,8 +27,6 @@ impl Engine {
     ) -> Result<ContainerSpec> {
         let (config, host) = (&spec.config, &spec.host_config);
         let security = security(host, &self.config)?;
-        let console = host.console_size.clone().unwrap_or_default();
-        let size = |at: usize| console.get(at).map_or(0, |size| u16::try_from(*size).unwrap_or(0));
         Ok(ContainerSpec {
             id: spec.id.to_string(),
             rootfs,
@@ -40,7 +38,7 @@ impl Engine {
             tty: config.tty.unwrap_or_default(),
             open_stdin: config.open_stdin.unwrap_or_default(),
             stdin_once: config.stdin_once.unwrap_or_default(),
-            console_size: (size(0), size(1)),
+            console_size: console_size(host),
             hostname: config.hostname.clone().unwrap_or_default(),
             domainname: config.domainname.clone().unwrap_or_default(),
             network: match &sandbox.netns {
@@ -237,6 +235,15 @@ impl Engine {
         };
         Ok(Mount { destination: record.destination.clone(), kind, read_only: record.read_only })
     }
+}
+
+/// Height and width; zero leaves the kernel's.
+fn console_size(host: &HostConfig) -> (u16, u16) {
+    let size = |at: usize| {
+        let size = host.console_size.as_ref().and_then(|sizes| sizes.get(at));
+        size.map_or(0, |size| u16::try_from(*size).unwrap_or(0))
+    };
+    (size(0), size(1))
 }
 
 fn of_host(mode: &Option<String>) -> bool {
