@@ -2,6 +2,7 @@
 
 mod settings;
 mod options;
+mod values;
 mod listen;
 mod pidfile;
 mod metrics;
