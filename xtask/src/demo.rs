@@ -27,8 +27,11 @@ pub fn main(words: &[String]) -> Result<()> {
         );
     }
     setup::install()?;
-    println!("building skep");
-    suite::cargo(&["build", "--package", "skep", "--package", "lab", "--bins"])?;
+    // SKEP_BIN names a binary that was built before, for example a release.
+    if std::env::var_os("SKEP_BIN").is_none() {
+        println!("building skep");
+        suite::cargo(&["build", "--package", "skep", "--package", "lab", "--bins"])?;
+    }
     let start = Instant::now();
     let lab = hosts(&options)?;
     let mut walk = Walk { lab: &lab, options: &options, tasks: Vec::new() };
@@ -54,9 +57,6 @@ pub fn main(words: &[String]) -> Result<()> {
 
 fn hosts(options: &Options) -> Result<Lab> {
     let mut plan = Plan::skep(options.hosts)?;
-    let folder = suite::target_folder()?;
-    plan.skep = folder.join("skep");
-    plan.lab = folder.join("lab");
     plan.routed = options.routed;
     plan.ipv6 = options.ipv6;
     if options.with_dockerd {
