@@ -125,20 +125,13 @@ impl Engine {
             config,
             reference: request.reference,
         };
-        let mut pause = request.pause && container.is_running() && !container.is_paused();
-        if pause {
-            pause = match self.pause(container.id()).await {
-                Ok(()) => true,
-                // It ended at this moment: nothing of it runs.
-                Err(error) if error.kind == Kind::Conflict => false,
-                Err(error) => return Err(error),
-            };
-        }
+        let pause = request.pause && container.is_running() && !container.is_paused();
+        let pause = pause && still(self.pause(container.id()).await)?;
         let id = container.id().clone();
         let named = commit.reference.as_ref().map(Reference::familiar).unwrap_or_default();
         let made = self.images.run(move |store| store.commit(&id, &commit)).await;
         if pause {
-            self.unpause(container.id()).await?;
+            still(self.unpause(container.id()).await)?;
         }
         let image = made?;
         self.publish(&container, "commit", [("comment".into(), named)]);
@@ -177,6 +170,15 @@ impl Engine {
             read_only,
             _visit: Some(visit),
         })
+    }
+}
+
+/// False where the container ended by itself meanwhile: then nothing of it runs either.
+fn still(done: Result<()>) -> Result<bool> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind == Kind::Conflict => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::CreateRequest;
 use crate::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::images::blocking;
 
 pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
@@ -173,12 +173,14 @@ impl Engine {
         }
         let (store, id) = (self.images.store.clone(), id.clone());
         blocking(move || {
-            let root = store.mount(&id)?;
-            let copied: Result<()> = fresh.iter().try_for_each(|(volume, destination)| {
-                Ok(image::copy::populate(&root, destination, volume).map(drop)?)
-            });
-            store.unmount(&id)?;
-            copied
+            let visit = store.visit(&id)?;
+            for (volume, destination) in &fresh {
+                image::copy::populate(visit.root(), destination, volume).map_err(|error| {
+                    Error::from(error)
+                        .context(format_args!("fill the volume of {destination} from the image"))
+                })?;
+            }
+            Ok(())
         })
         .await
     }

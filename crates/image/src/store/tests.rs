@@ -389,3 +389,54 @@ fn the_older_archive_form_loads_and_a_wrong_one_leaves_nothing() {
     assert_eq!(store.resolve("old:1").unwrap().size, 2);
     assert!(store.load(tar(&[("x", Kind::File, "y")]).as_slice(), true, &nobody).is_err());
 }
+
+#[test]
+fn files_are_copied_in_and_out_and_never_outside() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    fs::create_dir_all(root.join("dir/sub")).unwrap();
+    fs::write(root.join("dir/sub/file"), "text").unwrap();
+    fs::write(directory.path().join("secret"), "s").unwrap();
+    symlink("/dir", root.join("absolute")).unwrap();
+    symlink("../../../secret", root.join("out")).unwrap();
+    let names = |path: &str| {
+        let mut tar = Vec::new();
+        crate::copy::read(&root, path, &mut tar).unwrap();
+        let mut reader = crate::tarball::Reader::new(tar.as_slice(), ());
+        let mut names = Vec::new();
+        while let Some(entry) = reader.next_entry().unwrap() {
+            names.push(String::from_utf8(entry.path).unwrap());
+        }
+        names
+    };
+    assert_eq!(names("/dir"), ["dir/", "dir/sub/", "dir/sub/file"]);
+    assert_eq!(names("/dir/."), ["./", "./sub/", "./sub/file"]);
+    assert_eq!(names("absolute/sub/file"), ["file"]);
+    assert_eq!(names("/absolute/"), ["absolute/", "absolute/sub/", "absolute/sub/file"]);
+    assert_eq!(names("/absolute"), ["absolute"]);
+    assert_eq!(crate::copy::stat(&root, "/absolute").unwrap().link_target, "/dir");
+    assert_eq!(crate::copy::stat(&root, "/dir").unwrap().mode, 1 << 31 | 0o755);
+    assert!(crate::copy::stat(&root, "/out/").is_err(), "a link leads to what is inside only");
+    assert!(crate::copy::read(&root, "../../secret", Vec::new()).is_err());
+
+    let options = crate::copy::WriteOptions { no_overwrite_dir_non_dir: true, owner: Some((7, 8)) };
+    let good = tar(&[("new", Kind::File, "n"), ("sub/", Kind::Directory, "")]);
+    crate::copy::write(&root, "/absolute", good.as_slice(), options).unwrap();
+    let made = fs::metadata(root.join("dir/new")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (7, 8));
+    let clash = tar(&[("sub", Kind::File, "n")]);
+    assert!(crate::copy::write(&root, "/dir", clash.as_slice(), options).unwrap_err().to_string().contains("cannot overwrite directory"));
+    let up = tar(&[("../../../secret", Kind::File, "n")]);
+    assert!(crate::copy::write(&root, "/dir", up.as_slice(), options).is_err());
+    assert_eq!(fs::read_to_string(directory.path().join("secret")).unwrap(), "s");
+    assert!(crate::copy::write(&root, "/dir/new", good.as_slice(), options).is_err());
+
+    let volume = directory.path().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::set_permissions(root.join("dir"), fs::Permissions::from_mode(0o1777)).unwrap();
+    assert!(crate::copy::populate(&root, "/absolute", &volume).unwrap());
+    assert_eq!(fs::read_to_string(volume.join("sub/file")).unwrap(), "text");
+    assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o7777, 0o1777);
+    assert!(!crate::copy::populate(&root, "/dir", &volume).unwrap(), "what is filled stays as it is");
+    assert!(!crate::copy::populate(&root, "/nowhere", &volume).unwrap());
+}
