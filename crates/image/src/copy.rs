@@ -128,10 +128,11 @@ fn find(root: &OwnedFd, path: &str) -> Result<Place> {
     let cleaned = clean_lossy(path.as_bytes());
     let split = cleaned.iter().rposition(|&byte| byte == b'/');
     let last = &cleaned[split.map_or(0, |at| at + 1)..];
-    let base = if cleaned.is_empty() {
-        "/".to_owned()
-    } else {
-        String::from_utf8_lossy(last).into_owned()
+    let base = match (path.ends_with("/."), cleaned.is_empty()) {
+        // What is in the directory is asked for, not the directory by its name.
+        (true, _) => ".".to_owned(),
+        (false, true) => "/".to_owned(),
+        (false, false) => String::from_utf8_lossy(last).into_owned(),
     };
     let (directory, name): (&[u8], &[u8]) = match (follows || cleaned.is_empty(), split) {
         (true, _) => (&cleaned, b"."),

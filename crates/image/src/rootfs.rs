@@ -216,8 +216,7 @@ impl Store {
     }
 
     fn init_dir(&self, record: &Record) -> PathBuf {
-        let chain = crate::store::chain_ids(&record.layers).pop().unwrap_or(Digest::of(b""));
-        self.inner.root.join("init").join(chain.hex())
+        self.inner.root.join("init").join(record.init_name())
     }
 
     fn make_init(&self, record: &Record) -> Result<()> {
@@ -233,6 +232,26 @@ impl Store {
         fill_init(&new, &self.lower_dirs(&record.layers))?;
         fs::rename(&new, &target).map_err(Error::file("rename to", &target))
     }
+}
+
+impl Record {
+    /// The same stack of layers has the same mount points.
+    fn init_name(&self) -> String {
+        crate::store::chain_ids(&self.layers).pop().unwrap_or(Digest::of(b"")).hex()
+    }
+}
+
+/// Mount points that no container stands on are made again when one does.
+pub(crate) fn sweep_inits(root: &Path, records: &BTreeMap<String, Record>) -> Result<()> {
+    let used: BTreeSet<String> = records.values().map(Record::init_name).collect();
+    let Ok(entries) = fs::read_dir(root) else { return Ok(()) };
+    for entry in entries {
+        let entry = entry.map_err(Error::file("read", root))?;
+        if !entry.file_name().to_str().is_some_and(|name| used.contains(name)) {
+            remove_if_there(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 enum Point {

@@ -438,89 +438,97 @@ async fn download(
     }
 }
 
-async fn download_once(
-    session: &Session<'_>,
-    layer: &Descriptor,
-    path: &Path,
-    progress: &ProgressSender,
-) -> Result<()> {
-    let at = |what: &'static str| Error::file(what, path);
-    let mut options = tokio::fs::OpenOptions::new();
-    let mut file = options
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(path)
-        .await
-        .map_err(at("open"))?;
-    let mut hashing = ring::digest::Context::new(&ring::digest::SHA256);
-    let mut have = hash_so_far(&mut file, &mut hashing).await.map_err(at("read"))?;
-    if have >= layer.size && layer.size > 0 {
-        (hashing, have) = restart(&mut file).await.map_err(at("truncate"))?;
+/// A blob on its way into a file: what is there, and its digest so far.
+struct Part {
+    file: tokio::fs::File,
+    hashing: ring::digest::Context,
+    have: u64,
+}
+
+impl Part {
+    async fn open(path: &Path, size: u64) -> std::io::Result<Self> {
+        let mut options = tokio::fs::OpenOptions::new();
+        let mut file = options.create(true).truncate(false).read(true).write(true).open(path).await?;
+        let mut hashing = ring::digest::Context::new(&ring::digest::SHA256);
+        let have = hash_so_far(&mut file, &mut hashing).await?;
+        let mut part = Self { file, hashing, have };
+        if have >= size && size > 0 {
+            part.restart().await?;
+        }
+        Ok(part)
     }
-    let range = format!("bytes={have}-");
-    let wanted = if have > 0 { headers(&[(RANGE, &range)]) } else { HeaderMap::new() };
-    let mut response =
-        session.send(&session.get(&format!("blobs/{}", layer.digest), wanted)).await?;
+
+    async fn restart(&mut self) -> std::io::Result<()> {
+        use tokio::io::AsyncSeekExt;
+        self.file.set_len(0).await?;
+        self.file.rewind().await?;
+        (self.hashing, self.have) = (ring::digest::Context::new(&ring::digest::SHA256), 0);
+        Ok(())
+    }
+}
+
+async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, progress: &ProgressSender) -> Result<()> {
+    let at = |what: &'static str| Error::file(what, path);
+    let mut part = Part::open(path, layer.size).await.map_err(at("open"))?;
+    let range = format!("bytes={}-", part.have);
+    let wanted = if part.have > 0 { headers(&[(RANGE, &range)]) } else { HeaderMap::new() };
+    let response = session.send(&session.get(&format!("blobs/{}", layer.digest), wanted)).await?;
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {}
-        StatusCode::OK if have == 0 => {}
-        StatusCode::OK => (hashing, have) = restart(&mut file).await.map_err(at("truncate"))?,
+        StatusCode::OK => part.restart().await.map_err(at("truncate"))?,
         _ => {
             let refusal = Refusal::read(response).await;
             let text = refusal.text();
-            return Err(if refusal.may_pass() {
-                Error::Unavailable(text)
-            } else {
-                Error::System(text)
-            });
+            return Err(if refusal.may_pass() { Error::Unavailable(text) } else { Error::System(text) });
         }
     }
+    let part = receive(response, part, layer, path, progress).await?;
+    if part.have < layer.size {
+        let text = format!("layer {}: the registry sent {} of {} bytes", layer.digest, part.have, layer.size);
+        return Err(Error::Unavailable(text));
+    }
+    progress.send(Progress::of(layer.digest.short(), "Verifying Checksum")).await;
+    if part.have > layer.size || Digest::from_bytes(part.hashing.finish().as_ref()) != Some(layer.digest) {
+        let _ = tokio::fs::remove_file(path).await;
+        return Err(mismatch(layer));
+    }
+    Ok(())
+}
+
+/// Writes what comes; a break keeps what came, more than was promised ends it.
+async fn receive(
+    mut response: reqwest::Response,
+    part: Part,
+    layer: &Descriptor,
+    path: &Path,
+    progress: &ProgressSender,
+) -> Result<Part> {
+    let Part { file, mut hashing, mut have } = part;
     let short = layer.digest.short();
     let mut file = tokio::io::BufWriter::with_capacity(512 << 10, file);
-    let mut told = 0;
-    loop {
-        let chunk = response.chunk().await;
-        let chunk = match chunk {
+    let (mut told, mut broken) = (0, None);
+    while have <= layer.size {
+        let chunk = match response.chunk().await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             Err(cause) => {
-                // What came so far is kept for the next try.
-                file.flush().await.map_err(at("write"))?;
-                return Err(Error::Unavailable(format!(
-                    "layer {}: {}",
-                    layer.digest,
-                    chain(&cause)
-                )));
+                broken = Some(Error::Unavailable(format!("layer {}: {}", layer.digest, chain(&cause))));
+                break;
             }
         };
         hashing.update(&chunk);
-        file.write_all(&chunk).await.map_err(at("write"))?;
+        file.write_all(&chunk).await.map_err(Error::file("write", path))?;
         have += chunk.len() as u64;
-        if layer.size > 0 && have > layer.size {
-            let _ = tokio::fs::remove_file(path).await;
-            return Err(mismatch(layer));
-        }
         if have - told > (layer.size / 50).max(256 << 10) || have == layer.size {
             told = have;
             progress.offer(Progress::bar(&short, "Downloading", have, layer.size));
         }
     }
-    file.flush().await.map_err(at("write"))?;
-    if have < layer.size {
-        return Err(Error::Unavailable(format!(
-            "layer {}: the registry sent {have} of {} bytes",
-            layer.digest, layer.size
-        )));
+    file.flush().await.map_err(Error::file("write", path))?;
+    match broken {
+        Some(error) => Err(error),
+        None => Ok(Part { file: file.into_inner(), hashing, have }),
     }
-    progress.send(Progress::of(&short, "Verifying Checksum")).await;
-    let digest = hashing.finish();
-    if Digest::from_bytes(digest.as_ref()) != Some(layer.digest) {
-        let _ = tokio::fs::remove_file(path).await;
-        return Err(mismatch(layer));
-    }
-    Ok(())
 }
 
 fn mismatch(layer: &Descriptor) -> Error {
@@ -541,13 +549,6 @@ async fn hash_so_far(
         hashing.update(&buffer[..count]);
         total += count as u64;
     }
-}
-
-async fn restart(file: &mut tokio::fs::File) -> std::io::Result<(ring::digest::Context, u64)> {
-    use tokio::io::AsyncSeekExt;
-    file.set_len(0).await?;
-    file.rewind().await?;
-    Ok((ring::digest::Context::new(&ring::digest::SHA256), 0))
 }
 
 async fn describe(session: &Session<'_>, reference: &Reference) -> Result<Distribution> {

@@ -241,21 +241,7 @@ impl Store {
         let mut written = std::collections::BTreeSet::new();
         for (id, (image, tags)) in images {
             let raw = self.config_bytes(id)?;
-            let mut layers = Vec::new();
-            for diff_id in &image.config.rootfs.diff_ids {
-                let held = self
-                    .inner
-                    .layers
-                    .hold(diff_id)
-                    .ok_or_else(|| Error::NoSuchImage(id.to_string()))?;
-                if written.insert(*diff_id) {
-                    self.write_layer(writer, &held)?;
-                }
-                layers.push(json!({
-                    "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                    "digest": diff_id, "size": held.info.tar_size,
-                }));
-            }
+            let layers = self.write_layers(writer, image, &mut written)?;
             let manifest = json!({
                 "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": id, "size": raw.len() },
@@ -294,6 +280,27 @@ impl Store {
             true => Ok(()),
             false => write_file(writer, "repositories", &super::json(&repositories)?),
         }
+    }
+
+    /// The image's layers that are not written yet; gives the descriptors of all.
+    fn write_layers(
+        &self,
+        writer: &mut Writer<impl Write>,
+        image: &Image,
+        written: &mut std::collections::BTreeSet<Digest>,
+    ) -> Result<Vec<serde_json::Value>> {
+        let mut layers = Vec::new();
+        for diff_id in &image.config.rootfs.diff_ids {
+            let held = self.inner.layers.hold(diff_id).ok_or_else(|| Error::NoSuchImage(image.id.to_string()))?;
+            if written.insert(*diff_id) {
+                self.write_layer(writer, &held)?;
+            }
+            layers.push(json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": diff_id, "size": held.info.tar_size,
+            }));
+        }
+        Ok(layers)
     }
 
     fn write_layer(&self, writer: &mut Writer<impl Write>, held: &Held) -> Result<()> {

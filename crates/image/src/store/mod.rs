@@ -86,6 +86,7 @@ impl Store {
         let images: BTreeSet<Digest> = state.images.keys().copied().collect();
         state.names.retain(&images);
         let rootfs = crate::rootfs::read_records(&root.join("rootfs"), &layers)?;
+        crate::rootfs::sweep_inits(&root.join("init"), &rootfs)?;
         layers.collect();
         let blobs = crate::registry::Blobs::open(&root.join("distribution"), &layers)?;
         let downloads = if options.downloads_max == 0 { 3 } else { options.downloads_max };

@@ -131,6 +131,32 @@ fn packed_archives_are_unpacked() {
     assert!(matches!(import(&store, b"BZh91AY", ""), Err(Error::NotSupported(_))));
 }
 
+type Attack = (&'static str, Vec<(String, Kind, String)>, bool);
+
+/// What the archive wants, its entries, and whether it is fine where it stays inside.
+fn attacks(outside: &Path) -> Vec<Attack> {
+    let (up, absolute) = (format!("{}{}", "../".repeat(20), outside.display()), outside.display().to_string());
+    let (file, link, hard) = (Kind::File, Kind::Symlink, Kind::HardLink);
+    let entry = |path: &str, kind: Kind, text: &str| (path.to_owned(), kind, text.to_owned());
+    let within = |path: &str| format!("{absolute}/{path}");
+    let above = |path: &str| format!("{up}/{path}");
+    vec![
+        ("dotdot", vec![entry(&above("file"), file, "x")], false),
+        ("absolute link, then through it", vec![entry("l", link, &absolute), entry("l/file", file, "x")], false),
+        ("relative link, then through it", vec![entry("l", link, &up), entry("l/evil", file, "x")], false),
+        ("hard link above the root", vec![entry("h", hard, &above("file"))], false),
+        ("hard link to an absolute name", vec![entry("h", hard, &within("file"))], false),
+        ("hard link through a link", vec![entry("l", link, &absolute), entry("h", hard, "l/file")], false),
+        ("whiteout above the root", vec![entry(&above(".wh.file"), file, "")], false),
+        ("whiteout of the parent", vec![entry("a/.wh...", file, "")], false),
+        ("whiteout through a link", vec![entry("l", link, &absolute), entry("l/.wh.file", file, "")], false),
+        ("a file over a link", vec![entry("l", link, &within("file")), entry("l", file, "x")], true),
+        ("a directory over a link", vec![entry("l", link, &absolute), entry("l/", Kind::Directory, "")], true),
+        ("the same file twice", vec![entry("f", file, "1"), entry("f", file, "2")], false),
+        ("an unknown kind", vec![entry("f", Kind::Other(b'Z'), "")], false),
+    ]
+}
+
 /// What a hostile archive wants, what it is told, and that nothing happened outside.
 #[test]
 fn a_hostile_layer_changes_nothing_outside() {
@@ -139,81 +165,7 @@ fn a_hostile_layer_changes_nothing_outside() {
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("file"), "untouched").unwrap();
     fs::set_permissions(outside.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
-    let up = format!("{}{}", "../".repeat(20), outside.display());
-    let absolute = outside.display().to_string();
-    let attacks: Vec<(&str, Vec<(String, Kind, String)>, bool)> = vec![
-        ("dotdot", vec![(format!("{up}/file"), Kind::File, "x".into())], false),
-        (
-            "absolute link, then through it",
-            vec![
-                ("l".into(), Kind::Symlink, absolute.clone()),
-                ("l/file".into(), Kind::File, "x".into()),
-            ],
-            false,
-        ),
-        (
-            "relative link, then through it",
-            vec![
-                ("l".into(), Kind::Symlink, up.clone()),
-                ("l/evil".into(), Kind::File, "x".into()),
-            ],
-            false,
-        ),
-        (
-            "hard link above the root",
-            vec![("h".into(), Kind::HardLink, format!("{up}/file"))],
-            false,
-        ),
-        (
-            "hard link to an absolute name",
-            vec![("h".into(), Kind::HardLink, format!("{absolute}/file"))],
-            false,
-        ),
-        (
-            "hard link through a link",
-            vec![
-                ("l".into(), Kind::Symlink, absolute.clone()),
-                ("h".into(), Kind::HardLink, "l/file".into()),
-            ],
-            false,
-        ),
-        (
-            "whiteout above the root",
-            vec![(format!("{up}/.wh.file"), Kind::File, String::new())],
-            false,
-        ),
-        ("whiteout of the parent", vec![("a/.wh...".into(), Kind::File, String::new())], false),
-        (
-            "whiteout through a link",
-            vec![
-                ("l".into(), Kind::Symlink, absolute.clone()),
-                ("l/.wh.file".into(), Kind::File, String::new()),
-            ],
-            false,
-        ),
-        (
-            "a file over a link",
-            vec![
-                ("l".into(), Kind::Symlink, format!("{absolute}/file")),
-                ("l".into(), Kind::File, "x".into()),
-            ],
-            true,
-        ),
-        (
-            "a directory over a link",
-            vec![
-                ("l".into(), Kind::Symlink, absolute.clone()),
-                ("l/".into(), Kind::Directory, String::new()),
-            ],
-            true,
-        ),
-        (
-            "the same file twice",
-            vec![("f".into(), Kind::File, "1".into()), ("f".into(), Kind::File, "2".into())],
-            false,
-        ),
-        ("an unknown kind", vec![("f".into(), Kind::Other(b'Z'), String::new())], false),
-    ];
+    let attacks = attacks(&outside);
     let before = fs::metadata(outside.join("file")).unwrap();
     for (what, entries, fine) in attacks {
         let entries: Vec<(&str, Kind, &str)> =
