@@ -448,7 +448,8 @@ struct Part {
 impl Part {
     async fn open(path: &Path, size: u64) -> std::io::Result<Self> {
         let mut options = tokio::fs::OpenOptions::new();
-        let mut file = options.create(true).truncate(false).read(true).write(true).open(path).await?;
+        let mut file =
+            options.create(true).truncate(false).read(true).write(true).open(path).await?;
         let mut hashing = ring::digest::Context::new(&ring::digest::SHA256);
         let have = hash_so_far(&mut file, &mut hashing).await?;
         let mut part = Self { file, hashing, have };
@@ -467,7 +468,12 @@ impl Part {
     }
 }
 
-async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, progress: &ProgressSender) -> Result<()> {
+async fn download_once(
+    session: &Session<'_>,
+    layer: &Descriptor,
+    path: &Path,
+    progress: &ProgressSender,
+) -> Result<()> {
     let at = |what: &'static str| Error::file(what, path);
     let mut part = Part::open(path, layer.size).await.map_err(at("open"))?;
     let range = format!("bytes={}-", part.have);
@@ -479,16 +485,25 @@ async fn download_once(session: &Session<'_>, layer: &Descriptor, path: &Path, p
         _ => {
             let refusal = Refusal::read(response).await;
             let text = refusal.text();
-            return Err(if refusal.may_pass() { Error::Unavailable(text) } else { Error::System(text) });
+            return Err(if refusal.may_pass() {
+                Error::Unavailable(text)
+            } else {
+                Error::System(text)
+            });
         }
     }
     let part = receive(response, part, layer, path, progress).await?;
     if part.have < layer.size {
-        let text = format!("layer {}: the registry sent {} of {} bytes", layer.digest, part.have, layer.size);
+        let text = format!(
+            "layer {}: the registry sent {} of {} bytes",
+            layer.digest, part.have, layer.size
+        );
         return Err(Error::Unavailable(text));
     }
     progress.send(Progress::of(layer.digest.short(), "Verifying Checksum")).await;
-    if part.have > layer.size || Digest::from_bytes(part.hashing.finish().as_ref()) != Some(layer.digest) {
+    if part.have > layer.size
+        || Digest::from_bytes(part.hashing.finish().as_ref()) != Some(layer.digest)
+    {
         let _ = tokio::fs::remove_file(path).await;
         return Err(mismatch(layer));
     }
@@ -512,7 +527,8 @@ async fn receive(
             Ok(Some(chunk)) => chunk,
             Ok(None) => break,
             Err(cause) => {
-                broken = Some(Error::Unavailable(format!("layer {}: {}", layer.digest, chain(&cause))));
+                broken =
+                    Some(Error::Unavailable(format!("layer {}: {}", layer.digest, chain(&cause))));
                 break;
             }
         };

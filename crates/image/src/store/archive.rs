@@ -291,7 +291,11 @@ impl Store {
     ) -> Result<Vec<serde_json::Value>> {
         let mut layers = Vec::new();
         for diff_id in &image.config.rootfs.diff_ids {
-            let held = self.inner.layers.hold(diff_id).ok_or_else(|| Error::NoSuchImage(image.id.to_string()))?;
+            let held = self
+                .inner
+                .layers
+                .hold(diff_id)
+                .ok_or_else(|| Error::NoSuchImage(image.id.to_string()))?;
             if written.insert(*diff_id) {
                 self.write_layer(writer, &held)?;
             }

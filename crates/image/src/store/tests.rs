@@ -135,23 +135,48 @@ type Attack = (&'static str, Vec<(String, Kind, String)>, bool);
 
 /// What the archive wants, its entries, and whether it is fine where it stays inside.
 fn attacks(outside: &Path) -> Vec<Attack> {
-    let (up, absolute) = (format!("{}{}", "../".repeat(20), outside.display()), outside.display().to_string());
+    let (up, absolute) =
+        (format!("{}{}", "../".repeat(20), outside.display()), outside.display().to_string());
     let (file, link, hard) = (Kind::File, Kind::Symlink, Kind::HardLink);
     let entry = |path: &str, kind: Kind, text: &str| (path.to_owned(), kind, text.to_owned());
     let within = |path: &str| format!("{absolute}/{path}");
     let above = |path: &str| format!("{up}/{path}");
     vec![
         ("dotdot", vec![entry(&above("file"), file, "x")], false),
-        ("absolute link, then through it", vec![entry("l", link, &absolute), entry("l/file", file, "x")], false),
-        ("relative link, then through it", vec![entry("l", link, &up), entry("l/evil", file, "x")], false),
+        (
+            "absolute link, then through it",
+            vec![entry("l", link, &absolute), entry("l/file", file, "x")],
+            false,
+        ),
+        (
+            "relative link, then through it",
+            vec![entry("l", link, &up), entry("l/evil", file, "x")],
+            false,
+        ),
         ("hard link above the root", vec![entry("h", hard, &above("file"))], false),
         ("hard link to an absolute name", vec![entry("h", hard, &within("file"))], false),
-        ("hard link through a link", vec![entry("l", link, &absolute), entry("h", hard, "l/file")], false),
+        (
+            "hard link through a link",
+            vec![entry("l", link, &absolute), entry("h", hard, "l/file")],
+            false,
+        ),
         ("whiteout above the root", vec![entry(&above(".wh.file"), file, "")], false),
         ("whiteout of the parent", vec![entry("a/.wh...", file, "")], false),
-        ("whiteout through a link", vec![entry("l", link, &absolute), entry("l/.wh.file", file, "")], false),
-        ("a file over a link", vec![entry("l", link, &within("file")), entry("l", file, "x")], true),
-        ("a directory over a link", vec![entry("l", link, &absolute), entry("l/", Kind::Directory, "")], true),
+        (
+            "whiteout through a link",
+            vec![entry("l", link, &absolute), entry("l/.wh.file", file, "")],
+            false,
+        ),
+        (
+            "a file over a link",
+            vec![entry("l", link, &within("file")), entry("l", file, "x")],
+            true,
+        ),
+        (
+            "a directory over a link",
+            vec![entry("l", link, &absolute), entry("l/", Kind::Directory, "")],
+            true,
+        ),
         ("the same file twice", vec![entry("f", file, "1"), entry("f", file, "2")], false),
         ("an unknown kind", vec![entry("f", Kind::Other(b'Z'), "")], false),
     ]
@@ -377,7 +402,12 @@ fn files_are_copied_in_and_out_and_never_outside() {
     let made = fs::metadata(root.join("dir/new")).unwrap();
     assert_eq!((made.uid(), made.gid()), (7, 8));
     let clash = tar(&[("sub", Kind::File, "n")]);
-    assert!(crate::copy::write(&root, "/dir", clash.as_slice(), options).unwrap_err().to_string().contains("cannot overwrite directory"));
+    assert!(
+        crate::copy::write(&root, "/dir", clash.as_slice(), options)
+            .unwrap_err()
+            .to_string()
+            .contains("cannot overwrite directory")
+    );
     let up = tar(&[("../../../secret", Kind::File, "n")]);
     assert!(crate::copy::write(&root, "/dir", up.as_slice(), options).is_err());
     assert_eq!(fs::read_to_string(directory.path().join("secret")).unwrap(), "s");
@@ -389,6 +419,9 @@ fn files_are_copied_in_and_out_and_never_outside() {
     assert!(crate::copy::populate(&root, "/absolute", &volume).unwrap());
     assert_eq!(fs::read_to_string(volume.join("sub/file")).unwrap(), "text");
     assert_eq!(fs::metadata(&volume).unwrap().mode() & 0o7777, 0o1777);
-    assert!(!crate::copy::populate(&root, "/dir", &volume).unwrap(), "what is filled stays as it is");
+    assert!(
+        !crate::copy::populate(&root, "/dir", &volume).unwrap(),
+        "what is filled stays as it is"
+    );
     assert!(!crate::copy::populate(&root, "/nowhere", &volume).unwrap());
 }
