@@ -286,6 +286,8 @@ impl Life {
             return;
         }
         self.status.err = match exit {
+            // The executor has more to say.
+            Some(_) if message.starts_with("task: ") => message,
             Some(code) if message.is_empty() => format!("task: non-zero exit ({code})"),
             Some(code) => format!("task: non-zero exit ({code}): {message}"),
             None if message.is_empty() => "the container is gone".to_owned(),

@@ -14,17 +14,24 @@ impl World {
         let (task, stage) = match effect {
             Effect::Prepare(work) => {
                 let id = work.task.id.clone();
-                let container = Container { work: *work, running: false };
+                let container = Container { work: *work, running: false, stopped: false };
                 self.hosts[host].containers.insert(id.clone(), container);
                 (id, Stage::Prepare)
             }
             Effect::Start { task } => (task, Stage::Start),
-            Effect::Shutdown { task } => (task, Stage::Shutdown),
+            Effect::Shutdown { task } => {
+                // Also a start that is still under way comes to nothing.
+                if let Some(container) = self.hosts[host].containers.get_mut(&task) {
+                    container.stopped = true;
+                }
+                (task, Stage::Shutdown)
+            }
             Effect::Remove { task } => (task, Stage::Remove),
             _ => return,
         };
         let delay = Duration::from_millis(self.dice.random_range(1..200));
-        self.after(delay, Happening::Staged { host, task, stage });
+        let life = self.hosts[host].executor_life;
+        self.after(delay, Happening::Staged { host, life, task, stage });
     }
 
     /// A stage is done: the container changes, and the agent hears of it if it lives.
@@ -40,7 +47,7 @@ impl World {
         match (stage, &result) {
             (Stage::Start, Ok(_)) => {
                 if let Some(container) = self.hosts[host].containers.get_mut(&task) {
-                    container.running = true;
+                    container.running = !container.stopped;
                 }
             }
             (Stage::Shutdown, _) => {

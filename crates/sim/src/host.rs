@@ -30,12 +30,16 @@ pub struct Host {
     /// Counts the lives of manager and agent: deadlines of an older one are dropped.
     pub manager_life: u64,
     pub agent_life: u64,
+    /// Counts the daemon's lives: stages of an older one are never done.
+    pub executor_life: u64,
 }
 
 #[derive(Clone)]
 pub struct Container {
     pub work: Work,
     pub running: bool,
+    /// It was told to stop.
+    pub stopped: bool,
 }
 
 impl Host {
@@ -58,6 +62,7 @@ impl Host {
             turn: 0,
             manager_life: 0,
             agent_life: 0,
+            executor_life: 0,
         }
     }
 

@@ -28,7 +28,7 @@ pub(crate) enum Happening {
     Raft { from: usize, to: usize, message: Box<raftpb::Message> },
     ToManager { host: usize, event: Box<manager::Event> },
     ToAgent { host: usize, session: u64, event: Box<agent::Event> },
-    Staged { host: usize, task: String, stage: Stage },
+    Staged { host: usize, life: u64, task: String, stage: Stage },
     User,
     UserGivesUp(Ticket),
     Fault,
@@ -188,7 +188,11 @@ impl World {
                     self.tell_agent(host, *event);
                 }
             }
-            Happening::Staged { host, task, stage } => self.staged(host, task, stage),
+            Happening::Staged { host, life, task, stage } => {
+                if self.hosts[host].executor_life == life {
+                    self.staged(host, task, stage);
+                }
+            }
             Happening::User => self.user_acts(),
             Happening::UserGivesUp(ticket) => self.user_gives_up(ticket),
             Happening::Fault => self.fault(),
@@ -531,6 +535,7 @@ impl World {
     /// The daemon's agent dies; its containers do not.
     fn crash_agent(&mut self, host: usize) {
         if self.hosts[host].agent.take().is_some() {
+            self.hosts[host].executor_life += 1;
             self.close_session(host);
             let delay = Duration::from_millis(self.dice.random_range(200..20_000));
             self.after(delay, Happening::Restart { host, agent: true, manager: false });
@@ -542,6 +547,7 @@ impl World {
         self.hosts[host].dies_after = None;
         self.hosts[host].containers.values_mut().for_each(|container| container.running = false);
         self.hosts[host].agent = None;
+        self.hosts[host].executor_life += 1;
         self.close_session(host);
         if self.hosts[host].manager.take().is_some() {
             self.forget_manager(host);

@@ -1,6 +1,6 @@
 //! Carries out a task's stages on this host's engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -34,6 +34,8 @@ struct Inner {
     view: Arc<View>,
     /// Container by task.
     containers: Mutex<BTreeMap<String, String>>,
+    /// Tasks that were told to stop: a start that is still under way comes to nothing.
+    stopping: Mutex<BTreeSet<String>>,
 }
 
 impl Executor {
@@ -45,7 +47,7 @@ impl Executor {
         view: Arc<View>,
     ) -> Self {
         let containers = Mutex::new(containers_by_task(&engine));
-        Self { inner: Arc::new(Inner { engine, inputs, overlays_applied, view, containers }) }
+        Self { inner: Arc::new(Inner { engine, inputs, overlays_applied, view, containers, stopping: Mutex::default() }) }
     }
 
     /// After a restart: containers that still run are watched again, dead ones are told.
@@ -92,6 +94,7 @@ impl Executor {
     }
 
     pub fn shutdown(&self, task: String) {
+        locked(&self.inner.stopping).insert(task.clone());
         let executor = self.clone();
         tokio::spawn(async move {
             let result = executor.stop(&task).await;
@@ -177,12 +180,19 @@ impl Executor {
         )
         .await;
         let id = self.container(task).ok_or_else(|| failed("the task's container is gone"))?;
+        if self.is_stopping(task) {
+            return Err(failed("the task was stopped before it started"));
+        }
         match engine.start(&id).await {
             Ok(()) => {}
             Err(error) if error.kind == engine::Kind::NotModified => {}
             Err(error) => {
                 return Err(failed(format!("starting container failed: {}", error.message)));
             }
+        }
+        if self.is_stopping(task) {
+            self.stop(task).await?;
+            return Err(failed("the task was stopped while it started"));
         }
         self.healthy(&id).await?;
         let container = engine.container(&id).map_err(|error| failed(error.message))?;
@@ -193,6 +203,10 @@ impl Executor {
             exit_code: 0,
             ports: self.host_ports(task, container.id()),
         })
+    }
+
+    fn is_stopping(&self, task: &str) -> bool {
+        locked(&self.inner.stopping).contains(task)
     }
 
     /// A task with a health check runs once it is healthy.
@@ -304,13 +318,17 @@ impl Executor {
     }
 
     async fn erase(&self, task: &str) -> Result<Container, StageError> {
-        let Some(id) = self.container(task) else { return Ok(Container::default()) };
+        let Some(id) = self.container(task) else {
+            locked(&self.inner.stopping).remove(task);
+            return Ok(Container::default());
+        };
         match self.inner.engine.remove(&id, RemoveOptions { force: true, volumes: true }).await {
             Ok(()) => {}
             Err(error) if error.kind == engine::Kind::NotFound => {}
             Err(error) => return Err(failed(error.message)),
         }
         locked(&self.inner.containers).remove(task);
+        locked(&self.inner.stopping).remove(task);
         Ok(Container { container_id: id, ..Default::default() })
     }
 
