@@ -22,9 +22,12 @@ use crate::event::{Answer, Code, Effect, Failure, Message, Reply, StreamId, Tick
 use assignments::Assignments;
 use pb::node_status::State;
 
-/// Between heartbeats, give or take a tenth; a node that is silent for three of them is down.
+/// The cluster's heartbeat period unless it says otherwise.
 const PERIOD: Duration = Duration::from_secs(5);
-const SPREAD_MS: u64 = 500;
+const PERIOD_MIN: Duration = Duration::from_millis(500);
+/// Nodes beat twice in a period, so that a lost one is replaced in half the time and still has
+/// missed this many beats.
+const BEATS_IN_PERIOD: u32 = 2;
 const GRACE: u32 = 3;
 /// After a change of leader nodes first have to find the new one.
 const GRACE_OF_NEW_LEADER: u32 = 6;
@@ -143,7 +146,7 @@ impl Dispatcher {
                 self.open_tasks(store, stream, node, &request.session_id)
             }
             Ask::Heartbeat { ticket, node, request } => {
-                vec![reply(ticket, self.heartbeat(now, node, &request.session_id))]
+                vec![reply(ticket, self.heartbeat(now, store, node, &request.session_id))]
             }
             Ask::UpdateTaskStatus { ticket, node, request } => {
                 vec![reply(ticket, self.take_statuses(store, node, request))]
@@ -197,9 +200,9 @@ impl Dispatcher {
         }
     }
 
-    fn heartbeat(&mut self, now: Instant, node: &str, session: &str) -> Reply {
-        let early = Duration::from_millis(self.dice.random_range(0..=2 * SPREAD_MS));
-        let period = PERIOD - Duration::from_millis(SPREAD_MS) + early;
+    fn heartbeat(&mut self, now: Instant, store: &Store, node: &str, session: &str) -> Reply {
+        // Give or take a tenth: nodes that registered together do not go on beating together.
+        let period = beat(store).mul_f64(self.dice.random_range(0.9..=1.1));
         self.check(node, session)?.expires = now + period * GRACE;
         let period = prost_types::Duration {
             seconds: period.as_secs() as i64,
@@ -214,7 +217,7 @@ impl Dispatcher {
             if access::node_state(node) == State::Down {
                 self.down_since.insert(node.id.clone(), now);
             } else if node.description.is_some() {
-                self.expected.insert(node.id.clone(), now + PERIOD * GRACE_OF_NEW_LEADER);
+                self.expected.insert(node.id.clone(), now + period(store) * GRACE_OF_NEW_LEADER);
                 let message = "Node moved to \"unknown\" state due to leadership change in cluster";
                 self.stand(&node.id, State::Unknown, message);
             }
@@ -296,6 +299,21 @@ impl Dispatcher {
         let sessions = self.sessions.iter_mut();
         sessions.flat_map(|(node, session)| session.tell(store, node, managers)).collect()
     }
+}
+
+/// What the cluster's spec says, `swarm update --dispatcher-heartbeat`.
+fn period(store: &Store) -> Duration {
+    let spec = store.cluster().and_then(|cluster| cluster.spec.as_ref());
+    let dispatcher = spec.and_then(|spec| spec.dispatcher.as_ref());
+    let period = dispatcher.and_then(|dispatcher| dispatcher.heartbeat_period.as_ref());
+    match period.map(access::duration) {
+        None | Some(Duration::ZERO) => PERIOD,
+        Some(period) => period.max(PERIOD_MIN),
+    }
+}
+
+fn beat(store: &Store) -> Duration {
+    period(store) / BEATS_IN_PERIOD
 }
 
 fn reply(ticket: Ticket, reply: Reply) -> Effect {

@@ -5,7 +5,7 @@ use store::{Change, Store};
 use wire::swarmkit as pb;
 
 use super::{
-    Dispatcher, GRACE, PERIOD, RATE_MAX, RATE_WINDOW, Session, Standing, State, message, refuse,
+    Dispatcher, GRACE, RATE_MAX, RATE_WINDOW, Session, Standing, State, beat, message, refuse,
 };
 use crate::event::{Code, Effect, Failure, Message, StreamId};
 
@@ -34,7 +34,7 @@ impl Dispatcher {
                 streams: Vec::new(),
                 assignments: None,
                 tasks: None,
-                expires: now + PERIOD * GRACE,
+                expires: now + beat(store) * GRACE,
                 sent: None,
             };
             self.sessions.insert(node.to_owned(), session);

@@ -47,7 +47,16 @@ impl Executor {
         view: Arc<View>,
     ) -> Self {
         let containers = Mutex::new(containers_by_task(&engine));
-        Self { inner: Arc::new(Inner { engine, inputs, overlays_applied, view, containers, stopping: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                engine,
+                inputs,
+                overlays_applied,
+                view,
+                containers,
+                stopping: Mutex::default(),
+            }),
+        }
     }
 
     /// After a restart: containers that still run are watched again, dead ones are told.
