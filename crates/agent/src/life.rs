@@ -266,9 +266,9 @@ impl Life {
     }
 
     pub fn exited(&mut self, now: Instant, container: Option<Container>, message: String) {
-        // Its end was asked for, or is known already.
+        // Its end was asked for or is known already, or a start is under way that will tell itself.
         if self.state() > TaskState::Running
-            || matches!(self.under_way, Some(Stage::Shutdown | Stage::Remove))
+            || matches!(self.under_way, Some(Stage::Start | Stage::Shutdown | Stage::Remove))
         {
             return;
         }

@@ -415,3 +415,20 @@ fn assignments_that_do_not_follow_are_asked_for_again() {
     assert!(!short(&empty).is_empty());
     assert!(world.agent.lives["t1"].unassigned);
 }
+
+#[test]
+fn a_start_that_is_asked_for_again_after_a_restart_tells_the_end_itself() {
+    let mut world = World::new(vec![]);
+    let _ = world.connect();
+    let _ = world.assign("", "1", vec![task(TaskState::Running)]);
+    let _ = world.staged(Stage::Prepare);
+    let record = world.agent.lives["t1"].record();
+    assert_eq!(record.status.state(), TaskState::Starting);
+    let mut world = World::new(vec![record]);
+    assert!(short(&world.step(Event::Deadline)).contains(&"start".to_owned()));
+    let early = Event::Exited { task: "t1".into(), container: None, message: String::new() };
+    let _ = world.step(early);
+    assert_eq!(world.agent.lives["t1"].state(), TaskState::Starting);
+    let _ = world.staged(Stage::Start);
+    assert_eq!(world.agent.lives["t1"].state(), TaskState::Running);
+}

@@ -7,6 +7,8 @@ mod check;
 mod client;
 mod disk;
 mod executor;
+mod faults;
+mod founding;
 mod host;
 mod world;
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use agent::{Agent, Stage};
 use manager::{
-    Answer, Bootstrap, Call, Caller, Effect, Identity, Manager, Message, Open, StreamId, Ticket,
+    Answer, Call, Caller, Effect, Manager, Message, Open, StreamId, Ticket,
 };
 use model::Instant;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use wire::raftpb;
 use wire::swarmkit as pb;
@@ -17,8 +17,8 @@ use crate::Plan;
 use crate::client::Client;
 use crate::host::Host;
 
-const START: Instant = Instant::from_nanos(1_790_000_000_000_000_000);
-const CLUSTER: &str = "cluster0";
+pub(crate) const START: Instant = Instant::from_nanos(1_790_000_000_000_000_000);
+pub(crate) const CLUSTER: &str = "cluster0";
 /// A connection that is cut is noticed after so long at most.
 const CUT_NOTICED_MS: u64 = 8_000;
 
@@ -38,18 +38,18 @@ pub(crate) enum Happening {
 }
 
 /// Who waits for an answer.
-struct Waiting {
-    host: usize,
-    session: u64,
-    manager: usize,
+pub(crate) struct Waiting {
+    pub(crate) host: usize,
+    pub(crate) session: u64,
+    pub(crate) manager: usize,
     heartbeat: bool,
 }
 
 /// A stream between an agent and a manager.
-struct Stream {
-    host: usize,
-    session: u64,
-    manager: usize,
+pub(crate) struct Stream {
+    pub(crate) host: usize,
+    pub(crate) session: u64,
+    pub(crate) manager: usize,
     /// Nothing overtakes on a stream.
     last: Instant,
 }
@@ -65,25 +65,25 @@ pub struct Report {
 }
 
 pub struct World {
-    plan: Plan,
-    now: Instant,
+    pub(crate) plan: Plan,
+    pub(crate) now: Instant,
     pub(crate) dice: ChaCha8Rng,
     pub(crate) hosts: Vec<Host>,
-    queue: BTreeMap<(Instant, u64), Happening>,
-    sequence: u64,
-    numbers: u64,
-    calls: BTreeMap<Ticket, Waiting>,
-    streams: BTreeMap<StreamId, Stream>,
+    pub(crate) queue: BTreeMap<(Instant, u64), Happening>,
+    pub(crate) sequence: u64,
+    pub(crate) numbers: u64,
+    pub(crate) calls: BTreeMap<Ticket, Waiting>,
+    pub(crate) streams: BTreeMap<StreamId, Stream>,
     /// Hosts on the other side.
-    cut: BTreeSet<usize>,
+    pub(crate) cut: BTreeSet<usize>,
     pub(crate) troubled: bool,
     pub(crate) client: Client,
     pub(crate) network: String,
     pub(crate) applied: BTreeMap<(String, u64), Vec<u8>>,
-    replies: BTreeMap<Ticket, manager::Reply>,
-    leaders: BTreeSet<(u64, usize)>,
-    report: Report,
-    broken: Option<String>,
+    pub(crate) replies: BTreeMap<Ticket, manager::Reply>,
+    pub(crate) leaders: BTreeSet<(u64, usize)>,
+    pub(crate) report: Report,
+    pub(crate) broken: Option<String>,
 }
 
 impl World {
@@ -137,7 +137,7 @@ impl World {
         self.at(self.now + delay, happening);
     }
 
-    fn at(&mut self, at: Instant, happening: Happening) {
+    pub(crate) fn at(&mut self, at: Instant, happening: Happening) {
         self.sequence += 1;
         self.queue.insert((at.max(self.now), self.sequence), happening);
     }
@@ -147,7 +147,7 @@ impl World {
         Ticket(self.numbers)
     }
 
-    fn run(&mut self, time: Duration) -> Result<(), String> {
+    pub(crate) fn run(&mut self, time: Duration) -> Result<(), String> {
         let end = self.now + time;
         while let Some(((at, _), _)) = self.queue.first_key_value() {
             if *at > end {
@@ -165,7 +165,7 @@ impl World {
         Ok(())
     }
 
-    fn happen(&mut self, happening: Happening) {
+    pub(crate) fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::ManagerDeadline { host, life } => {
                 if self.hosts[host].manager_life == life {
@@ -209,16 +209,16 @@ impl World {
 
     // ---- the network
 
-    fn linked(&self, a: usize, b: usize) -> bool {
+    pub(crate) fn linked(&self, a: usize, b: usize) -> bool {
         self.cut.contains(&a) == self.cut.contains(&b)
     }
 
-    fn latency(&mut self) -> Duration {
+    pub(crate) fn latency(&mut self) -> Duration {
         Duration::from_micros(self.dice.random_range(200..8_000))
     }
 
     /// When a connection that was cut is found to be dead.
-    fn noticed(&mut self) -> Duration {
+    pub(crate) fn noticed(&mut self) -> Duration {
         Duration::from_millis(self.dice.random_range(100..CUT_NOTICED_MS))
     }
 
@@ -248,7 +248,7 @@ impl World {
         self.do_for_manager(host, effects);
     }
 
-    fn do_for_manager(&mut self, host: usize, effects: Vec<Effect>) {
+    pub(crate) fn do_for_manager(&mut self, host: usize, effects: Vec<Effect>) {
         for effect in effects {
             if let Some(left) = &mut self.hosts[host].dies_after {
                 if *left == 0 {
@@ -270,7 +270,7 @@ impl World {
         }
     }
 
-    fn one_for_manager(&mut self, host: usize, effect: Effect) {
+    pub(crate) fn one_for_manager(&mut self, host: usize, effect: Effect) {
         match effect {
             Effect::Persist(write) => self.hosts[host].disk.write(*write),
             Effect::Send { address, message, .. } => self.send_raft(host, &address, message),
@@ -302,7 +302,7 @@ impl World {
         }
     }
 
-    fn send_raft(&mut self, from: usize, address: &str, message: Box<raftpb::Message>) {
+    pub(crate) fn send_raft(&mut self, from: usize, address: &str, message: Box<raftpb::Message>) {
         let Some(to) = self.hosts.iter().position(|host| host.address == address) else { return };
         if !self.linked(from, to) || (self.troubled && self.dice.random_bool(0.02)) {
             return;
@@ -315,7 +315,7 @@ impl World {
         self.after(delay, Happening::Raft { from, to, message });
     }
 
-    fn reply(&mut self, manager: usize, ticket: Ticket, reply: manager::Reply) {
+    pub(crate) fn reply(&mut self, manager: usize, ticket: Ticket, reply: manager::Reply) {
         self.user_hears(ticket, &reply);
         let Some(caller) = self.calls.remove(&ticket) else {
             self.replies.insert(ticket, reply);
@@ -340,7 +340,7 @@ impl World {
     }
 
     /// The answer never comes; the caller gives up after a while.
-    fn call_fails(&mut self, caller: &Waiting) {
+    pub(crate) fn call_fails(&mut self, caller: &Waiting) {
         let event = match caller.heartbeat {
             true => agent::Event::SessionLost { reason: "no answer".into() },
             false => agent::Event::Reported { ok: false },
@@ -350,7 +350,7 @@ impl World {
         self.after(delay, Happening::ToAgent { host, session, event: Box::new(event) });
     }
 
-    fn send_on(&mut self, stream: StreamId, event: agent::Event, last: bool) {
+    pub(crate) fn send_on(&mut self, stream: StreamId, event: agent::Event, last: bool) {
         let delay = self.latency();
         let noticed = self.noticed();
         let Some(open) = self.streams.get_mut(&stream) else { return };
@@ -368,7 +368,7 @@ impl World {
     }
 
     /// Both sides find out, each in its own time.
-    fn break_stream(&mut self, stream: StreamId, noticed: Duration) {
+    pub(crate) fn break_stream(&mut self, stream: StreamId, noticed: Duration) {
         let Some(open) = self.streams.remove(&stream) else { return };
         let event = Box::new(agent::Event::SessionLost { reason: "cut".into() });
         let (host, session) = (open.host, open.session);
@@ -376,7 +376,7 @@ impl World {
         self.close_at_manager(open.manager, stream);
     }
 
-    fn close_at_manager(&mut self, host: usize, stream: StreamId) {
+    pub(crate) fn close_at_manager(&mut self, host: usize, stream: StreamId) {
         let delay = self.noticed();
         let event = Box::new(manager::Event::Closed { stream });
         self.after(delay, Happening::ToManager { host, event });
@@ -399,7 +399,7 @@ impl World {
         }
     }
 
-    fn one_for_agent(&mut self, host: usize, effect: agent::Effect) {
+    pub(crate) fn one_for_agent(&mut self, host: usize, effect: agent::Effect) {
         match effect {
             agent::Effect::OpenSession(request) => self.open_session(host, request),
             agent::Effect::CloseSession => self.close_session(host),
@@ -424,7 +424,7 @@ impl World {
     }
 
     /// Through any manager to the one that leads, as that one knows it.
-    fn way_to_leader(&self, host: usize) -> Option<usize> {
+    pub(crate) fn way_to_leader(&self, host: usize) -> Option<usize> {
         let known = &self.hosts[host].managers;
         let address = known.get(self.hosts[host].turn % known.len().max(1))?;
         let first = self.hosts.iter().position(|other| other.address == *address)?;
@@ -435,7 +435,7 @@ impl World {
         (through && self.hosts[leader].manager.is_some()).then_some(leader)
     }
 
-    fn open_session(&mut self, host: usize, request: pb::SessionRequest) {
+    pub(crate) fn open_session(&mut self, host: usize, request: pb::SessionRequest) {
         self.close_session(host);
         self.hosts[host].turn += 1;
         match self.way_to_leader(host) {
@@ -452,7 +452,7 @@ impl World {
         }
     }
 
-    fn close_session(&mut self, host: usize) {
+    pub(crate) fn close_session(&mut self, host: usize) {
         self.hosts[host].session += 1;
         self.hosts[host].session_manager = None;
         for stream in std::mem::take(&mut self.hosts[host].streams) {
@@ -462,7 +462,7 @@ impl World {
         }
     }
 
-    fn open(&mut self, host: usize, manager: usize, open: Open) {
+    pub(crate) fn open(&mut self, host: usize, manager: usize, open: Open) {
         let stream = StreamId(self.ticket().0);
         let session = self.hosts[host].session;
         let delay = self.latency();
@@ -478,7 +478,7 @@ impl World {
         }
     }
 
-    fn call(&mut self, host: usize, call: Call) {
+    pub(crate) fn call(&mut self, host: usize, call: Call) {
         let session = self.hosts[host].session;
         let heartbeat = matches!(call, Call::Heartbeat(_));
         let Some(manager) = self.hosts[host].session_manager else {
@@ -494,251 +494,5 @@ impl World {
         let event = Box::new(manager::Event::Call { ticket, caller, call: Box::new(call) });
         let delay = self.latency();
         self.after(delay, Happening::ToManager { host: manager, event });
-    }
-
-    // ---- faults
-
-    fn fault(&mut self) {
-        if !self.troubled {
-            return;
-        }
-        self.report.faults += 1;
-        let pause = Duration::from_millis(self.dice.random_range(1_000..8_000));
-        self.after(pause, Happening::Fault);
-        let host = self.dice.random_range(0..self.hosts.len());
-        match self.dice.random_range(0..10) {
-            0..=2 => self.cut_some(),
-            3 | 4 => self.crash_agent(host),
-            5 | 6 => {
-                let manager = self.dice.random_range(0..self.plan.managers);
-                if self.hosts[manager].manager.is_some() {
-                    // In the midst of what it does: written or not, sent or not.
-                    self.hosts[manager].dies_after = Some(self.dice.random_range(0..20));
-                }
-            }
-            7 => self.lose_power(host),
-            _ => self.fail_a_container(host),
-        }
-    }
-
-    fn cut_some(&mut self) {
-        if !self.cut.is_empty() {
-            self.cut.clear();
-            return;
-        }
-        let count = self.dice.random_range(1..=self.hosts.len().div_ceil(2));
-        for _ in 0..count {
-            self.cut.insert(self.dice.random_range(0..self.hosts.len()));
-        }
-    }
-
-    /// The daemon's agent dies; its containers do not.
-    fn crash_agent(&mut self, host: usize) {
-        if self.hosts[host].agent.take().is_some() {
-            self.hosts[host].executor_life += 1;
-            self.close_session(host);
-            let delay = Duration::from_millis(self.dice.random_range(200..20_000));
-            self.after(delay, Happening::Restart { host, agent: true, manager: false });
-        }
-    }
-
-    /// Everything on the host dies; what was written stays.
-    fn lose_power(&mut self, host: usize) {
-        self.hosts[host].dies_after = None;
-        self.hosts[host].containers.values_mut().for_each(|container| container.running = false);
-        self.hosts[host].agent = None;
-        self.hosts[host].executor_life += 1;
-        self.close_session(host);
-        if self.hosts[host].manager.take().is_some() {
-            self.forget_manager(host);
-        }
-        let delay = Duration::from_millis(self.dice.random_range(500..25_000));
-        self.after(delay, Happening::Restart { host, agent: true, manager: true });
-    }
-
-    fn forget_manager(&mut self, host: usize) {
-        self.hosts[host].manager_life += 1;
-        let streams: Vec<StreamId> = self
-            .streams
-            .iter()
-            .filter(|(_, open)| open.manager == host)
-            .map(|(stream, _)| *stream)
-            .collect();
-        for stream in streams {
-            let noticed = self.noticed();
-            self.break_stream(stream, noticed);
-        }
-        let calls: Vec<Ticket> = self
-            .calls
-            .iter()
-            .filter(|(_, caller)| caller.manager == host)
-            .map(|(ticket, _)| *ticket)
-            .collect();
-        for ticket in calls {
-            if let Some(caller) = self.calls.remove(&ticket) {
-                self.call_fails(&caller);
-            }
-        }
-    }
-
-    fn restart(&mut self, host: usize, agent: bool, manager: bool) {
-        if agent && self.hosts[host].agent.is_none() {
-            self.start_agent(host);
-        }
-        let identity = self.hosts[host].identity.clone();
-        if let Some(identity) = identity.filter(|_| manager && self.hosts[host].manager.is_none()) {
-            let dice = self.fork();
-            let now = self.hosts[host].local(self.now);
-            let recovered = self.hosts[host].disk.read();
-            let (manager, effects) = Manager::restore(now, dice, identity, recovered);
-            self.hosts[host].manager = Some(manager);
-            self.do_for_manager(host, effects);
-        }
-    }
-
-    fn heal(&mut self) {
-        self.troubled = false;
-        self.cut.clear();
-        for host in 0..self.hosts.len() {
-            self.hosts[host].dies_after = None;
-            self.restart(host, true, true);
-        }
-    }
-
-    fn fork(&mut self) -> ChaCha8Rng {
-        ChaCha8Rng::seed_from_u64(self.dice.next_u64())
-    }
-
-    // ---- the beginning
-
-    /// A cluster as `swarm init` and `swarm join` make it, without faults.
-    fn found(&mut self) -> Result<(), String> {
-        let root = ca::Root::create(START, &mut self.dice).map_err(|error| error.to_string())?;
-        let address = "10.0.0.1:2377".to_owned();
-        self.hosts.push(Host::new("node1".into(), address.clone(), 0));
-        let identity = Identity { node_id: "node1".into(), cluster_id: CLUSTER.into(), address };
-        let bootstrap = Bootstrap {
-            spec: pb::ClusterSpec::default(),
-            root,
-            address_pools: vec!["10.0.0.0/8".into()],
-            subnet_size: 0,
-            data_path_port: 0,
-            availability: pb::node_spec::Availability::Active,
-            request: Vec::new(),
-            certificate: Vec::new(),
-            unlock_key: None,
-        };
-        let dice = self.fork();
-        let (manager, effects) = Manager::bootstrap(START, dice, identity.clone(), bootstrap);
-        self.hosts[0].identity = Some(identity);
-        self.hosts[0].manager = Some(manager);
-        self.do_for_manager(0, effects);
-        self.run(Duration::from_secs(1))?;
-        self.start_agent(0);
-        let csr = ca::Key::generate().and_then(|key| key.request());
-        let csr = csr.map_err(|error| error.to_string())?;
-        for number in 1..self.plan.managers + self.plan.workers {
-            self.join(number < self.plan.managers, &csr)?;
-        }
-        let spec = pb::NetworkSpec {
-            annotations: Some(pb::Annotations { name: "net".into(), ..Default::default() }),
-            driver_config: Some(pb::Driver { name: "overlay".into(), ..Default::default() }),
-            ..Default::default()
-        };
-        let request = pb::CreateNetworkRequest { spec: Some(spec) };
-        let caller = self.caller(0);
-        let answer = self.ask(caller, Call::Control(request.into()))?;
-        let Answer::Control(wire::control::Response::CreateNetwork(made)) = answer else {
-            return Err("another answer".into());
-        };
-        self.network = made.network.map(|network| network.id).unwrap_or_default();
-        self.run(Duration::from_secs(2))
-    }
-
-    /// Asks the leader and waits.
-    fn ask(&mut self, caller: Caller, call: Call) -> Result<Answer, String> {
-        for _ in 0..100 {
-            let Some(leader) = self.leader() else {
-                self.run(Duration::from_millis(500))?;
-                continue;
-            };
-            let ticket = self.ticket();
-            let (caller, call) = (caller.clone(), Box::new(call.clone()));
-            self.tell_manager(leader, manager::Event::Call { ticket, caller, call });
-            for _ in 0..100 {
-                if let Some(reply) = self.replies.remove(&ticket) {
-                    return reply.map_err(|failure| failure.message);
-                }
-                self.run(Duration::from_millis(20))?;
-            }
-        }
-        Err("no answer".into())
-    }
-
-    fn join(&mut self, manager: bool, csr: &[u8]) -> Result<(), String> {
-        let leader = self.leader().ok_or("nobody leads")?;
-        let store = self.hosts[leader].manager.as_ref().ok_or("nobody leads")?.store();
-        let tokens = store.cluster().and_then(|cluster| cluster.root_ca.clone());
-        let tokens = tokens.and_then(|root| root.join_tokens).unwrap_or_default();
-        let token = if manager { tokens.manager } else { tokens.worker };
-        let request =
-            pb::IssueNodeCertificateRequest { csr: csr.to_vec(), token, ..Default::default() };
-        let answer = self.ask(Caller::default(), Call::IssueNodeCertificate(request))?;
-        let Answer::IssueNodeCertificate(issued) = answer else { return Err("odd".into()) };
-        let address = format!("10.0.0.{}:2377", self.hosts.len() + 1);
-        let skew = self.dice.random_range(-2_000_000_000..2_000_000_000);
-        let host = self.hosts.len();
-        self.hosts.push(Host::new(issued.node_id.clone(), address.clone(), skew));
-        if manager {
-            let identity = Identity {
-                node_id: issued.node_id,
-                cluster_id: CLUSTER.into(),
-                address: address.clone(),
-            };
-            self.hosts[host].identity = Some(identity.clone());
-            let caller = self.caller(host);
-            let request = pb::JoinRequest { addr: address };
-            let answer = self.ask(caller, Call::Join(request))?;
-            let Answer::Join(response) = answer else { return Err("odd".into()) };
-            let dice = self.fork();
-            let now = self.hosts[host].local(self.now);
-            let (manager, effects) = Manager::join(now, dice, identity, response);
-            self.hosts[host].manager = Some(manager);
-            self.do_for_manager(host, effects);
-            self.run(Duration::from_secs(2))?;
-        }
-        self.start_agent(host);
-        Ok(())
-    }
-
-    fn start_agent(&mut self, host: usize) {
-        let description =
-            pb::NodeDescription { hostname: format!("host{host}"), ..Default::default() };
-        let mut seed = [0; 32];
-        self.dice.fill_bytes(&mut seed);
-        let config = agent::Config {
-            node_id: self.hosts[host].node_id.clone(),
-            data_path: std::net::Ipv4Addr::new(10, 0, 0, host as u8 + 1).into(),
-            gossip_name: format!("{host:012x}"),
-            description,
-            node: None,
-            seed,
-        };
-        if self.hosts[host].managers.is_empty() {
-            let managers = self.hosts.iter().filter(|host| host.identity.is_some());
-            self.hosts[host].managers = managers.map(|host| host.address.clone()).collect();
-        }
-        let records = self.hosts[host].records.values().cloned().collect::<Vec<_>>();
-        self.hosts[host].agent = Some(Agent::new(config, records.clone()));
-        self.tell_agent(host, agent::Event::Deadline);
-        for record in records {
-            let id = record.task.id.clone();
-            let runs = self.hosts[host].containers.get(&id).is_some_and(|c| c.running);
-            if !runs {
-                let event =
-                    agent::Event::Exited { task: id, container: None, message: String::new() };
-                self.tell_agent(host, event);
-            }
-        }
     }
 }
