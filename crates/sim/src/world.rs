@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use agent::{Agent, Stage};
-use manager::{
-    Answer, Call, Caller, Effect, Manager, Message, Open, StreamId, Ticket,
-};
+use manager::{Answer, Call, Caller, Effect, Manager, Message, Open, StreamId, Ticket};
 use model::Instant;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

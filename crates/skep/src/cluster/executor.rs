@@ -77,8 +77,7 @@ impl Executor {
                     .await
                 }
                 // Made but not started: the agent asks for its start again.
-                Some(container)
-                    if state == pb::TaskState::Starting && !container.is_running() => {}
+                Some(container) if state == pb::TaskState::Starting && !container.is_running() => {}
                 Some(_) => self.watch(task),
             }
         }
