@@ -271,16 +271,13 @@ impl Executor {
         tokio::spawn(async move {
             let Some(id) = executor.container(&task) else { return };
             let Ok(ended) = executor.inner.engine.wait(&id, WaitFor::NotRunning) else { return };
-            let unhealthy = executor.unhealthy(&id);
+            tokio::pin!(ended);
+            // The agent says what the end of a task is called; here only what the engine knows more.
             let message = tokio::select! {
-                (code, error) = ended => match (code, error.as_str()) {
-                    (0, "") => String::new(),
-                    (code, "") => format!("task: non-zero exit ({code})"),
-                    (code, error) => format!("task: non-zero exit ({code}): {error}"),
-                },
-                () = unhealthy => {
-                    let _ = executor.stop(&task).await;
-                    "task: non-zero exit (137): dockerexec: unhealthy container".to_owned()
+                (_, error) = &mut ended => error,
+                () = executor.unhealthy(&id) => {
+                    executor.tell(Event::Health { task: task.clone(), healthy: false }).await;
+                    ended.await.1
                 }
             };
             let container = executor.inner.engine.container(&id).ok().map(|container| {
