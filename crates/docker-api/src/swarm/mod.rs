@@ -32,3 +32,6 @@ pub fn routes() -> Router<ApiState> {
         .merge(store_routes::routes())
         .merge(logs::routes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -426,7 +426,12 @@ async fn step(
     if !new_roots.is_empty() && new_roots != identity.root_pem {
         // While roots change the old certificate may only be good under the old ones: keep it if so.
         match Identity::from_pem(&identity.certificate_pem, &identity.key_pem, &new_roots) {
-            Ok(identity) => node.adopt(cluster, identity)?,
+            Ok(identity) => {
+                node.adopt(cluster, identity)?;
+                // A rotation ends when every node has told that it trusts the new root.
+                let description = description::describe(&cluster.engine, &node.keys);
+                node.agent.tell(agent::Event::Described(description)).await;
+            }
             Err(error) => tracing::info!(%error, "new roots wait for a new certificate"),
         }
     }

@@ -1,0 +1,160 @@
+//! What a user said is what is stored and what is shown again; what is not acted upon is refused by name.
+
+use serde_json::{Value, json};
+
+use super::{cluster, networks, object, spec};
+
+/// Everything the CLI can say about a service.
+fn full() -> Value {
+    json!({
+        "Name": "web",
+        "Labels": {"tier": "front"},
+        "TaskTemplate": {
+            "ContainerSpec": {
+                "Image": "httpd:2@sha256:00", "Labels": {"a": "b"}, "Command": ["httpd"], "Args": ["-f"],
+                "Hostname": "{{.Task.Slot}}", "Env": ["A=1"], "Dir": "/srv", "User": "www", "Groups": ["g"],
+                "Privileges": {
+                    "CredentialSpec": null,
+                    "SELinuxContext": {"Disable": true, "User": "", "Role": "", "Type": "", "Level": ""},
+                    "NoNewPrivileges": true
+                },
+                "Init": true, "StopSignal": "SIGQUIT", "TTY": true, "OpenStdin": true, "ReadOnly": true,
+                "Mounts": [
+                    {"Type": "volume", "Source": "v", "Target": "/v", "VolumeOptions": {
+                        "NoCopy": true, "Labels": {"l": "m"}, "DriverConfig": {"Name": "local", "Options": {"o": "p"}}}},
+                    {"Type": "bind", "Source": "/b", "Target": "/c", "ReadOnly": true,
+                     "BindOptions": {"Propagation": "rslave"}},
+                    {"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 4096, "Mode": 448}}
+                ],
+                "StopGracePeriod": 3_000_000_000_i64,
+                "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1_000_000_000, "Timeout": 2_000_000_000,
+                                "StartPeriod": 3_000_000_000_i64, "Retries": 4},
+                "Hosts": ["1.2.3.4 db"],
+                "DNSConfig": {"Nameservers": ["9.9.9.9"], "Search": ["x"], "Options": ["ndots:1"]},
+                "Secrets": [{"File": {"Name": "s", "UID": "1", "GID": "2", "Mode": 256},
+                             "SecretID": "sid", "SecretName": "sec"}],
+                "Configs": [{"File": {"Name": "/c", "UID": "0", "GID": "0", "Mode": 292},
+                             "ConfigID": "cid", "ConfigName": "cfg"}],
+                "Isolation": "default", "Sysctls": {"net.core.somaxconn": "9"},
+                "CapabilityAdd": ["CAP_NET_ADMIN"], "CapabilityDrop": ["CAP_CHOWN"],
+                "Ulimits": [{"Name": "nofile", "Hard": 20, "Soft": 10}], "OomScoreAdj": 5
+            },
+            "Resources": {
+                "Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 1048576, "Pids": 7},
+                "Reservations": {"NanoCPUs": 1, "MemoryBytes": 2, "GenericResources": [
+                    {"DiscreteResourceSpec": {"Kind": "apple", "Value": 3}},
+                    {"NamedResourceSpec": {"Kind": "gpu", "Value": "u1"}}]}
+            },
+            "RestartPolicy": {"Condition": "on-failure", "Delay": 1_000_000_000, "MaxAttempts": 2, "Window": 3},
+            "Placement": {
+                "Constraints": ["node.role==worker"],
+                "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}],
+                "MaxReplicas": 2, "Platforms": [{"Architecture": "amd64", "OS": "linux"}]
+            },
+            "Networks": [{"Target": "n1", "Aliases": ["x"], "DriverOpts": {"k": "v"}}],
+            "LogDriver": {"Name": "json-file", "Options": {"max-size": "1m"}},
+            "ForceUpdate": 3, "Runtime": "container"
+        },
+        "Mode": {"Replicated": {"Replicas": 4}},
+        "UpdateConfig": {"Parallelism": 2, "Delay": 1, "FailureAction": "continue", "Monitor": 5,
+                         "MaxFailureRatio": 0.25, "Order": "start-first"},
+        "RollbackConfig": {"Parallelism": 1, "FailureAction": "pause", "MaxFailureRatio": 0, "Order": "stop-first"},
+        "EndpointSpec": {"Mode": "vip", "Ports": [
+            {"Name": "http", "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"},
+            {"Protocol": "udp", "TargetPort": 53, "PublishMode": "host"}]}
+    })
+}
+
+#[test]
+fn a_service_is_shown_as_it_was_asked_for() {
+    let stored = spec::read(&full()).unwrap();
+    assert_eq!(spec::write(&stored), full());
+    // And what is shown can be sent back without a change: `docker service update`.
+    assert_eq!(spec::read(&spec::write(&stored)).unwrap(), stored);
+}
+
+#[test]
+fn every_mode_of_a_service_survives() {
+    for mode in [
+        json!({"Global": {}}),
+        json!({"Replicated": {"Replicas": 0}}),
+        json!({"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 8}}),
+        json!({"GlobalJob": {}}),
+    ] {
+        let stored = spec::read(&json!({"Name": "x", "Mode": mode})).unwrap();
+        assert_eq!(spec::write(&stored)["Mode"], mode);
+    }
+    let default = spec::read(&json!({"Name": "x"})).unwrap();
+    assert_eq!(spec::write(&default)["Mode"], json!({"Replicated": {"Replicas": 1}}));
+    assert!(spec::read(&json!({"Name": "x", "Mode": {"Global": {}, "Replicated": {}}})).is_err());
+}
+
+#[test]
+fn what_is_not_acted_upon_is_refused_by_name() {
+    for (path, value) in [
+        ("/TaskTemplate/ContainerSpec/Gadget", json!(1)),
+        ("/TaskTemplate/PluginSpec", json!({"Name": "p"})),
+        ("/TaskTemplate/Runtime", json!("plugin")),
+        ("/Colour", json!("red")),
+        ("/EndpointSpec/Ports/0/Weight", json!(2)),
+    ] {
+        let mut body = full();
+        let (parent, key) = path.rsplit_once('/').unwrap();
+        body.pointer_mut(parent).unwrap()[key] = value;
+        let fault = spec::read(&body).unwrap_err();
+        assert!(fault.message.contains(key), "{path}: {}", fault.message);
+    }
+}
+
+#[test]
+fn wrong_types_and_words_are_bad_requests() {
+    for (path, value) in [
+        ("/Name", json!(1)),
+        ("/Mode/Replicated/Replicas", json!(-1)),
+        ("/TaskTemplate/RestartPolicy/Condition", json!("sometimes")),
+        ("/TaskTemplate/ContainerSpec/Mounts/0/Type", json!("cloud")),
+        ("/EndpointSpec/Ports/0/TargetPort", json!(4_294_967_296_i64)),
+        ("/UpdateConfig/Order", json!("both")),
+    ] {
+        let mut body = full();
+        *body.pointer_mut(path).unwrap() = value;
+        let fault = spec::read(&body).unwrap_err();
+        assert_eq!(fault.status.as_u16(), 400, "{path}: {}", fault.message);
+    }
+}
+
+#[test]
+fn the_swarm_begins_with_dockers_defaults_and_keeps_what_is_not_changed() {
+    let init = cluster::read_init(&json!({"ListenAddr": "0.0.0.0:2377", "Spec": {}})).unwrap();
+    let shown = cluster::write_spec(&init.spec);
+    assert_eq!(shown["CAConfig"]["NodeCertExpiry"], json!(7_776_000_000_000_000_i64));
+    assert_eq!(shown["Orchestration"]["TaskHistoryRetentionLimit"], json!(5));
+    assert_eq!(shown["Raft"]["SnapshotInterval"], json!(10000));
+    let change = json!({"Orchestration": {"TaskHistoryRetentionLimit": 0}, "EncryptionConfig": {"AutoLockManagers": true}});
+    let merged = cluster::merge_spec(&super::json::Obj::root(&change).unwrap(), init.spec).unwrap();
+    let shown = cluster::write_spec(&merged);
+    assert_eq!(shown["Orchestration"]["TaskHistoryRetentionLimit"], json!(0));
+    assert_eq!(shown["EncryptionConfig"]["AutoLockManagers"], json!(true));
+    assert_eq!(shown["Dispatcher"]["HeartbeatPeriod"], json!(5_000_000_000_i64));
+    let short = json!({"Spec": {"CAConfig": {"NodeCertExpiry": 1}}});
+    assert!(cluster::read_init(&short).unwrap_err().message.contains("1h0m0s"));
+    assert!(cluster::read_init(&json!({"DataPathPort": 80})).is_err());
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let secret = wire::swarmkit::Secret {
+        id: "s".into(),
+        spec: Some(wire::swarmkit::SecretSpec { data: b"hush".to_vec(), ..Default::default() }),
+        ..Default::default()
+    };
+    assert!(object::secret(&secret)["Spec"].get("Data").is_none());
+}
+
+#[test]
+fn an_overlay_is_told_from_a_network_of_the_host() {
+    assert!(networks::is_swarm_scoped(&json!({"Driver": "overlay"})));
+    assert!(networks::is_swarm_scoped(&json!({"Ingress": true})));
+    assert!(!networks::is_swarm_scoped(&json!({"Driver": "bridge"})));
+    assert!(!networks::is_swarm_scoped(&json!({})));
+}
