@@ -230,6 +230,10 @@ fn recover(bodies: Vec<Body>, snapshot: Option<raftpb::Snapshot>) -> Option<Reco
         snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map_or(0, |m| m.index());
     // A crash between snapshot and log: a log that ends before the snapshot begins is old.
     let ends_before = merged.entries.last().is_some_and(|entry| entry.index() < covered);
+    // Only its name was written: it has promised nothing yet, and knows nobody. It joins anew.
+    if merged.entries.is_empty() && merged.hard_state.is_none() && snapshot.is_none() {
+        return None;
+    }
     Some(Recovered {
         identity: merged.identity?,
         hard_state: merged.hard_state.unwrap_or_default(),

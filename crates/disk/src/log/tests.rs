@@ -58,6 +58,20 @@ fn a_restart_finds_exactly_what_was_written() {
 }
 
 #[test]
+fn a_member_that_wrote_only_its_name_was_never_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = DataKey::generate().unwrap();
+    let (mut log, _) = RaftLog::open(folder.path(), key.clone()).unwrap();
+    let name = Write { entries: Vec::new(), hard_state: None, ..first() };
+    log.write(&name).unwrap();
+    let (mut log, nothing) = RaftLog::open(folder.path(), key.clone()).unwrap();
+    assert_eq!(nothing, None);
+    log.write(&first()).unwrap();
+    let (_, recovered) = RaftLog::open(folder.path(), key).unwrap();
+    assert_eq!(indexes(&recovered.unwrap()), [(1, 1)]);
+}
+
+#[test]
 fn a_torn_write_is_cut_at_every_byte_and_the_log_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let key = DataKey::generate().unwrap();
