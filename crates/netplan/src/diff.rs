@@ -91,7 +91,12 @@ pub fn diff(observed: &World, desired: &World) -> Vec<Step> {
         if *ns == Namespace::Host {
             objects(ns, &observed[ns], &empty, &mut steps);
         } else {
-            // A link that leads out dies with its namespace, but only some time later.
+            // Links die with their namespace, but only some time later: until then nobody else
+            // can have the segment.
+            let segments = observed[ns].links.iter();
+            for (name, _) in segments.filter(|(_, l)| matches!(l.kind, LinkKind::Vxlan { .. })) {
+                steps.push(Step::RemoveLink(ns.clone(), name.clone()));
+            }
             steps.push(Step::RemoveNamespace(ns.clone()));
         }
     }

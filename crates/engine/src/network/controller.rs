@@ -21,6 +21,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// How often a change is tried again, each time after a look at what is there.
 const TRIES_MAX: usize = 3;
 
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(40);
+
 /// Work for the thread; it answers through what it has captured.
 pub type Job = Box<dyn FnOnce(&mut Controller) + Send>;
 
@@ -112,7 +114,11 @@ impl Controller {
     pub fn reconcile(&mut self, sandbox: Option<&SandboxId>) -> Result<(), NetworkError> {
         let wanted = desired(&self.state.view(&self.config));
         let mut failures = Vec::new();
-        for _ in 0..TRIES_MAX {
+        for attempt in 0..TRIES_MAX {
+            if attempt > 0 {
+                // What the kernel takes down by itself needs a moment.
+                std::thread::sleep(TRY_AGAIN_AFTER);
+            }
             let steps = diff(&self.known, &wanted);
             failures = self.apply(&steps);
             if failures.is_empty() {

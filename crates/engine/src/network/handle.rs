@@ -97,11 +97,21 @@ impl Network {
         &self,
         work: impl FnOnce(&mut Controller) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
+        self.ask_and_go_on(work, |_| ()).await
+    }
+
+    /// The same, with work that nobody waits for but the next caller.
+    async fn ask_and_go_on<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Controller) -> Result<T, NetworkError> + Send + 'static,
+        rest: impl FnOnce(&mut Controller) + Send + 'static,
+    ) -> Result<T, NetworkError> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |controller| {
             let result = work(controller);
             controller.publish_state();
             let _ = reply.send(result);
+            rest(controller);
         });
         let jobs = self.jobs.clone();
         let sent = match jobs.try_send(job) {
@@ -172,7 +182,10 @@ impl Network {
     /// Removes the container's namespace and frees its addresses and ports. Unknown: nothing to do.
     pub async fn stop(&self, container: &ContainerId) -> Result<(), NetworkError> {
         let container = container.clone();
-        self.ask(move |controller| controller.stop(&container)).await
+        // The kernel takes tens of milliseconds to take a link down; a crash before that leaves
+        // what the next start of the daemon removes.
+        self.ask_and_go_on(move |controller| controller.stop(&container), Controller::clear_away)
+            .await
     }
 
     pub fn sandbox(&self, container: &ContainerId) -> Option<SandboxState> {

@@ -398,15 +398,24 @@ impl Controller {
         self.save_sandboxes()
     }
 
+    /// Forgets the sandbox; `clear_away` takes it out of the kernel.
     pub(super) fn stop(&mut self, id: &ContainerId) -> Result<(), NetworkError> {
-        let Some(record) = self.state.sandboxes.get(id) else { return Ok(()) };
-        let networks: Vec<_> =
-            record.endpoints.iter().map(|one| one.state.network_id.clone()).collect();
-        self.drop_sandbox(id);
-        for network in networks.iter().filter_map(|id| self.state.networks.get(id)) {
-            self.tell("disconnect", network, Some(id));
+        let Some(record) = self.state.sandboxes.remove(id) else { return Ok(()) };
+        self.release(&record.published);
+        for endpoint in &record.endpoints {
+            if let Some(network) = self.state.networks.get(&endpoint.state.network_id) {
+                self.tell("disconnect", network, Some(id));
+            }
         }
         self.save_sandboxes()
+    }
+
+    pub(super) fn clear_away(&mut self) {
+        // What fails is named in the log, and tried again by the sweep.
+        let _ = self.reconcile(None);
+        if self.names.settle(&mut self.state) {
+            let _ = self.reconcile(None);
+        }
     }
 
     fn drop_sandbox(&mut self, id: &ContainerId) {
