@@ -294,9 +294,11 @@ impl Kernel {
                     None => Ok(()),
                 }
             }
-            _ => first_error(
-                space.route.batch(vec![route::add_link(name, link, master, None, None)])?,
-            ),
+            _ => {
+                let mut messages = vec![route::add_link(name, link, master, None, None)];
+                messages.extend(route::set_link(name, link, master));
+                first_error(space.route.batch(messages)?)
+            }
         }
     }
 

@@ -81,7 +81,12 @@ pub fn add_link(
     let mut message =
         Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL).body(&link_header(0, 0, flags, flags));
     message.put_str(IFLA_IFNAME, name);
-    link_attributes(&mut message, link, master);
+    let mut born = link.clone();
+    if link.kind == LinkKind::Bridge {
+        // A bridge's MTU follows its ports' unless it was set after the bridge was made.
+        born.mtu = 0;
+    }
+    link_attributes(&mut message, &born, master);
     if let Some(namespace) = namespace {
         message.put_u32(IFLA_NET_NS_FD, namespace.as_raw_fd() as u32);
     }

@@ -139,7 +139,8 @@ proptest! {
             for choice in &walk {
                 let wanted = desired(&view(choice));
                 let failures = kernel.apply(&diff(&known, &wanted));
-                assert!(failures.is_empty(), "{failures:#?}");
+                let named: Vec<_> = failures.iter().map(ToString::to_string).collect();
+                assert!(named.is_empty(), "{named:#?}");
                 let rest = diff(&kernel.observe(&wanted), &wanted);
                 assert!(kernel.unreadable.is_empty(), "{:?}", kernel.unreadable);
                 assert!(rest.is_empty(), "left to do:\n{}", text(&rest));

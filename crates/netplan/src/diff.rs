@@ -92,10 +92,11 @@ pub fn diff(observed: &World, desired: &World) -> Vec<Step> {
             objects(ns, &observed[ns], &empty, &mut steps);
         } else {
             // Links die with their namespace, but only some time later: until then nobody else
-            // can have the segment.
-            let segments = observed[ns].links.iter();
-            for (name, _) in segments.filter(|(_, l)| matches!(l.kind, LinkKind::Vxlan { .. })) {
-                steps.push(Step::RemoveLink(ns.clone(), name.clone()));
+            // can have the segment, and a container keeps the other end.
+            if let Namespace::Overlay(_) = ns {
+                let ours = |link: &LinkObject| !matches!(link.kind, LinkKind::Other(_));
+                let links = observed[ns].links.iter().filter(|(_, link)| ours(link));
+                steps.extend(links.map(|(name, _)| Step::RemoveLink(ns.clone(), name.clone())));
             }
             steps.push(Step::RemoveNamespace(ns.clone()));
         }
@@ -197,11 +198,10 @@ fn links(ns: &Namespace, found: &Objects, wanted: &Objects, steps: &mut Vec<Step
 
 fn same_kind(found: &LinkKind, wanted: &LinkKind) -> bool {
     match (found, wanted) {
-        // Which namespace the other end is in cannot be read back everywhere: `pair` looks there.
-        (
-            LinkKind::Veth { .. } | LinkKind::VethPeer,
-            LinkKind::Veth { .. } | LinkKind::VethPeer,
-        ) => true,
+        // Which namespace the other end is in is known of pairs that we made; of those that were
+        // seen it is not: `pair` looks there.
+        (LinkKind::VethPeer, LinkKind::Veth { .. } | LinkKind::VethPeer)
+        | (LinkKind::Veth { .. }, LinkKind::VethPeer) => true,
         (found, wanted) => found == wanted,
     }
 }
