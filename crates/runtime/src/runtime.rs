@@ -192,10 +192,8 @@ impl Runtime {
     /// Starts the shim and makes the container up to the point where its command would be executed.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<Created> {
         let known = lock(&self.inner.containers).get(&spec.id).cloned();
-        if let Some(known) = known {
-            if known.exit.borrow().is_none() {
-                return Err(Error::conflict(format!("container {} is already running", spec.id)));
-            }
+        if known.is_some_and(|known| known.exit.borrow().is_none()) {
+            return Err(Error::conflict(format!("container {} is already running", spec.id)));
         }
         // What a broken removal left behind would be in the way.
         self.delete(&spec.id).await?;

@@ -16,15 +16,12 @@ pub fn find(name: &str, env: &[String]) -> Result<String, String> {
         };
     }
     let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or("");
-    let mut denied = false;
     for dir in path.split(':') {
         let candidate = if dir.is_empty() { format!("./{name}") } else { format!("{dir}/{name}") };
-        match check(&candidate) {
-            Ok(()) => return Ok(candidate),
-            Err(text) => denied |= text == "permission denied",
+        if check(&candidate).is_ok() {
+            return Ok(candidate);
         }
     }
-    let _ = denied;
     Err(format!("exec: \"{name}\": executable file not found in $PATH"))
 }
 

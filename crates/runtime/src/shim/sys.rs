@@ -237,11 +237,11 @@ fn clean_file_mappings(found: &mut [(usize, usize); MAPPINGS_MAX]) -> io::Result
     {
         let line = line?;
         if let Some(changed) = line.strip_prefix("Anonymous:") {
-            if let (Some(range), "0 kB") = (candidate.take(), changed.trim()) {
-                if let Some(place) = found.get_mut(count) {
-                    *place = range;
-                    count += 1;
-                }
+            if let (Some(range), "0 kB") = (candidate.take(), changed.trim())
+                && let Some(place) = found.get_mut(count)
+            {
+                *place = range;
+                count += 1;
             }
         } else if let Some(range) = read_only_file(&line) {
             candidate = range;
