@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bollard_stubs::models::EndpointSettings;
 use engine::containers::Spec;
 use engine::network::{EndpointState, SandboxState};
 use serde_json::{Map, Value, json};
@@ -55,10 +56,7 @@ pub(super) fn networks(spec: &Spec, sandbox: Option<&SandboxState>) -> Value {
     let mut networks = Map::new();
     for (name, settings) in &spec.networks {
         let ipam = settings.ipam_config.as_ref().map_or(Value::Null, |ipam| json!(ipam));
-        networks.insert(
-            name.clone(),
-            endpoint(None, ipam, settings.links.as_ref(), settings.aliases.as_ref()),
-        );
+        networks.insert(name.clone(), endpoint(None, Some(settings), ipam));
     }
     for (name, state) in sandbox.iter().flat_map(|sandbox| &sandbox.endpoints) {
         let asked = spec.networks.get(name);
@@ -66,9 +64,7 @@ pub(super) fn networks(spec: &Spec, sandbox: Option<&SandboxState>) -> Value {
             Some(ipam) => json!(ipam),
             None => task_ipam(spec, state),
         };
-        let links = asked.and_then(|asked| asked.links.as_ref());
-        let aliases = asked.and_then(|asked| asked.aliases.as_ref());
-        networks.insert(name.clone(), endpoint(Some(state), ipam, links, aliases));
+        networks.insert(name.clone(), endpoint(Some(state), asked, ipam));
     }
     Value::Object(networks)
 }
@@ -83,24 +79,23 @@ fn task_ipam(spec: &Spec, state: &EndpointState) -> Value {
     }
 }
 
-fn endpoint(
-    state: Option<&EndpointState>,
-    ipam: Value,
-    links: Option<&Vec<String>>,
-    aliases: Option<&Vec<String>>,
-) -> Value {
+fn endpoint(state: Option<&EndpointState>, asked: Option<&EndpointSettings>, ipam: Value) -> Value {
     let addresses = state.map(|state| state.addresses.as_slice()).unwrap_or_default();
     let gateways = state.map(|state| state.gateways.as_slice()).unwrap_or_default();
     let v4 = addresses.iter().find(|cidr| cidr.is_v4());
     let v6 = addresses.iter().find(|cidr| !cidr.is_v4());
     let text = |found: Option<String>| found.unwrap_or_default();
     let names = state.map(|state| &state.dns_names).filter(|names| !names.is_empty());
-    let options = state.map(|state| &state.driver_opts).filter(|options| !options.is_empty());
+    let options = match (state, asked.and_then(|asked| asked.driver_opts.as_ref())) {
+        (Some(state), _) if !state.driver_opts.is_empty() => json!(state.driver_opts),
+        (_, asked) => json!(asked),
+    };
+    let mac = state.map(|state| state.mac.to_string());
     json!({
         "IPAMConfig": ipam,
-        "Links": links,
-        "Aliases": aliases,
-        "MacAddress": text(state.map(|state| state.mac.to_string())),
+        "Links": asked.and_then(|asked| asked.links.as_ref()),
+        "Aliases": asked.and_then(|asked| asked.aliases.as_ref()),
+        "MacAddress": text(mac.or_else(|| asked.and_then(|asked| asked.mac_address.clone()))),
         "DriverOpts": options,
         "GwPriority": 0,
         "NetworkID": text(state.map(|state| state.network_id.to_string())),
