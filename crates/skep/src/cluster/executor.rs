@@ -67,6 +67,10 @@ impl Executor {
             if !(pb::TaskState::Starting..=pb::TaskState::Running).contains(&state) {
                 continue;
             }
+            // A container that the user runs stands for this task; the engine says so again.
+            if self.is_attached(&task) {
+                continue;
+            }
             match self.container(&task).and_then(|id| self.inner.engine.container(&id).ok()) {
                 None => {
                     self.tell(Event::Exited {
@@ -81,6 +85,13 @@ impl Executor {
                 Some(_) => self.watch(task),
             }
         }
+    }
+
+    /// Whether a running container that no service made holds this task's place on a network.
+    fn is_attached(&self, task: &str) -> bool {
+        self.inner.engine.containers.all().iter().any(|container| {
+            container.is_running() && container.state().places.iter().any(|it| it.task == task)
+        })
     }
 
     pub fn prepare(&self, work: Work) {
