@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::create::CreateRequest;
 use crate::Engine;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, Result};
 use crate::images::blocking;
 
 pub const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
