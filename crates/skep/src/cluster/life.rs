@@ -354,9 +354,12 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
 }
 
 /// `docker swarm init --force-new-cluster`: this manager alone, with everything that it knows.
-async fn force_new_cluster(_cluster: &Arc<Cluster>) -> Result<String, ControlError> {
-    Err(ControlError::new(
-        ControlCode::Unimplemented,
-        "not supported by skep yet: --force-new-cluster",
-    ))
+async fn force_new_cluster(cluster: &Arc<Cluster>) -> Result<String, ControlError> {
+    let State::Active(node) = cluster.state() else { return Err(ControlError::no_swarm()) };
+    if node.manager().is_none() {
+        return Err(ControlError::worker());
+    }
+    node.stop_manager();
+    node.start_manager(cluster, Begin::Alone).await.map_err(internal)?;
+    Ok(node.keys.identity().subject.node_id)
 }

@@ -38,7 +38,6 @@ pub enum Ask {
         healthy: bool,
     },
     Closed(StreamId),
-    Cancelled(Ticket),
 }
 
 /// What the rest of the node sees of its manager.
@@ -352,10 +351,6 @@ impl Loop {
             Ask::Closed(stream) => {
                 self.streams.remove(&stream.0);
                 Some(Event::Closed { stream })
-            }
-            Ask::Cancelled(ticket) => {
-                // A call that was answered meanwhile is no longer there to be cancelled.
-                self.pending.remove(&ticket.0).map(|_| Event::Cancelled { ticket })
             }
         }
     }

@@ -60,6 +60,8 @@ pub enum Begin {
         address: String,
     },
     Restore,
+    /// With everything it knows, but as the only member: `--force-new-cluster`.
+    Alone,
 }
 
 pub fn dice() -> anyhow::Result<ChaCha8Rng> {
@@ -158,9 +160,7 @@ impl Node {
     /// Opens the manager's port and begins its life.
     pub async fn start_manager(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
         let subject = self.keys.identity().subject;
-        let listener = TcpListener::bind(&self.saved.listen_addr)
-            .await
-            .with_context(|| format!("listen on {}", self.saved.listen_addr))?;
+        let listener = listen(&self.saved.listen_addr).await?;
         let gate =
             Arc::new(Gate::new(subject.cluster_id.clone(), self.saved.advertise_addr.clone()));
         let (calls, mut call_queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
@@ -212,10 +212,16 @@ impl Node {
             (Begin::Cluster(bootstrap), _) => {
                 Manager::bootstrap(now, dice()?, identity, *bootstrap)
             }
+            (Begin::Alone, Some(recovered)) => {
+                Manager::restore_alone(now, dice()?, identity, recovered)
+            }
             (_, Some(recovered)) => Manager::restore(now, dice()?, identity, recovered),
             (Begin::Join { address }, None) => {
                 let answer = self.join_set(&address, calls).await?;
                 Manager::join(cluster.clock.now(), dice()?, identity, answer)
+            }
+            (Begin::Alone, None) => {
+                anyhow::bail!("the raft log is empty: there is no cluster to go on with")
             }
             (Begin::Restore, None) => {
                 // Nothing was ever written: another manager has to let this one in again.
@@ -267,6 +273,20 @@ impl Node {
     }
 }
 
+/// A manager that has just been stopped gives its port back a moment later.
+async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    let mut attempts = 0;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 20 => {
+                attempts += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            bound => return bound.with_context(|| format!("listen on {address}")),
+        }
+    }
+}
+
 /// This node on the gossip: 12 hex digits that a restart of the daemon keeps, so that the others see
 /// no row of it go; a restart of the host begins a new name.
 fn gossip_name(exec_root: &std::path::Path) -> anyhow::Result<String> {
@@ -303,7 +323,7 @@ impl Node {
         Ok(())
     }
 
-    fn stop_manager(&self) {
+    pub fn stop_manager(&self) {
         *locked(&self.manager) = None;
     }
 }
@@ -458,7 +478,7 @@ async fn step(
     } else {
         role
     };
-    settle_manager(cluster, node, role).await?;
+    settle_manager(cluster, node, role, wanted).await?;
     settle_lock(cluster, node)?;
     let role = node.keys.identity().subject.role;
     Ok(wanted.is_none_or(|wanted| wanted == role) && !rotate)
@@ -486,10 +506,14 @@ async fn settle_manager(
     cluster: &Arc<Cluster>,
     node: &Arc<Node>,
     role: pb::NodeRole,
+    wanted: Option<pb::NodeRole>,
 ) -> anyhow::Result<()> {
     let running = node.manager();
     let ended = running.as_ref().and_then(|manager| manager.ended.borrow().clone());
     match (role, running, ended) {
+        // While the managers want it to be one again its log still counts: a member that forgot
+        // what it had acknowledged would break the set.
+        (pb::NodeRole::Worker, Some(_), None) if wanted == Some(pb::NodeRole::Manager) => {}
         (pb::NodeRole::Worker, Some(_), _) => {
             node.stop_manager();
             disk::RaftLog::remove(&cluster.folder.raft())?;
