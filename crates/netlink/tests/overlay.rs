@@ -122,8 +122,8 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
     view
 }
 
-/// A third host on the same cable as two others, for clients from outside.
-fn hosts() -> [Host; 3] {
+/// A third host on the same switch as two others, for clients from outside.
+fn hosts() -> ([Host; 3], Host) {
     let names = ["one", "two", "client"];
     let switch = Host::new("switch");
     switch.ip("link add br0 type bridge");
@@ -135,12 +135,8 @@ fn hosts() -> [Host; 3] {
         host.ip(&format!("addr add 192.0.2.{}/24 dev eth0", n + 1));
         host.ip("link set eth0 up");
     }
-    // The switch lives as long as its ports' other ends are looked at: it is kept by them.
-    std::mem::forget(Keep(switch));
-    hosts
+    (hosts, switch)
 }
-
-struct Keep(#[allow(dead_code)] Host);
 
 /// Answers each request with `<client's address> <name>`.
 fn serve(host: &Host, name: &str) -> (support::Running, tempfile::TempDir) {
@@ -176,7 +172,7 @@ fn ask(host: &Host, sandbox: Option<&str>, at: &str) -> String {
 
 #[test]
 fn overlay_virtual_address_and_mesh() {
-    let [one, two, client] = hosts();
+    let ([one, two, client], _switch) = hosts();
     let skep = [NodeEngine::Skep, NodeEngine::Skep];
     one.apply(&view(1, skep));
     two.apply(&view(2, skep));
@@ -222,7 +218,7 @@ fn overlay_virtual_address_and_mesh() {
 
 #[test]
 fn towards_a_docker_engine_node_the_source_is_the_receiving_node() {
-    let [one, two, client] = hosts();
+    let ([one, two, client], _switch) = hosts();
     let engines = [NodeEngine::Skep, NodeEngine::Docker];
     one.apply(&view(1, engines));
     two.apply(&view(2, engines));
@@ -253,7 +249,7 @@ fn connections_of_a_dead_backend_are_reset_and_datagrams_move() {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
-    let [one, two, _client] = hosts();
+    let ([one, two, _client], _switch) = hosts();
     one.apply(&with_backends(1, &[("10.0.1.12", true)]));
     two.apply(&with_backends(2, &[("10.0.1.12", true)]));
     let wait = Some(Duration::from_secs(3));
