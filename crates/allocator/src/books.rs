@@ -196,15 +196,16 @@ impl Books {
         holder: &Holder,
     ) -> Result<String, String> {
         let pools = self.nets.get_mut(network).map(|net| net.pools.iter_mut());
-        for pool in pools.into_iter().flatten().filter(|pool| pool.subnet.contains(wanted)) {
-            if !pool.claim(wanted, holder.clone()) {
-                return Err(format!("{wanted} is in use already"));
-            }
-            let claim = Tentative::Address(network.to_owned(), wanted, holder.clone());
-            self.tentative.push(claim);
-            return Ok(pool.subnet.with_prefix(wanted));
+        let mut pools = pools.into_iter().flatten();
+        let Some(pool) = pools.find(|pool| pool.subnet.contains(wanted)) else {
+            return Err(format!("{wanted} is in none of the network's subnets"));
+        };
+        if !pool.claim(wanted, holder.clone()) {
+            return Err(format!("{wanted} is in use already"));
         }
-        Err(format!("{wanted} is in none of the network's subnets"))
+        let claim = Tentative::Address(network.to_owned(), wanted, holder.clone());
+        self.tentative.push(claim);
+        Ok(pool.subnet.with_prefix(wanted))
     }
 
     fn claim(&mut self, network: &str, address: IpAddr, holder: Holder) {
