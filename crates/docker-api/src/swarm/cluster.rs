@@ -236,7 +236,7 @@ pub fn info(cluster: &pb::Cluster) -> Out {
         .as_ref()
         .and_then(|meta| meta.version.as_ref())
         .map_or(0, |version| version.index);
-    let meta = cluster.meta.clone().unwrap_or_default();
+    let meta = cluster.meta.unwrap_or_default();
     let root = cluster.root_ca.clone().unwrap_or_default();
     let pools = match cluster.default_address_pool.as_slice() {
         [] => Value::Null,

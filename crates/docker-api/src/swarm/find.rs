@@ -14,6 +14,8 @@ macro_rules! finder {
      $get:ident { $id_field:ident } -> $one:ident,
      $list:ident($filters:ident) -> $many:ident) => {
         $(#[$doc])*
+        // Some of the requests have fields beyond the one that is set here.
+        #[allow(clippy::needless_update)]
         pub async fn $find(cluster: &Cluster, input: &str) -> Result<pb::$object, Fault> {
             let request = pb::$get { $id_field: input.to_owned(), ..Default::default() };
             match cluster.as_ref().call(request).await {

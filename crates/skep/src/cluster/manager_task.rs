@@ -398,15 +398,6 @@ impl Loop {
                 Some(Event::Call { ticket, caller: caller(&$peer), call })
             }};
         }
-        macro_rules! stream {
-            ($peer:expr, $open:ident, $message:ident, $request:expr, $stream:expr) => {{
-                let stream = self.stream($stream, |message| match message {
-                    Message::$message(message) => Some(message),
-                    _ => None,
-                });
-                Some(Event::Open { stream, caller: caller(&$peer), open: Open::$open($request) })
-            }};
-        }
         let nobody = Peer {
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             subject: None,
@@ -445,6 +436,22 @@ impl Loop {
             }
             Remote::Health { request, reply } => unary!(nobody, Health, request, reply),
             Remote::Control { peer, request, reply } => unary!(peer, Control, request, reply),
+            streaming => self.remote_stream(streaming),
+        }
+    }
+
+    /// The calls that are answered by a stream, or come as one.
+    fn remote_stream(&mut self, call: Remote) -> Option<Event> {
+        macro_rules! stream {
+            ($peer:expr, $open:ident, $message:ident, $request:expr, $stream:expr) => {{
+                let stream = self.stream($stream, |message| match message {
+                    Message::$message(message) => Some(message),
+                    _ => None,
+                });
+                Some(Event::Open { stream, caller: caller(&$peer), open: Open::$open($request) })
+            }};
+        }
+        match call {
             Remote::Session { peer, request, stream } => {
                 stream!(peer, Session, Session, request, stream)
             }
@@ -477,6 +484,8 @@ impl Loop {
                 self.publish(caller(&peer), messages, reply);
                 None
             }
+            // Every unary call was answered above.
+            _ => None,
         }
     }
 

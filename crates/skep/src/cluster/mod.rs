@@ -6,6 +6,7 @@ pub mod address;
 pub mod events;
 pub mod manager_task;
 pub mod agent_task;
+pub mod task_records;
 pub mod executor;
 pub mod task_spec;
 pub mod template;
