@@ -234,7 +234,8 @@ fn inspect(state: &ApiState, name: &str, version: Version) -> ApiResult {
     if let Some(variant) = &config.variant {
         value["Variant"] = json!(variant);
     }
-    if version < Version(1, 45) {
+    // Newer versions leave these out of images that no commit made; clients that look for them still exist.
+    if version < Version(1, 45) || config.container.is_some() {
         value["Container"] = json!(text(&config.container));
         value["ContainerConfig"] = config.container_config.as_ref().map(run_config).into();
     }
@@ -463,14 +464,16 @@ async fn load(State(state): State<ApiState>, parameters: Parameters, body: Body)
     let quiet = parameters.flag_or("quiet", true);
     let engine = state.engine.clone();
     let tar = BodyReader::new(body);
-    stream::progress(move |progress| async move {
+    let answer = stream::progress(move |progress| async move {
         let images = engine.images.run(move |store| store.load(tar, quiet, &progress)).await?;
         for image in images {
             engine.images.event("load", &image.id.to_string(), &image.id.to_string());
         }
         Ok(())
     })
-    .await
+    .await;
+    // dockerd answers 200 here whatever happens: the stream says what went wrong.
+    Ok(answer.unwrap_or_else(|error| stream::failed(&error.message)))
 }
 
 async fn save_many(State(state): State<ApiState>, parameters: Parameters) -> ApiResult {

@@ -130,14 +130,20 @@ where
     let last = futures_util::stream::once(async move {
         match ended((&mut work.0).await) {
             Ok(()) => Bytes::new(),
-            Err(error) => line(&serde_json::json!({
-                "errorDetail": { "message": error.message },
-                "error": error.message,
-            })),
+            Err(error) => error_line(&error.message),
         }
     });
     let lines = messages.chain(last).map(Ok::<_, io::Error>);
     Ok(json_stream(Body::from_stream(lines)))
+}
+
+/// A stream that says only what went wrong.
+pub fn failed(message: &str) -> Response {
+    json_stream(Body::from(error_line(message)))
+}
+
+fn error_line(message: &str) -> Bytes {
+    line(&serde_json::json!({ "errorDetail": { "message": message }, "error": message }))
 }
 
 fn ended(result: Result<engine::Result<()>, tokio::task::JoinError>) -> Result<(), engine::Error> {
