@@ -4,12 +4,15 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::command::sh;
 use crate::host::{Host, wait_until};
+
+/// How long after the wire tcpdump may write a packet.
+const LATE_MAX: Duration = Duration::from_secs(5);
 
 /// A capture that runs.
 pub struct Capture {
@@ -38,7 +41,7 @@ impl Capture {
         let path = file.display().to_string();
         let process = host
             .inside(&[
-                "tcpdump", "-Z", "root", "-U", "-i", "eth0", "-w", &path, "udp", "port", "4789",
+                "tcpdump", "--immediate-mode", "-Z", "root", "-U", "-i", "eth0", "-w", &path, "udp", "port", "4789",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -52,8 +55,13 @@ impl Capture {
         Ok(Capture { process, file })
     }
 
-    /// Ends the capture and decodes what it holds.
-    pub fn finish(mut self) -> Result<Vec<Encapsulated>> {
+    /// Ends the capture once it holds `count` packets, or after a few seconds, and decodes them:
+    /// tcpdump reads a packet a little after the wire has carried it.
+    pub fn finish(mut self, count: usize) -> Result<Vec<Encapsulated>> {
+        let start = Instant::now();
+        while decode_file(&fs::read(&self.file)?).len() < count && start.elapsed() < LATE_MAX {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let outer = self.process.id();
         // nsenter waits for the program that it forked into the host's process namespace.
         let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"))?;

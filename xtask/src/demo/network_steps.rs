@@ -141,7 +141,7 @@ impl Walk<'_> {
             let (client, name) = answer.split_once(' ').with_context(|| answer.clone())?;
             names.insert(name.to_owned());
             clients
-                .insert(client.trim_start_matches("::ffff:").trim_matches(['[', ']']).to_owned());
+                .insert(client.trim_matches(['[', ']']).trim_start_matches("::ffff:").to_owned());
         }
         must(
             names.len() == 6,
@@ -212,7 +212,7 @@ impl Walk<'_> {
         let (source, target) = (self.lab.host(1), self.lab.host(2));
         let capture = Capture::start(target)?;
         docker(source, &format!("exec {} ping -c 3 {}", task.name, other.address))?;
-        let packets = capture.finish()?;
+        let packets = capture.finish(6)?;
         for packet in &packets {
             println!("{}", line(packet));
         }
