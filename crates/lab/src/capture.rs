@@ -41,7 +41,18 @@ impl Capture {
         let path = file.display().to_string();
         let process = host
             .inside(&[
-                "tcpdump", "--immediate-mode", "-Z", "root", "-U", "-i", "eth0", "-w", &path, "udp", "port", "4789",
+                "tcpdump",
+                "--immediate-mode",
+                "-Z",
+                "root",
+                "-U",
+                "-i",
+                "eth0",
+                "-w",
+                &path,
+                "udp",
+                "port",
+                "4789",
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

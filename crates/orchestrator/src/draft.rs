@@ -205,32 +205,38 @@ impl<'a> Draft<'a> {
 
     /// Whether a task differs from what the service wants now.
     pub fn is_dirty(&self, task: &pb::Task) -> bool {
-        if task.spec_version.is_some() && task.spec_version == self.service.spec_version {
-            return false;
-        }
-        let wanted = self.service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
-        let endpoint = task.endpoint.as_ref();
-        if endpoint.is_some_and(|endpoint| endpoint.spec.as_ref() != wanted) {
-            return true;
-        }
-        let mut spec = task.spec.clone().unwrap_or_default();
-        // Once the image is there, other credentials for it are no reason to start anew.
-        let state = access::state(task);
-        if (TaskState::Ready..=TaskState::Running).contains(&state) {
-            let options = pull_options(&self.task_spec).cloned();
-            if let Some(pb::task_spec::Runtime::Container(container)) = &mut spec.runtime {
-                container.pull_options = options;
-            }
-        }
-        // A task that stands where the new placement allows it may stay.
-        if spec.placement != self.task_spec.placement
-            && let Some(node) = self.store.get::<pb::Node>(&task.node_id)
-            && scheduler::constraint::satisfied(self.task_spec.placement.as_ref(), node)
-        {
-            spec.placement = self.task_spec.placement.clone();
-        }
-        spec != self.task_spec
+        differs(self.store, self.service, task)
     }
+}
+
+/// Whether a task differs from what its service wants now. A change that leaves the task's own
+/// spec alone, such as another number of replicas, makes no task differ.
+pub fn differs(store: &Store, service: &pb::Service, task: &pb::Task) -> bool {
+    if task.spec_version.is_some() && task.spec_version == service.spec_version {
+        return false;
+    }
+    let wanted = service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
+    if task.endpoint.as_ref().is_some_and(|endpoint| endpoint.spec.as_ref() != wanted) {
+        return true;
+    }
+    let task_spec = task_spec(service);
+    let mut spec = task.spec.clone().unwrap_or_default();
+    // Once the image is there, other credentials for it are no reason to start anew.
+    let state = access::state(task);
+    if (TaskState::Ready..=TaskState::Running).contains(&state) {
+        let options = pull_options(&task_spec).cloned();
+        if let Some(pb::task_spec::Runtime::Container(container)) = &mut spec.runtime {
+            container.pull_options = options;
+        }
+    }
+    // A task that stands where the new placement allows it may stay.
+    if spec.placement != task_spec.placement
+        && let Some(node) = store.get::<pb::Node>(&task.node_id)
+        && scheduler::constraint::satisfied(task_spec.placement.as_ref(), node)
+    {
+        spec.placement = task_spec.placement.clone();
+    }
+    spec != task_spec
 }
 
 fn key_of(service: &pb::Service, task: &pb::Task) -> SlotKey {

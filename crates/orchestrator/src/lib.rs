@@ -12,6 +12,8 @@ mod slot;
 mod tests;
 mod update;
 
+pub use draft::differs;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::Instant;

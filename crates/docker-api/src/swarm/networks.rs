@@ -190,7 +190,7 @@ fn show(network: &pb::Network, local: Option<&LocalOverlay>, verbose: bool) -> V
     let ipam = network.ipam.clone().or(spec.ipam.clone()).unwrap_or_default();
     let configs: Vec<Value> = ipam.configs.iter().map(show_pool).collect();
     let ipam_driver = ipam.driver.unwrap_or_default();
-    let meta = network.meta.clone().unwrap_or_default();
+    let meta = network.meta.unwrap_or_default();
     let created = match local.filter(|local| local.created_unix_nanos != 0) {
         Some(local) => instant(i128::from(local.created_unix_nanos)),
         None => time(meta.created_at.as_ref()),

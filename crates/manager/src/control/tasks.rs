@@ -38,8 +38,7 @@ fn wanted(store: &Store, task: &pb::Task, filters: &pb::list_tasks_request::Filt
     let labels = task.service_annotations.as_ref().map(|annotations| &annotations.labels);
     let up_to_date = || {
         let service = store.get::<pb::Service>(&task.service_id);
-        let wanted = service.and_then(|service| service.spec_version).unwrap_or_default();
-        task.spec_version.unwrap_or_default() == wanted
+        service.is_some_and(|service| !orchestrator::differs(store, service, task))
     };
     filter::any_prefix(&task.id, &filters.id_prefixes)
         && filter::any(&task.service_id, &filters.service_ids)
