@@ -11,7 +11,7 @@ use crate::{demo, setup, tidy};
 const STEPS: &[(&str, &[&str])] = &[
     ("formatting", &["fmt", "--all", "--check"]),
     ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-    ("build", &["build", "--quiet", "--workspace", "--bins"]),
+    ("build", &["build", "--quiet", "--workspace", "--bins", "--examples"]),
     (
         "unit, simulation and namespace tests",
         &["test", "--quiet", "--workspace", "--exclude", "e2e", "--lib", "--bins", "--tests"],
