@@ -129,6 +129,11 @@ fn retire_doubles(draft: &mut Draft, key: &SlotKey) {
             .iter()
             .filter(|task| !runs(task) && draft.ground(task) == Ground::Firm)
             .min_by_key(|task| draft.is_dirty(task));
+        // A successor that waits for the end of what no longer fits would wait for ever: this is
+        // how a node comes back whose task was replaced while it was silent.
+        let waits = new
+            .is_some_and(|task| task.desired_state() == TaskState::Ready && !draft.is_dirty(task));
+        let old = old.filter(|task| !(waits && runs(task)));
         keep.extend(old.into_iter().chain(new).map(|task| task.id.clone()));
     }
     let retired: Vec<Arc<pb::Task>> =

@@ -88,7 +88,11 @@ impl World {
             }
             let (_, image) = crate::client::stored(service);
             if let Some((task, other)) = runs.iter().find(|(_, runs)| **runs != image) {
-                return Err(format!("task {task} runs {other}, not {image}"));
+                return Err(format!(
+                    "task {task} runs {other}, not {image}: {:?} {}",
+                    service.update_status,
+                    describe(store, &service.id)
+                ));
             }
         }
         let all: usize = store
