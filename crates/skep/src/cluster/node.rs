@@ -351,11 +351,16 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
     let mut pause = RENEW_PAUSE_MIN;
     loop {
         let Some((cluster_now, node_now)) = cluster.upgrade().zip(node.upgrade()) else { return };
+        let before = node_now.manager().map(|manager| seen(manager.cluster));
         let done = step(&cluster_now, &node_now, &object, &roots).await;
         let renew_in = renew_in(&cluster_now, &node_now);
         let manager = node_now.manager();
         let mut ended = manager.as_ref().map(|manager| manager.ended.clone());
-        let mut object_of_cluster = manager.map(|manager| manager.cluster);
+        let now = manager.map(|manager| manager.cluster);
+        let mut object_of_cluster = match (before, now) {
+            (Some(before), Some(now)) if before.same_channel(&now) => Some(before),
+            (_, now) => now,
+        };
         drop((cluster_now, node_now));
         let wait = match done {
             Ok(true) => {
@@ -376,6 +381,13 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
             () = tokio::time::sleep(wait) => pause = (pause * 2).min(RENEW_PAUSE_MAX),
         }
     }
+}
+
+/// A copy that waits for the next value: what is there now is looked at now. The handle's own never
+/// looks, so that each copy of it begins with something that is new to it.
+fn seen<T>(mut receiver: tokio::sync::watch::Receiver<T>) -> tokio::sync::watch::Receiver<T> {
+    receiver.mark_unchanged();
+    receiver
 }
 
 async fn manager_ended(ended: &mut Option<tokio::sync::watch::Receiver<Option<Ended>>>) {
@@ -539,4 +551,19 @@ async fn settle_manager(
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_at_the_cluster_waits_for_the_next_change_of_it() {
+        let (sender, handle) = tokio::sync::watch::channel(0);
+        sender.send_replace(1);
+        let looking = seen(handle.clone());
+        assert!(!looking.has_changed().unwrap(), "it would look again at once, for ever");
+        sender.send_replace(2);
+        assert!(looking.has_changed().unwrap());
+    }
 }
