@@ -14,8 +14,12 @@ impl Recovered {
     /// Entries that may not have been committed stay: an acknowledged one could be among them.
     pub fn alone(mut self) -> (Self, Write) {
         let own = self.identity.raft_id;
-        let others: Vec<u64> =
-            self.members().iter().map(|member| member.raft_id).filter(|id| *id != own).collect();
+        let members = self.members();
+        // A member that the log does not name yet is added by what it says itself.
+        let add = members.get(own).is_none().then(|| MemberChange::Add(self.identity.clone()));
+        let others = members.iter().map(|member| member.raft_id).filter(|id| *id != own);
+        let changes: Vec<MemberChange> =
+            add.into_iter().chain(others.map(MemberChange::Remove)).collect();
         let in_snapshot = self.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
         let (mut index, mut term) =
             in_snapshot.map_or((0, 0), |metadata| (metadata.index(), metadata.term()));
@@ -24,23 +28,23 @@ impl Recovered {
             term = term.max(last.term());
         }
         term = term.max(self.hard_state.term());
-        let removals: Vec<raftpb::Entry> = others
+        let changes: Vec<raftpb::Entry> = changes
             .into_iter()
-            .map(|raft_id| {
+            .map(|change| {
                 index += 1;
                 raftpb::Entry {
                     r#type: Some(raftpb::EntryType::EntryConfChange as i32),
                     term: Some(term),
                     index: Some(index),
-                    data: Some(MemberChange::Remove(raft_id).encode(0)),
+                    data: Some(change.encode(0)),
                 }
             })
             .collect();
         let hard_state =
             raftpb::HardState { term: Some(term), vote: self.hard_state.vote, commit: Some(index) };
-        self.entries.extend(removals.iter().cloned());
+        self.entries.extend(changes.iter().cloned());
         self.hard_state = hard_state;
-        let write = Write { entries: removals, hard_state: Some(hard_state), ..Write::default() };
+        let write = Write { entries: changes, hard_state: Some(hard_state), ..Write::default() };
         (self, write)
     }
 
@@ -48,8 +52,7 @@ impl Recovered {
         let mut members = Members::default();
         let data = self.snapshot.as_ref().map(|snapshot| snapshot.data()).unwrap_or_default();
         if let Ok(snapshot) = pb::Snapshot::decode(data) {
-            let cluster = snapshot.membership.unwrap_or_default();
-            members.learn(cluster.members, cluster.removed);
+            members.learn(snapshot.membership.unwrap_or_default());
         }
         for entry in &self.entries {
             if entry.r#type() == raftpb::EntryType::EntryConfChange

@@ -91,10 +91,12 @@ impl Members {
         self.removed.iter().copied()
     }
 
-    /// Members as a new one is told of them.
-    pub(crate) fn learn(&mut self, members: Vec<pb::RaftMember>, removed: Vec<u64>) {
-        self.members = members.into_iter().map(|member| (member.raft_id, member)).collect();
-        self.removed = removed.into_iter().collect();
+    /// Members as a new one is told of them, or as a snapshot has them. Who is known beside them
+    /// joined after the snapshot was taken, unless it was removed since.
+    pub(crate) fn learn(&mut self, cluster: pb::ClusterSnapshot) {
+        self.removed.extend(cluster.removed);
+        self.members.extend(cluster.members.into_iter().map(|member| (member.raft_id, member)));
+        self.members.retain(|raft_id, _| !self.removed.contains(raft_id));
     }
 
     /// Whether anything changed.

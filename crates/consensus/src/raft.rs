@@ -131,7 +131,8 @@ impl Raft {
             hard_state: Some(hard_state),
             ..Write::default()
         };
-        let recovered = Recovered { identity, hard_state, snapshot: None, entries: vec![entry] };
+        let recovered =
+            Recovered { identity, hard_state, entries: vec![entry], ..Recovered::default() };
         let (raft, mut rest) = Self::restore(now, dice, recovered);
         let mut effects = vec![Effect::Persist(write)];
         effects.append(&mut rest);
@@ -146,10 +147,14 @@ impl Raft {
         members: Vec<pb::RaftMember>,
         removed: Vec<u64>,
     ) -> (Self, Vec<Effect>) {
-        let write = Write { identity: Some(identity.clone()), ..Write::default() };
-        let recovered = Recovered { identity, ..Recovered::default() };
-        let (mut raft, mut rest) = Self::restore(now, dice, recovered);
-        raft.members.learn(members, removed);
+        let membership = pb::ClusterSnapshot { members, removed };
+        let write = Write {
+            identity: Some(identity.clone()),
+            membership: Some(membership.clone()),
+            ..Write::default()
+        };
+        let recovered = Recovered { identity, membership, ..Recovered::default() };
+        let (raft, mut rest) = Self::restore(now, dice, recovered);
         let mut effects = vec![Effect::Persist(write)];
         effects.append(&mut rest);
         (raft, effects)
@@ -163,10 +168,11 @@ impl Raft {
     ) -> (Self, Vec<Effect>) {
         let id = recovered.identity.raft_id.max(1);
         let mut members = Members::default();
+        members.learn(recovered.membership);
         let mut effects = Vec::new();
         let snapshot_data = recovered.snapshot.as_ref().map(|snapshot| snapshot.data().to_vec());
         if let Some((store, cluster)) = snapshot_data.as_deref().and_then(decode_snapshot) {
-            members.learn(cluster.members, cluster.removed);
+            members.learn(cluster);
             effects.push(Effect::Restored(Box::new(store)));
         }
         let log = Log::restore(
@@ -421,7 +427,10 @@ impl Raft {
         if message.r#type() == raftpb::MessageType::MsgSnap && !whole(&message) {
             return;
         }
-        let Some(message) = translate::message_in(message) else { return };
+        let Some(mut message) = translate::message_in(message) else { return };
+        if message.msg_type == eraftpb::MessageType::MsgSnapshot {
+            translate::name_receiver(message.mut_snapshot(), self.id);
+        }
         if message.from == self.leader() {
             self.quiet = 0;
         }
@@ -462,7 +471,7 @@ impl Raft {
             if let Some(((store, cluster), metadata)) = restored {
                 let metadata = metadata.unwrap_or_default();
                 self.applied = Proposed { index: metadata.index(), term: metadata.term() };
-                self.members.learn(cluster.members, cluster.removed);
+                self.members.learn(cluster);
                 effects.push(Effect::Restored(Box::new(store)));
                 effects.push(Effect::Members { at: self.applied });
             }

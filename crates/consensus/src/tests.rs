@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use model::Instant;
+use prost::Message as _;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use wire::raftpb;
@@ -33,6 +34,9 @@ impl Disk {
         let held = &mut self.recovered;
         if let Some(identity) = write.identity {
             held.identity = identity;
+        }
+        if let Some(membership) = write.membership {
+            held.membership = membership;
         }
         if let Some(snapshot) = write.snapshot {
             held.entries.retain(|entry| entry.index() > write.compact_to);
@@ -292,6 +296,99 @@ fn a_member_that_was_away_too_long_gets_a_snapshot_even_if_it_joined_after_it_wa
     set.run(3);
     assert_eq!(set.hosts[&2].applied, set.hosts[&1].applied);
     assert_eq!(set.hosts[&2].raft.as_ref().unwrap().members().count(), 2);
+}
+
+fn from_leader(kind: raftpb::MessageType, to: u64) -> raftpb::Message {
+    let mut message = raftpb::Message::default();
+    message.r#type = Some(kind as i32);
+    (message.from, message.to, message.term) = (Some(1), Some(to), Some(2));
+    message
+}
+
+/// As SwarmKit sends it: taken before the member joined, with the set of that time.
+fn snapshot_without(index: u64) -> raftpb::Snapshot {
+    let cluster = pb::ClusterSnapshot { members: vec![member(1)], removed: vec![9] };
+    let store = Some(pb::StoreSnapshot::default());
+    let data = pb::Snapshot { version: 0, membership: Some(cluster), store };
+    let state = raftpb::ConfState { voters: vec![1], ..Default::default() };
+    let metadata =
+        raftpb::SnapshotMetadata { conf_state: Some(state), index: Some(index), term: Some(2) };
+    raftpb::Snapshot { data: Some(data.encode_to_vec()), metadata: Some(metadata) }
+}
+
+fn sent(effects: &[Effect]) -> Vec<(raftpb::MessageType, u64)> {
+    let messages = effects.iter().filter_map(|effect| match effect {
+        Effect::Send(message) => Some((message.r#type(), message.index())),
+        _ => None,
+    });
+    messages.collect()
+}
+
+#[test]
+fn a_snapshot_that_does_not_name_its_receiver_is_taken_in_and_the_receiver_votes_later() {
+    let dice = ChaCha8Rng::seed_from_u64(6);
+    let others = vec![member(1), member(2), member(9)];
+    let (mut raft, effects) = Raft::join(START, dice, member(2), others, Vec::new());
+    let mut disk = Disk::default();
+    let write = |disk: &mut Disk, effects: &[Effect]| {
+        for effect in effects {
+            if let Effect::Persist(write) = effect {
+                disk.write(write.clone());
+            }
+        }
+    };
+    write(&mut disk, &effects);
+    let mut message = from_leader(raftpb::MessageType::MsgSnap, 2);
+    message.snapshot = Some(snapshot_without(700));
+    let effects = raft.step(START, Event::Message(Box::new(message)));
+    write(&mut disk, &effects);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Restored(_))));
+    assert_eq!(sent(&effects), [(raftpb::MessageType::MsgAppResp, 700)]);
+    let known = |raft: &Raft| raft.members().iter().map(|m| m.raft_id).collect::<Vec<_>>();
+    assert_eq!(known(&raft), [1, 2], "who joined later is known, who was removed is not");
+
+    // Neither it nor its restarted self stands for election in a set that does not name it.
+    let dice = ChaCha8Rng::seed_from_u64(7);
+    let (mut again, _) = Raft::restore(START, dice, disk.recovered.clone());
+    assert_eq!(known(&again), [1, 2]);
+    let mut now = START;
+    for _ in 0..60 {
+        now = now + Duration::from_secs(1);
+        for raft in [&mut raft, &mut again] {
+            assert_eq!(sent(&raft.step(now, Event::Deadline)), []);
+        }
+    }
+
+    let mut message = from_leader(raftpb::MessageType::MsgApp, 2);
+    (message.index, message.log_term, message.commit) = (Some(700), Some(2), Some(701));
+    message.entries = vec![raftpb::Entry {
+        r#type: Some(raftpb::EntryType::EntryConfChange as i32),
+        term: Some(2),
+        index: Some(701),
+        data: Some(MemberChange::Add(member(2)).encode(1)),
+    }];
+    let effects = raft.step(now, Event::Message(Box::new(message)));
+    assert_eq!(sent(&effects), [(raftpb::MessageType::MsgAppResp, 701)]);
+    let stood = (0..60).any(|second| {
+        let effects = raft.step(now + Duration::from_secs(second), Event::Deadline);
+        sent(&effects).contains(&(raftpb::MessageType::MsgVote, 701))
+    });
+    assert!(stood, "a member of the set stands when the leader is silent");
+}
+
+#[test]
+fn a_member_that_restarts_before_its_first_snapshot_still_knows_whom_to_answer() {
+    let dice = ChaCha8Rng::seed_from_u64(8);
+    let others = vec![member(1), member(2)];
+    let (_, effects) = Raft::join(START, dice.clone(), member(2), others, Vec::new());
+    let mut disk = Disk::default();
+    for effect in effects {
+        if let Effect::Persist(write) = effect {
+            disk.write(write);
+        }
+    }
+    let (raft, _) = Raft::restore(START, dice, disk.recovered);
+    assert_eq!(raft.members().get(1), Some(&member(1)));
 }
 
 #[test]

@@ -124,6 +124,17 @@ pub fn snapshot_in(snapshot: raftpb::Snapshot) -> eraftpb::Snapshot {
     out
 }
 
+/// SwarmKit sends a snapshot as it was taken, also to a member that joined later; raft-rs ignores one
+/// that does not name its receiver. As a learner it takes the snapshot in, and does not stand for
+/// election until the entry that added it is applied: what etcd's members do with such a snapshot.
+pub fn name_receiver(snapshot: &mut eraftpb::Snapshot, id: u64) {
+    let state = snapshot.mut_metadata().mut_conf_state();
+    let mut named = state.voters.iter().chain(&state.learners).chain(&state.voters_outgoing);
+    if named.all(|named| *named != id) {
+        state.learners.push(id);
+    }
+}
+
 pub fn snapshot_out(mut snapshot: eraftpb::Snapshot) -> raftpb::Snapshot {
     let metadata = snapshot.take_metadata();
     raftpb::Snapshot {

@@ -8,6 +8,9 @@ use wire::swarmkit as pb;
 pub struct Write {
     /// Who this member is; written once, with the first write.
     pub identity: Option<pb::RaftMember>,
+    /// Whom a joining member was told of: without it a restart before the first snapshot would know
+    /// no address to answer to. Written once, with the identity.
+    pub membership: Option<pb::ClusterSnapshot>,
     /// Replaces the snapshot. Entries up to `compact_to` may be forgotten once it is on disk.
     pub snapshot: Option<raftpb::Snapshot>,
     /// After a snapshot taken by itself some older entries are kept for slow followers; a snapshot
@@ -28,6 +31,7 @@ impl Write {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recovered {
     pub identity: pb::RaftMember,
+    pub membership: pb::ClusterSnapshot,
     pub hard_state: raftpb::HardState,
     pub snapshot: Option<raftpb::Snapshot>,
     pub entries: Vec<raftpb::Entry>,

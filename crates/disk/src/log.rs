@@ -32,6 +32,8 @@ struct Body {
     entries: Vec<raftpb::Entry>,
     #[prost(message, optional, tag = "3")]
     hard_state: Option<raftpb::HardState>,
+    #[prost(message, optional, tag = "4")]
+    membership: Option<pb::ClusterSnapshot>,
 }
 
 /// One member's log, open for appending.
@@ -83,6 +85,7 @@ impl RaftLog {
             identity: write.identity.clone(),
             entries: write.entries.clone(),
             hard_state: write.hard_state,
+            membership: write.membership.clone(),
         };
         if body == Body::default() {
             return Ok(());
@@ -112,8 +115,8 @@ impl RaftLog {
             .and_then(|mut file| file.read_to_end(&mut bytes))
             .map_err(io(&path, "read"))?;
         let (mut bodies, _) = read_records(&path, &bytes, &self.key)?;
-        let Write { identity, entries, hard_state, .. } = write.clone();
-        bodies.push(Body { identity, entries: Vec::new(), hard_state });
+        let Write { identity, membership, entries, hard_state, .. } = write.clone();
+        bodies.push(Body { identity, entries: Vec::new(), hard_state, membership });
         let mut kept = merge(bodies);
         kept.entries.retain(|entry| entry.index() > write.compact_to);
         put_entries(&mut kept.entries, entries);
@@ -211,6 +214,7 @@ fn merge(bodies: Vec<Body>) -> Body {
     for body in bodies {
         merged.identity = body.identity.or(merged.identity);
         merged.hard_state = body.hard_state.or(merged.hard_state);
+        merged.membership = body.membership.or(merged.membership);
         put_entries(&mut merged.entries, body.entries);
     }
     merged
@@ -231,11 +235,13 @@ fn recover(bodies: Vec<Body>, snapshot: Option<raftpb::Snapshot>) -> Option<Reco
     // A crash between snapshot and log: a log that ends before the snapshot begins is old.
     let ends_before = merged.entries.last().is_some_and(|entry| entry.index() < covered);
     // Only its name was written: it has promised nothing yet, and knows nobody. It joins anew.
-    if merged.entries.is_empty() && merged.hard_state.is_none() && snapshot.is_none() {
+    let nothing = merged.membership.is_none() && merged.hard_state.is_none();
+    if merged.entries.is_empty() && nothing && snapshot.is_none() {
         return None;
     }
     Some(Recovered {
         identity: merged.identity?,
+        membership: merged.membership.unwrap_or_default(),
         hard_state: merged.hard_state.unwrap_or_default(),
         entries: if ends_before { Vec::new() } else { merged.entries },
         snapshot,

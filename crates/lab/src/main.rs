@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use lab::command::sh;
 use lab::{Engine, Lab, Plan};
 
-const USAGE: &str = "usage: lab up [HOSTS] [--routed] [--ipv6] [--with-dockerd|--dockerd] [--swarm]   make hosts and leave them up
+const USAGE: &str = "usage: lab up [HOSTS] [--routed] [--ipv6] [--with-dockerd|--dockerd|--engines skep,dockerd,...] [--swarm]   make hosts and leave them up
        lab down FOLDER                                             take them down";
 
 fn main() -> Result<()> {
@@ -36,6 +36,11 @@ fn up(options: &[&str]) -> Result<()> {
     if options.contains(&"--with-dockerd") {
         plan.engines.push(Engine::Dockerd);
     }
+    if let Some(at) = options.iter().position(|word| *word == "--engines") {
+        let list =
+            options.get(at + 1).with_context(|| format!("--engines wants a list\n{USAGE}"))?;
+        plan.engines = list.split(',').map(engine).collect::<Result<_>>()?;
+    }
     let lab = Lab::up(&plan)?;
     lab.import_httpd("httpd:latest")?;
     if options.contains(&"--swarm") {
@@ -47,6 +52,14 @@ fn up(options: &[&str]) -> Result<()> {
     }
     println!("lab down {}", lab.keep()?.display());
     Ok(())
+}
+
+fn engine(name: &str) -> Result<Engine> {
+    match name {
+        "skep" => Ok(Engine::Skep),
+        "dockerd" => Ok(Engine::Dockerd),
+        other => bail!("{other:?} is no engine: skep or dockerd"),
+    }
 }
 
 /// PID 1 of a host: its own /sys, /run parts, names and hosts file; then it reaps for ever.

@@ -11,6 +11,7 @@ impl Disk {
     pub fn write(&mut self, write: Write) {
         let held = &mut self.recovered;
         held.identity = write.identity.unwrap_or_else(|| held.identity.clone());
+        held.membership = write.membership.unwrap_or_else(|| held.membership.clone());
         if let Some(snapshot) = write.snapshot {
             held.entries.retain(|entry| entry.index() > write.compact_to);
             held.snapshot = Some(snapshot);

@@ -72,6 +72,26 @@ fn a_member_that_wrote_only_its_name_was_never_there() {
 }
 
 #[test]
+fn whom_a_joining_member_was_told_of_is_there_after_a_restart_and_after_a_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = DataKey::generate().unwrap();
+    let (mut log, _) = RaftLog::open(folder.path(), key.clone()).unwrap();
+    let membership = Some(pb::ClusterSnapshot {
+        members: vec![pb::RaftMember { raft_id: 1, ..Default::default() }],
+        removed: vec![4],
+    });
+    let joined =
+        Write { membership: membership.clone(), entries: Vec::new(), hard_state: None, ..first() };
+    log.write(&joined).unwrap();
+    drop(log);
+    let (mut log, recovered) = RaftLog::open(folder.path(), key.clone()).unwrap();
+    assert_eq!(Some(recovered.unwrap().membership), membership);
+    log.write(&snapshot(50, 50)).unwrap();
+    let (_, recovered) = RaftLog::open(folder.path(), key).unwrap();
+    assert_eq!(Some(recovered.unwrap().membership), membership);
+}
+
+#[test]
 fn a_torn_write_is_cut_at_every_byte_and_the_log_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let key = DataKey::generate().unwrap();

@@ -94,6 +94,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     pub gate: Arc<Gate>,
     pub calls: mpsc::Receiver<Remote>,
+    /// Calls that came while the manager was not there yet.
+    pub held: Vec<Remote>,
     pub events: broadcast::Sender<ClusterEvent>,
 }
 
@@ -150,7 +152,7 @@ pub fn start(
     let (cluster, cluster_seen) = watch::channel(None);
     let (nodes, nodes_seen) = watch::channel((0, 0));
     let (ended, ended_seen) = watch::channel(None);
-    let Parts { clock, log, keys, gate, calls, events } = parts;
+    let Parts { clock, log, keys, gate, calls, held, events } = parts;
     let the_loop = Loop {
         clock,
         core,
@@ -169,7 +171,7 @@ pub fn start(
         nodes,
     };
     let task = tokio::spawn(async move {
-        let reason = the_loop.run(first, calls, ask_queue, report_queue).await;
+        let reason = the_loop.run(first, held, calls, ask_queue, report_queue).await;
         let _ = ended.send(reason);
     });
     let handle = Handle {
@@ -187,6 +189,7 @@ impl Loop {
     async fn run(
         mut self,
         first: Vec<Effect>,
+        held: Vec<Remote>,
         mut calls: mpsc::Receiver<Remote>,
         mut asks: mpsc::Receiver<Ask>,
         mut reports: mpsc::Receiver<Report>,
@@ -194,6 +197,14 @@ impl Loop {
         self.look();
         if let Err(ended) = self.carry_out(first) {
             return Some(ended);
+        }
+        for call in held {
+            if let Some(event) = self.remote(call) {
+                let effects = self.core.step(self.clock.now(), event);
+                if let Err(ended) = self.carry_out(effects) {
+                    return Some(ended);
+                }
+            }
         }
         loop {
             let deadline = self.core.deadline();

@@ -23,6 +23,8 @@ use super::{Cluster, GOSSIP_PORT, State, description};
 /// Between attempts to renew a certificate that has to change.
 const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const RENEW_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Raft messages that wait until this manager knows its place in the set.
+const HELD_MAX: usize = 64;
 const JOIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
@@ -172,7 +174,7 @@ impl Node {
         ));
         let server = server.abort_handle();
         let begun = self.begin(cluster, begin, &mut call_queue).await;
-        let (core, first, log) = match begun {
+        let (core, first, log, held) = match begun {
             Ok(begun) => begun,
             Err(error) => {
                 server.abort();
@@ -185,6 +187,7 @@ impl Node {
             keys: self.keys.clone(),
             gate,
             calls: call_queue,
+            held,
             events: cluster.events.clone(),
         };
         let (handle, task) = manager_task::start(core, first, parts);
@@ -198,7 +201,7 @@ impl Node {
         cluster: &Cluster,
         begin: Begin,
         calls: &mut mpsc::Receiver<Remote>,
-    ) -> anyhow::Result<(Manager, Vec<manager::Effect>, disk::RaftLog)> {
+    ) -> anyhow::Result<(Manager, Vec<manager::Effect>, disk::RaftLog, Vec<Remote>)> {
         let subject = self.keys.identity().subject;
         let identity = manager::Identity {
             node_id: subject.node_id,
@@ -208,6 +211,7 @@ impl Node {
         let data_key = data_key(cluster)?;
         let (log, recovered) = disk::RaftLog::open(&cluster.folder.raft(), data_key)?;
         let now = cluster.clock.now();
+        let mut held = Vec::new();
         let (core, first) = match (begin, recovered) {
             (Begin::Cluster(bootstrap), _) => {
                 Manager::bootstrap(now, dice()?, identity, *bootstrap)
@@ -217,7 +221,7 @@ impl Node {
             }
             (_, Some(recovered)) => Manager::restore(now, dice()?, identity, recovered),
             (Begin::Join { address }, None) => {
-                let answer = self.join_set(&address, calls).await?;
+                let answer = self.join_set(&address, calls, &mut held).await?;
                 Manager::join(cluster.clock.now(), dice()?, identity, answer)
             }
             (Begin::Alone, None) => {
@@ -233,11 +237,11 @@ impl Node {
                     .find(|address| address != own);
                 let address =
                     other.context("the raft log is empty and no other manager is known")?;
-                let answer = self.join_set(&address, calls).await?;
+                let answer = self.join_set(&address, calls, &mut held).await?;
                 Manager::join(cluster.clock.now(), dice()?, identity, answer)
             }
         };
-        Ok((core, first, log))
+        Ok((core, first, log, held))
     }
 
     /// Asks to become a member of the manager set. Meanwhile the others probe this node's health.
@@ -245,6 +249,7 @@ impl Node {
         &self,
         address: &str,
         calls: &mut mpsc::Receiver<Remote>,
+        held: &mut Vec<Remote>,
     ) -> anyhow::Result<pb::JoinResponse> {
         let far = transport::client::Manager::new(address, self.keys.clone())?;
         let request = pb::JoinRequest { addr: self.saved.advertise_addr.clone() };
@@ -261,7 +266,11 @@ impl Node {
                         let serving = pb::health_check_response::ServingStatus::Serving;
                         let _ = reply.send(Ok(pb::HealthCheckResponse { status: serving as i32 }));
                     }
-                    // Raft repeats itself; everyone else is told to come back.
+                    // The leader may send before it answers. A SwarmKit leader does not repeat a
+                    // snapshot in pieces that was refused, so the first messages wait.
+                    Some(message @ Remote::RaftMessage { .. }) if held.len() < HELD_MAX => {
+                        held.push(message);
+                    }
                     Some(Remote::RaftMessage { reply, .. }) => {
                         let _ = reply.send(Err(Status::unavailable("this manager is joining")));
                     }

@@ -32,8 +32,11 @@ impl Pidfile {
 /// A process id is used again sooner or later: only another process of this program counts.
 fn running_daemon(pid: &str) -> Option<&str> {
     let own = std::process::id().to_string();
+    // A daemon whose program was replaced under it (an upgrade) runs on: proc_pid_exe(5).
     let program = |pid: &str| {
-        std::fs::read_link(format!("/proc/{pid}/exe")).ok()?.file_name().map(|n| n.to_owned())
+        let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some(name.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(name))
     };
     let same = pid != own && program(pid).is_some() && program(pid) == program("self");
     same.then_some(pid)
