@@ -11,6 +11,7 @@ pub mod write;
 mod alone;
 mod member;
 mod raft;
+mod sane;
 mod storage;
 mod translate;
 

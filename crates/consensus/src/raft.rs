@@ -13,6 +13,7 @@ use wire::raftpb;
 use wire::swarmkit as pb;
 
 use crate::member::{MemberChange, Members};
+use crate::sane;
 use crate::storage::Log;
 use crate::translate;
 use crate::write::{Recovered, Write};
@@ -428,17 +429,15 @@ impl Raft {
             return;
         }
         let Some(mut message) = translate::message_in(message) else { return };
+        // Silence lets an honest sender probe again.
+        if !sane::is_sane(&message, &self.node.raft) {
+            return;
+        }
         if message.msg_type == eraftpb::MessageType::MsgSnapshot {
             translate::name_receiver(message.mut_snapshot(), self.id);
         }
         if message.from == self.leader() {
             self.quiet = 0;
-        }
-        // raft-rs ends the process on a commit index beyond the log: the sender believes that this
-        // member has entries which it has lost. Silence lets the sender probe again.
-        let last = self.node.raft.raft_log.last_index();
-        if message.msg_type == eraftpb::MessageType::MsgHeartbeat && message.commit > last {
-            return;
         }
         // What raft-rs refuses is an answer of a stranger; it needs no answer.
         let _refused = self.node.step(message);
