@@ -162,6 +162,7 @@ impl Config {
             icc: self.icc,
             default_host_ip: self.ip,
             mtu: self.mtu.unwrap_or(0),
+            userland_proxy: self.userland_proxy,
         })
     }
 

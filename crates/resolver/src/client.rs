@@ -1,6 +1,6 @@
 //! The daemon's side of the resolver.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dns::Zone;
 
-use crate::message::{self, Ports, Request, Response, Sandbox};
+use crate::message::{self, Ports, Relay, Request, Response, Sandbox};
 
 /// How long a started process may take until it listens.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -73,6 +73,11 @@ impl Client {
         self.call(&Request::Hello, None).map(drop)
     }
 
+    /// Whether a process was ever started for this root: what it serves may still be there.
+    pub fn has_run(&self) -> bool {
+        socket_path(&self.exec_root).exists()
+    }
+
     /// Opens a sandbox's sockets, or only replaces what it sees when they are open.
     pub fn set_sandbox(&self, id: &str, sandbox: &Sandbox) -> Result<Ports, Error> {
         let netns = sandbox.netns.clone();
@@ -97,6 +102,14 @@ impl Client {
 
     pub fn remove_zone(&self, network: &str) -> Result<(), Error> {
         self.call(&Request::RemoveZone { id: network.to_owned() }, None).map(drop)
+    }
+
+    /// Makes these relays run and no others; gives those that could not be opened, with the reason.
+    pub fn set_relays(&self, relays: &BTreeSet<Relay>) -> Result<Vec<(Relay, String)>, Error> {
+        match self.call(&Request::SetRelays { relays: relays.clone() }, None)? {
+            Response::Relays(refused) => Ok(refused),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// The sandboxes that the process holds, by id: what a restarted daemon compares with.

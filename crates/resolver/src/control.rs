@@ -1,5 +1,6 @@
 //! The resolver process: its start, and the connections over which daemons set it.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,7 +15,7 @@ use rustix::fs::FlockOperation;
 use tokio::sync::mpsc;
 
 use crate::client::{Error, socket_path};
-use crate::message::{self, Ports, Request, Response, Sandbox};
+use crate::message::{self, Ports, Relay, Request, Response, Sandbox};
 use crate::netns;
 use crate::server::{self, Command};
 use crate::state::{Held, Keeper, State};
@@ -93,6 +94,9 @@ impl Control {
                 }
             }
         }
+        let (reply, _) = tokio::sync::oneshot::channel();
+        // What is refused is asked for again by the daemon.
+        self.tell(Command::Relays { relays: state.relays.clone(), reply });
     }
 
     fn accept(&self, listener: &UnixListener) {
@@ -133,6 +137,7 @@ impl Control {
             Request::RemoveSandbox { id } => self.remove_sandbox(id),
             Request::SetZone { id, zone } => self.set_zone(id, Some(zone)),
             Request::RemoveZone { id } => self.set_zone(id, None),
+            Request::SetRelays { relays } => self.set_relays(relays),
             Request::Sandboxes => {
                 let state = self.keeper.state();
                 let ports = state.sandboxes.iter().map(|(id, held)| (id.clone(), held.ports));
@@ -187,6 +192,17 @@ impl Control {
             let _ = closed.blocking_recv();
         }
         Response::Done
+    }
+
+    fn set_relays(&self, relays: BTreeSet<Relay>) -> Response {
+        let (reply, refused) = tokio::sync::oneshot::channel();
+        self.tell(Command::Relays { relays: relays.clone(), reply });
+        let mut state = self.keeper.state();
+        if state.relays != relays {
+            state.relays = relays;
+            self.keeper.mark();
+        }
+        Response::Relays(refused.blocking_recv().unwrap_or_default())
     }
 
     fn set_zone(&self, id: String, zone: Option<Zone>) -> Response {

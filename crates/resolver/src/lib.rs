@@ -11,7 +11,8 @@ mod state;
 mod server;
 mod forward;
 mod netns;
+mod relay;
 
 pub use client::{Client, Error};
 pub use control::run;
-pub use message::{Ports, Sandbox};
+pub use message::{Ports, Relay, Sandbox};

@@ -1,9 +1,10 @@
 //! What the daemon tells the resolver and what it hears back: a length, then JSON; a sandbox's
 //! namespace travels as a descriptor, because the two processes need not see the same mounts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -38,6 +39,15 @@ pub struct Sandbox {
     pub upstreams: Vec<Upstream>,
 }
 
+/// A port of the host that is carried to a container's by this process, not by the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Relay {
+    /// TCP otherwise.
+    pub udp: bool,
+    pub listen: SocketAddr,
+    pub to: SocketAddr,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Hello,
@@ -45,6 +55,7 @@ pub(crate) enum Request {
     RemoveSandbox { id: String },
     SetZone { id: String, zone: Zone },
     RemoveZone { id: String },
+    SetRelays { relays: BTreeSet<Relay> },
     Sandboxes,
     Counters,
 }
@@ -53,6 +64,8 @@ pub(crate) enum Request {
 pub(crate) enum Response {
     Done,
     Ports(Ports),
+    /// Those that could not be opened, with the reason.
+    Relays(Vec<(Relay, String)>),
     Sandboxes(BTreeMap<String, Ports>),
     Counters(BTreeMap<String, u64>),
     Refused(String),

@@ -1,7 +1,7 @@
 //! The loop that answers: one thread, a task per socket.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -17,7 +17,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
 
 use crate::forward::{self, Servers};
+use crate::message::Relay;
 use crate::netns::Listeners;
+use crate::relay::Relays;
 
 /// The longest question: a name of 255 bytes and a few EDNS options.
 const QUESTION_BYTES_MAX: usize = 4_096;
@@ -31,6 +33,7 @@ pub(crate) enum Command {
     Open { id: String, names: Names, listeners: Listeners, netns: OwnedFd },
     Names { id: String, names: Names },
     Close { id: String, reply: oneshot::Sender<()> },
+    Relays { relays: BTreeSet<Relay>, reply: oneshot::Sender<Vec<(Relay, String)>> },
     Counters { reply: oneshot::Sender<BTreeMap<String, u64>> },
 }
 
@@ -94,6 +97,7 @@ pub(crate) fn serve(commands: mpsc::Receiver<Command>) -> io::Result<()> {
 async fn obey(mut commands: mpsc::Receiver<Command>) {
     let counters = Rc::new(Counters::default());
     let mut sandboxes: BTreeMap<String, Served> = BTreeMap::new();
+    let mut running = Relays::default();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Open { id, names, listeners, netns } => {
@@ -113,6 +117,9 @@ async fn obey(mut commands: mpsc::Receiver<Command>) {
                 // The aborted tasks let go of their sockets when the loop next turns to them.
                 tokio::task::yield_now().await;
                 let _ = reply.send(());
+            }
+            Command::Relays { relays, reply } => {
+                let _ = reply.send(running.set(&relays).await);
             }
             Command::Counters { reply } => {
                 let _ = reply.send(counters.table());

@@ -1,6 +1,6 @@
 //! What the resolver remembers across its own death: tables, ports and the namespaces' files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use dns::Zone;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Ports, Sandbox};
+use crate::message::{Ports, Relay, Sandbox};
 
 /// Changes that follow each other this closely are written once.
 const GATHER: Duration = Duration::from_millis(50);
@@ -29,6 +29,8 @@ pub(crate) struct State {
     pub sandboxes: BTreeMap<String, Held>,
     #[serde(with = "zones")]
     pub zones: BTreeMap<String, Arc<Zone>>,
+    #[serde(default)]
+    pub relays: BTreeSet<Relay>,
 }
 
 /// The state, and the thread that writes it after a change.

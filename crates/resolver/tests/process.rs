@@ -246,3 +246,67 @@ fn garbage_is_counted_and_harms_nothing() {
     assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
     assert_eq!(process.client.counters().unwrap()["garbage"], 41);
 }
+
+/// A port of loopback that nobody has.
+fn free_port(udp: bool) -> u16 {
+    let any: SocketAddr = "[::1]:0".parse().unwrap();
+    let at = match udp {
+        true => UdpSocket::bind(any).unwrap().local_addr(),
+        false => std::net::TcpListener::bind(any).unwrap().local_addr(),
+    };
+    at.unwrap().port()
+}
+
+#[test]
+fn a_port_of_the_other_family_is_relayed_with_its_ends() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = SocketAddr::new("::1".parse().unwrap(), free_port(false));
+    let relay = resolver::Relay { udp: false, listen, to: server.local_addr().unwrap() };
+    let process = Process::start();
+    assert_eq!(process.client.set_relays(&[relay].into()).unwrap(), []);
+    let echo = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut text = String::new();
+        // To its end: the client's half-close has to come through.
+        stream.read_to_string(&mut text).unwrap();
+        stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+    });
+    let mut client = TcpStream::connect(listen).unwrap();
+    client.write_all(b"half").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "HALF");
+    echo.join().unwrap();
+    assert_eq!(process.client.set_relays(&[].into()).unwrap(), []);
+    assert!(TcpStream::connect(listen).is_err(), "a relay that is not wanted any more listens");
+}
+
+#[test]
+fn packets_are_relayed_for_each_client_and_taken_ports_are_named() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listen = SocketAddr::new("::1".parse().unwrap(), free_port(true));
+    let relay = resolver::Relay { udp: true, listen, to: server.local_addr().unwrap() };
+    let process = Process::start();
+    assert_eq!(process.client.set_relays(&[relay].into()).unwrap(), []);
+    std::thread::spawn(move || {
+        let mut packet = [0; 100];
+        while let Ok((length, from)) = server.recv_from(&mut packet) {
+            server.send_to(&packet[..length], from).unwrap();
+        }
+    });
+    let clients = [(); 2].map(|()| UdpSocket::bind("[::1]:0").unwrap());
+    for (number, client) in clients.iter().enumerate() {
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        client.send_to(&[number as u8], listen).unwrap();
+    }
+    for (number, client) in clients.iter().enumerate() {
+        let mut packet = [9; 1];
+        let (_, from) = client.recv_from(&mut packet).unwrap();
+        assert_eq!((packet[0], from), (number as u8, listen));
+    }
+    let taken = UdpSocket::bind("[::1]:0").unwrap();
+    let second = resolver::Relay { listen: taken.local_addr().unwrap(), ..relay };
+    let refused = process.client.set_relays(&[relay, second].into()).unwrap();
+    assert_eq!(refused, [(second, "address already in use".to_owned())]);
+}

@@ -39,6 +39,8 @@ pub struct NetworkConfig {
     pub default_host_ip: Option<IpAddr>,
     /// `--mtu`: of the default bridge; 0 is 1500.
     pub mtu: u32,
+    /// `--userland-proxy`: IPv6 addresses of the host lead to containers without one, and `::1` to all.
+    pub userland_proxy: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +104,10 @@ pub struct IpamPool {
     pub gateway: Option<IpAddr>,
     #[serde(default)]
     pub aux_addresses: BTreeMap<String, IpAddr>,
+    /// The daemon chose the subnet: it may be another one when the network is made again, so nobody may ask for an
+    /// address of it.
+    #[serde(default)]
+    pub automatic: bool,
 }
 
 /// `docker network create`, for the drivers of one host.
@@ -188,7 +194,7 @@ pub struct EndpointSpec {
 }
 
 /// `-p`, one port; ranges are expanded by the caller except a dynamic host port range.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortSpec {
     pub proto: Proto,
     pub port: u16,

@@ -86,7 +86,7 @@ impl Controller {
             if !kept {
                 continue;
             }
-            for port in &record.published {
+            for port in &record.state.ports {
                 self.ports.adopt(port.proto, port.host_ip, port.host_port);
             }
             self.state.sandboxes.insert(record.state.container.clone(), record);
@@ -181,6 +181,7 @@ impl Controller {
         if self.names.sweep(&mut self.state) {
             let _ = self.reconcile(None);
         }
+        self.relay_or_warn();
         self.publish_state();
     }
 

@@ -80,10 +80,12 @@ pub fn take_address(
             "invalid address {addr}: it does not belong to any of this network's subnets"
         )));
     };
-    if !is_host(&subnet, addr) {
-        return Err(invalid(format!("invalid address {addr}: it is reserved in {subnet}")));
+    if pool.automatic {
+        return Err(invalid(
+            "user specified IP address is supported only when connecting to networks with user configured subnets".to_owned(),
+        ));
     }
-    if pool.gateway == Some(addr) || used.contains(&addr) {
+    if !is_host(&subnet, addr) || reserved(pool, addr) || used.contains(&addr) {
         return Err(NetworkError::new(NetworkErrorKind::Forbidden, "Address already in use"));
     }
     Ok(Cidr::new(addr, subnet.prefix))
@@ -99,6 +101,7 @@ mod tests {
             ip_range: range.map(|range| range.parse().unwrap()),
             gateway: Some(gateway.parse().unwrap()),
             aux_addresses: [("router".to_owned(), "10.1.0.2".parse().unwrap())].into(),
+            automatic: false,
         }
     }
 
@@ -121,7 +124,7 @@ mod tests {
         assert_eq!(free_address(&pool, &used).unwrap().to_string(), "10.1.5.0/16");
         let pools = [pool];
         assert!(take_address(&pools, "10.1.9.9".parse().unwrap(), &used).is_ok());
-        for wrong in ["10.2.0.1", "10.1.0.0", "10.1.255.255", "10.1.0.1", "::1"] {
+        for wrong in ["10.2.0.1", "10.1.0.0", "10.1.255.255", "10.1.0.1", "10.1.0.2", "::1"] {
             assert!(take_address(&pools, wrong.parse().unwrap(), &used).is_err(), "{wrong}");
         }
     }

@@ -85,6 +85,10 @@ impl Controller {
 
     pub(super) fn create(&mut self, spec: NetworkSpec) -> Result<LocalNetwork, NetworkError> {
         let error = |kind, text: String| Err(NetworkError::new(kind, text));
+        if [BRIDGE, HOST, NONE].contains(&spec.name.as_str()) {
+            let text = format!("operation is not permitted on predefined {} network", spec.name);
+            return error(NetworkErrorKind::Forbidden, text);
+        }
         if self.state.by_name(&spec.name).is_some() {
             let text = format!("network with name {} already exists", spec.name);
             return error(NetworkErrorKind::Conflict, text);
@@ -94,6 +98,7 @@ impl Controller {
                 format!("only one instance of \"{}\" network is allowed", spec.driver.name());
             return error(NetworkErrorKind::Forbidden, text);
         }
+        check_options(&spec.options)?;
         let mut network = blank(&spec.name, spec.driver);
         network.internal = spec.internal;
         network.attachable = spec.attachable;
@@ -174,6 +179,7 @@ impl Controller {
             None => {
                 let host = self.kernel.host_networks();
                 taken.extend(host.map_err(|error| internal(error.to_string()))?);
+                pool.automatic = true;
                 let pools = &self.config.pools;
                 let defaults = ipam::default_pools();
                 ipam::free_subnet(if pools.is_empty() { &defaults } else { pools }, &taken)?
@@ -292,4 +298,36 @@ pub fn random_id() -> String {
 fn now() -> String {
     let now = time::OffsetDateTime::now_utc();
     now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+/// What the driver has to read as a number or as a switch (moby libnetwork bridge, `fromLabels`).
+fn check_options(options: &std::collections::BTreeMap<String, String>) -> Result<(), NetworkError> {
+    let refused = |key: &str, value: &str, how: &str| {
+        let text = format!(
+            "failed to parse {key} value: {value} (strconv.{how}: parsing {value:?}: invalid syntax)"
+        );
+        NetworkError::new(NetworkErrorKind::Invalid, text)
+    };
+    for (key, value) in options {
+        match key.as_str() {
+            OPTION_MTU if value.parse::<u32>().is_err() => {
+                return Err(refused(key, value, "Atoi"));
+            }
+            OPTION_ICC | OPTION_MASQUERADE | OPTION_DEFAULT if !is_switch(value) => {
+                return Err(refused(key, value, "ParseBool"));
+            }
+            OPTION_HOST_BINDING if value.parse::<IpAddr>().is_err() => {
+                let text = format!("failed to parse {key} value: {value} (invalid ipv4 address)");
+                return Err(NetworkError::new(NetworkErrorKind::Invalid, text));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// As Go reads a boolean.
+fn is_switch(value: &str) -> bool {
+    let words = ["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"];
+    words.contains(&value)
 }

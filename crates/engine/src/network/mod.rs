@@ -11,6 +11,7 @@ mod local;
 mod ipam;
 mod sandboxes;
 mod ports;
+mod publish;
 mod names;
 mod overlays;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Names of local networks and of sandboxes, as the resolver process gets them; resolv.conf.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,11 +19,14 @@ pub struct Names {
     /// What the process was told last, by network and by sandbox.
     zones: BTreeMap<NetworkId, Zone>,
     sandboxes: BTreeMap<String, resolver::Sandbox>,
+    /// Whether the process may carry ports: asked again at every sweep, for it may be another one.
+    relays: bool,
 }
 
 impl Names {
     pub fn new(client: Arc<resolver::Client>) -> Self {
-        Self { client, zones: BTreeMap::new(), sandboxes: BTreeMap::new() }
+        let relays = client.has_run();
+        Self { client, zones: BTreeMap::new(), sandboxes: BTreeMap::new(), relays }
     }
 
     /// Tells the resolver what has changed, and gives the sandboxes the ports it listens on.
@@ -54,6 +57,21 @@ impl Names {
         }
         self.forget(&zones, &wanted);
         altered
+    }
+
+    /// Has the process carry these ports and no others; gives those that it cannot.
+    pub fn relay(
+        &mut self,
+        relays: &BTreeSet<resolver::Relay>,
+    ) -> Result<Vec<(resolver::Relay, String)>, NetworkError> {
+        // Without any there is no need for a process.
+        if relays.is_empty() && !self.relays {
+            return Ok(Vec::new());
+        }
+        let answer = self.client.set_relays(relays);
+        let refused = answer.map_err(|error| super::controller::internal(error.to_string()))?;
+        self.relays = !relays.is_empty();
+        Ok(refused)
     }
 
     fn forget(

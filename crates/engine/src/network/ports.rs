@@ -31,13 +31,19 @@ pub enum Taken {
 
 impl Ports {
     /// Takes one port on all the addresses, or none.
-    pub fn take(&mut self, proto: Proto, addresses: &[IpAddr], port: u16) -> Result<(), Taken> {
-        if addresses.iter().any(|addr| self.conflicts(proto, *addr, port)) {
-            return Err(Taken::Allocated);
+    pub fn take(
+        &mut self,
+        proto: Proto,
+        addresses: &[IpAddr],
+        port: u16,
+    ) -> Result<(), (IpAddr, Taken)> {
+        if let Some(addr) = addresses.iter().find(|addr| self.conflicts(proto, **addr, port)) {
+            return Err((*addr, Taken::Allocated));
         }
         let mut sockets = Vec::new();
         for addr in addresses {
-            sockets.push(((proto, *addr, port), hold(proto, *addr, port).map_err(Taken::InUse)?));
+            let socket = hold(proto, *addr, port).map_err(|errno| (*addr, Taken::InUse(errno)))?;
+            sockets.push(((proto, *addr, port), socket));
         }
         self.held.extend(sockets);
         Ok(())
@@ -49,9 +55,10 @@ impl Ports {
         proto: Proto,
         addresses: &[IpAddr],
         range: (u16, u16),
-    ) -> Result<u16, Taken> {
+    ) -> Result<u16, (IpAddr, Taken)> {
+        let first = addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut last = (first, Taken::Allocated);
         if range != (0, 0) {
-            let mut last = Taken::Allocated;
             for port in range.0..=range.1.max(range.0) {
                 match self.take(proto, addresses, port) {
                     Ok(()) => return Ok(port),
@@ -60,23 +67,31 @@ impl Ports {
             }
             return Err(last);
         }
-        let (first, last) = dynamic_range();
-        let count = u32::from(last - first) + 1;
-        let start = u32::from(self.next.clamp(first, last) - first);
+        let (lowest, highest) = dynamic_range();
+        let count = u32::from(highest - lowest) + 1;
+        let start = u32::from(self.next.clamp(lowest, highest) - lowest);
         for step in 0..count {
-            let port = first + ((start + step) % count) as u16;
-            if self.take(proto, addresses, port).is_ok() {
-                self.next = if port == last { first } else { port + 1 };
-                return Ok(port);
+            let port = lowest + ((start + step) % count) as u16;
+            match self.take(proto, addresses, port) {
+                Ok(()) => {
+                    self.next = if port == highest { lowest } else { port + 1 };
+                    return Ok(port);
+                }
+                Err(taken) => last = taken,
             }
         }
-        Err(Taken::Allocated)
+        Err(last)
     }
 
     /// Keeps what an earlier daemon had given away, held or not.
     pub fn adopt(&mut self, proto: Proto, addr: IpAddr, port: u16) {
         let socket = hold(proto, addr, port).ok().flatten();
         self.held.insert((proto, addr, port), socket);
+    }
+
+    /// It stays given away, and somebody else holds it.
+    pub fn let_go(&mut self, proto: Proto, addr: IpAddr, port: u16) {
+        self.held.insert((proto, addr, port), None);
     }
 
     pub fn release(&mut self, proto: Proto, addr: IpAddr, port: u16) {
@@ -124,7 +139,15 @@ fn hold(proto: Proto, addr: IpAddr, port: u16) -> Result<Option<OwnedFd>, Errno>
         // What is not translated is not kept.
         sockopt::set_socket_recv_buffer_size(&socket, 0)?;
     }
-    rustix::net::bind(&socket, &SocketAddr::new(addr, port))?;
+    let at = SocketAddr::new(addr, port);
+    match rustix::net::bind(&socket, &at) {
+        // Connections that ended a moment ago do not keep the port; a listener does.
+        Err(Errno::ADDRINUSE) if proto == Proto::Tcp => {
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+            rustix::net::bind(&socket, &at)?;
+        }
+        other => other?,
+    }
     Ok(Some(socket))
 }
 
@@ -151,7 +174,7 @@ mod tests {
     fn a_port_is_given_once_and_again_when_released() {
         let mut ports = Ports::default();
         let port = ports.take_one_of(Proto::Tcp, &[ANY], (0, 0)).unwrap();
-        assert_eq!(ports.take(Proto::Tcp, &[LOCAL], port), Err(Taken::Allocated));
+        assert_eq!(ports.take(Proto::Tcp, &[LOCAL], port), Err((LOCAL, Taken::Allocated)));
         assert_eq!(ports.take(Proto::Udp, &[LOCAL], port), Ok(()), "another protocol");
         ports.release(Proto::Tcp, ANY, port);
         assert_eq!(ports.take(Proto::Tcp, &[LOCAL], port), Ok(()));
@@ -163,6 +186,6 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut ports = Ports::default();
         let taken = ports.take(Proto::Tcp, &[LOCAL], port);
-        assert_eq!(taken, Err(Taken::InUse(Errno::ADDRINUSE)));
+        assert_eq!(taken, Err((LOCAL, Taken::InUse(Errno::ADDRINUSE))));
     }
 }

@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use model::ContainerId;
-use netplan::{Namespace, PublishedPort, SandboxId};
+use netplan::{Namespace, SandboxId};
 
 use super::api::*;
 use super::controller::{Controller, internal};
 use super::ipam;
 use super::local::random_id;
 use super::names;
-use super::ports::{Taken, every_address};
-use super::state::{Endpoint, OPTION_HOST_BINDING, Record};
+use super::state::{Endpoint, Record};
 
 impl Controller {
     pub(super) fn start(&mut self, spec: SandboxSpec) -> Result<SandboxState, NetworkError> {
@@ -68,6 +67,8 @@ impl Controller {
             },
             endpoints: Vec::new(),
             published: Vec::new(),
+            relays: Vec::new(),
+            wanted_ports: spec.ports.clone(),
             ingress: spec.ingress.clone(),
             resolver: None,
             gateway: None,
@@ -88,7 +89,7 @@ impl Controller {
         }
         self.add_gateway(record, !spec.ports.is_empty())?;
         record.state.hosts = self.link_hosts(record);
-        self.publish(record, &spec.ports)
+        self.publish(record)
     }
 
     pub(super) fn record(&self, id: &ContainerId) -> Result<&Record, NetworkError> {
@@ -105,7 +106,7 @@ impl Controller {
         if self.names.settle(&mut self.state) {
             self.reconcile(Some(&sandbox))?;
         }
-        Ok(())
+        self.relay(id)
     }
 
     /// Allocates one endpoint; it counts as taken once its record is in the state.
@@ -224,83 +225,6 @@ impl Controller {
         Ok(())
     }
 
-    /// Ports lead to the endpoint that is the way out.
-    fn publish(&mut self, record: &mut Record, specs: &[PortSpec]) -> Result<(), NetworkError> {
-        let outward = |one: &&Endpoint| !one.state.gateways.is_empty();
-        let endpoint = record.endpoints.iter().chain(&record.gateway).find(outward);
-        let Some(endpoint) = endpoint.map(|endpoint| endpoint.state.clone()) else {
-            // As Docker: on an internal network there is nobody to publish for.
-            return Ok(());
-        };
-        for spec in specs {
-            if let Err(error) = self.publish_one(record, &endpoint, spec) {
-                self.release(&record.published);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn publish_one(
-        &mut self,
-        record: &mut Record,
-        endpoint: &EndpointState,
-        spec: &PortSpec,
-    ) -> Result<(), NetworkError> {
-        let of_family = |v4: bool| endpoint.addresses.iter().find(|cidr| cidr.is_v4() == v4);
-        let default = self.default_host_ip(endpoint);
-        let host_ips = match spec.host_ip.or(default) {
-            Some(ip) => vec![ip],
-            None => every_address(of_family(true).is_some(), of_family(false).is_some()),
-        };
-        let refused = |port: u16, taken: Taken| {
-            let ip = host_ips.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-            port_error(record, endpoint, spec.proto, ip, port, &taken)
-        };
-        if let Some(ip) = host_ips.iter().find(|ip| of_family(ip.is_ipv4()).is_none()) {
-            return Err(NetworkError::new(
-                NetworkErrorKind::Invalid,
-                format!(
-                    "cannot publish {ip}:{}: the container has no address of that family",
-                    spec.port
-                ),
-            ));
-        }
-        let port = self
-            .ports
-            .take_one_of(spec.proto, &host_ips, spec.host_ports)
-            .map_err(|taken| refused(spec.host_ports.0, taken))?;
-        for host_ip in host_ips {
-            let Some(address) = of_family(host_ip.is_ipv4()) else { continue };
-            record.published.push(PublishedPort {
-                proto: spec.proto,
-                host_ip,
-                host_port: port,
-                address: address.addr,
-                port: spec.port,
-            });
-            record.state.ports.push(PortState {
-                proto: spec.proto,
-                port: spec.port,
-                host_ip,
-                host_port: port,
-            });
-        }
-        Ok(())
-    }
-
-    fn default_host_ip(&self, endpoint: &EndpointState) -> Option<IpAddr> {
-        let network = self.state.networks.get(&endpoint.network_id)?;
-        let text = network.options.get(OPTION_HOST_BINDING)?;
-        text.parse().ok().filter(|ip: &IpAddr| !ip.is_unspecified())
-    }
-
-    fn release(&mut self, published: &[PublishedPort]) {
-        for port in published {
-            self.ports.release(port.proto, port.host_ip, port.host_port);
-        }
-    }
-
     pub(super) fn connect(
         &mut self,
         id: &ContainerId,
@@ -315,6 +239,7 @@ impl Controller {
         if before.gateway.is_none() {
             self.add_gateway(&mut record, false)?;
         }
+        self.publish(&mut record)?;
         self.replace(id, before, record)?;
         if let Some(network) = self.state.networks.get(&state.network_id) {
             self.tell("connect", network, Some(id));
@@ -341,15 +266,8 @@ impl Controller {
             ));
         }
         record.state.endpoints.retain(|_, state| state.network_id != network_id);
-        let on = |record: &Record, addr: IpAddr| {
-            let mut all = record.endpoints.iter().chain(&record.gateway);
-            all.any(|one| one.state.addresses.iter().any(|cidr| cidr.addr == addr))
-        };
-        let (kept, gone): (Vec<_>, Vec<_>) =
-            record.published.iter().cloned().partition(|port| on(&record, port.address));
-        record.published = kept;
+        self.publish(&mut record)?;
         self.replace(id, before, record)?;
-        self.release(&gone);
         if let Some(network) = self.state.networks.get(&network_id) {
             self.tell("disconnect", network, Some(id));
         }
@@ -401,7 +319,7 @@ impl Controller {
     /// Forgets the sandbox; `clear_away` takes it out of the kernel.
     pub(super) fn stop(&mut self, id: &ContainerId) -> Result<(), NetworkError> {
         let Some(record) = self.state.sandboxes.remove(id) else { return Ok(()) };
-        self.release(&record.published);
+        self.release(&record);
         for endpoint in &record.endpoints {
             if let Some(network) = self.state.networks.get(&endpoint.state.network_id) {
                 self.tell("disconnect", network, Some(id));
@@ -416,11 +334,12 @@ impl Controller {
         if self.names.settle(&mut self.state) {
             let _ = self.reconcile(None);
         }
+        self.relay_or_warn();
     }
 
     fn drop_sandbox(&mut self, id: &ContainerId) {
         let Some(record) = self.state.sandboxes.remove(id) else { return };
-        self.release(&record.published);
+        self.release(&record);
         if let Err(error) = self.settle(id) {
             tracing::warn!(container = %id, %error, "network of the container is not removed yet");
         }
@@ -478,34 +397,4 @@ fn free_ifname(record: &Record) -> String {
     };
     let mut names = (0..u16::MAX).map(|n| format!("eth{n}"));
     names.find(|name| !taken(name)).unwrap_or_default()
-}
-
-/// Docker's sentences, which people search for.
-fn port_error(
-    record: &Record,
-    endpoint: &EndpointState,
-    proto: Proto,
-    ip: IpAddr,
-    port: u16,
-    taken: &Taken,
-) -> NetworkError {
-    let head = format!(
-        "driver failed programming external connectivity on endpoint {} ({})",
-        record.state.container_name, endpoint.endpoint_id
-    );
-    let at = std::net::SocketAddr::new(ip, port);
-    match taken {
-        Taken::Allocated => {
-            internal(format!("{head}: Bind for {at} failed: port is already allocated"))
-        }
-        Taken::InUse(errno) => {
-            let family = if ip.is_ipv4() { 4 } else { 6 };
-            let reason = std::io::Error::from(*errno).to_string();
-            let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
-            internal(format!(
-                "{head}: Error starting userland proxy: listen {}{family} {at}: bind: {reason}",
-                proto.name()
-            ))
-        }
-    }
 }

@@ -39,7 +39,14 @@ pub struct Record {
     pub state: SandboxState,
     /// In the order in which they were connected.
     pub endpoints: Vec<Endpoint>,
+    /// What the kernel translates: follows from the state's ports and the endpoint that is the way out.
     pub published: Vec<PublishedPort>,
+    /// What the resolver process carries, see [`resolver::Relay`].
+    #[serde(default)]
+    pub relays: Vec<resolver::Relay>,
+    /// What was asked for with `-p`.
+    #[serde(default)]
+    pub wanted_ports: Vec<PortSpec>,
     pub ingress: Vec<IngressTarget>,
     pub resolver: Option<ResolverPorts>,
     /// The endpoint on `docker_gwbridge`.

@@ -42,6 +42,8 @@ fn config(root: &std::path::Path) -> NetworkConfig {
         icc: true,
         default_host_ip: None,
         mtu: 0,
+        // The process that relays is this program, which is no skep.
+        userland_proxy: false,
     }
 }
 

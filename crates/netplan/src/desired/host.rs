@@ -1,7 +1,7 @@
 //! The host's own namespace: bridges, the outer ends of pairs, one table.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::{Plug, bridge_link, link_mtu, outer_end, plug};
@@ -113,6 +113,9 @@ fn published(view: &View) -> Chain {
         let mut matches = vec![if port.host_ip.is_ipv4() { Match::V4 } else { Match::V6 }];
         if !port.host_ip.is_unspecified() {
             matches.push(Match::Daddr(Cidr::host(port.host_ip)));
+        } else if port.host_ip.is_ipv6() {
+            // Translated it would be a packet from ::1 on a bridge, which nobody takes: such ports are relayed.
+            matches.push(Match::DaddrNot(Cidr::host(IpAddr::V6(Ipv6Addr::LOCALHOST))));
         }
         matches.push(Match::Dport(port.proto, port.host_port));
         chain.rule(matches, Action::Dnat(vec![port.address], Some(port.port)));

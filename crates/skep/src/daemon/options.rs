@@ -461,15 +461,15 @@ pub const OPTIONS: &[Definition] = &[
         "userland-proxy",
         "userland-proxy",
         Switch,
-        "Ports are published by the kernel alone",
-        Effect::Apply(|_, _| Ok(())),
+        "Publish ports on IPv6 addresses for containers without one, and on ::1",
+        switch!(engine.userland_proxy),
     ),
     option(
         "userland-proxy-path",
         "userland-proxy-path",
         Text,
         "Path to the userland proxy binary",
-        Effect::Refused("skep publishes ports without a proxy"),
+        Effect::Refused("skep needs no other program for it"),
     ),
     option(
         "host-gateway-ip",
