@@ -36,7 +36,7 @@ pub fn routes() -> Router<ApiState> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CreateRequest {
+pub(crate) struct CreateRequest {
     name: String,
     check_duplicate: Option<bool>,
     driver: Option<String>,
@@ -99,7 +99,7 @@ async fn create_local(state: &ApiState, body: Value) -> ApiResult {
     Ok(created(&network.id))
 }
 
-fn spec(request: CreateRequest) -> Result<NetworkSpec, ApiError> {
+pub(crate) fn spec(request: CreateRequest) -> Result<NetworkSpec, ApiError> {
     let _ = request.check_duplicate;
     if request.name.trim().is_empty() {
         return Err(ApiError::bad_request("network name cannot be empty"));
@@ -156,6 +156,7 @@ fn pool(pool: Pool) -> Result<IpamPool, ApiError> {
             .into_iter()
             .map(|(name, text)| Ok((name, address("auxiliary address", &text)?)))
             .collect::<Result<_, ApiError>>()?,
+        automatic: false,
     })
 }
 
@@ -174,6 +175,10 @@ async fn list(State(state): State<ApiState>, parameters: Parameters) -> Result<R
     let filters = parameters.filters().map_err(IntoResponse::into_response)?;
     let known = ["dangling", "driver", "id", "label", "name", "scope", "type"];
     filters.only(&known).map_err(IntoResponse::into_response)?;
+    if let Some(kind) = filters.values("type").find(|kind| !matches!(*kind, "builtin" | "custom")) {
+        let error = ApiError::bad_request(format!("invalid filter 'type={kind}'"));
+        return Err(error.into_response());
+    }
     let dangling = match filters.has("dangling") {
         true => Some(filters.boolean("dangling", false).map_err(IntoResponse::into_response)?),
         false => None,

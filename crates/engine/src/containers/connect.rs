@@ -19,6 +19,8 @@ impl Engine {
     ) -> Result<()> {
         let network = self.network_name(network)?;
         let container = self.container(container)?;
+        // Whether it runs does not change under our hands.
+        let _operation = container.operation.lock().await;
         check(&container, &network)?;
         if container.spec().networks.contains_key(&network) {
             return Err(Error::forbidden(format!(
@@ -48,10 +50,12 @@ impl Engine {
     ) -> Result<()> {
         let network = self.network_name(network)?;
         let container = match self.container(container) {
-            // What is gone is not connected.
-            Err(_) if force => return Ok(()),
+            Err(_) if force => {
+                return Err(Error::not_found(format!("endpoint {container} not found")));
+            }
             other => other?,
         };
+        let _operation = container.operation.lock().await;
         check(&container, &network)?;
         if container.is_running() {
             self.network.disconnect(container.id(), &network).await?;

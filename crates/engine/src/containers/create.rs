@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::container::{Container, Spec, State, TaskSpec};
 use super::{endpoints, merge, mounts, oci, record, validate};
 use crate::Engine;
-use crate::error::{IoContext, Result};
+use crate::error::{Error, IoContext, Result};
 use crate::images::blocking;
 
 /// `POST /containers/create`, and what the swarm's executor asks for.
@@ -42,6 +42,7 @@ impl Engine {
         validate::check_merged(&request.config)?;
         oci::check_security(&request.host_config, &self.config)?;
         let networks = endpoints::wanted(&request)?;
+        self.check_links(&request.host_config)?;
         let log = self.log_config(&request)?;
 
         let id = self.containers.new_id();
@@ -117,6 +118,18 @@ impl Engine {
         }
     }
 
+    /// `--link` names containers that are there.
+    fn check_links(&self, host: &HostConfig) -> Result<()> {
+        for link in host.links.iter().flatten() {
+            let name = link.split(':').next().unwrap_or_default().trim_start_matches('/');
+            self.container(name).map_err(|error| {
+                // 400, not 404: the client takes that for a missing image.
+                Error::bad_parameter(format!("could not get container for {name}: {error}"))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Docker's: the short id; with the host's network or UTS namespace the host's name, with
     /// another container's network that one's.
     fn default_hostname(&self, id: &ContainerId, host: &HostConfig) -> Result<String> {
@@ -125,9 +138,11 @@ impl Engine {
             return Ok(rustix::system::uname().nodename().to_string_lossy().into_owned());
         }
         match network.strip_prefix("container:") {
-            Some(other) => {
-                Ok(self.container(other)?.spec().config.hostname.clone().unwrap_or_default())
-            }
+            // It has to be there at the start, not before.
+            Some(other) => Ok(self.container(other).map_or_else(
+                |_| String::new(),
+                |other| other.spec().config.hostname.clone().unwrap_or_default(),
+            )),
             None => Ok(id.chars().take(12).collect()),
         }
     }

@@ -30,7 +30,7 @@ pub use registry::Containers;
 pub use remove::RemoveOptions;
 pub use runtime::LogDriver;
 pub use stop::{WaitFor, signal_number};
-pub use validate::size;
+pub use validate::{check_request, size};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

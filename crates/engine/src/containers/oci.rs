@@ -39,7 +39,7 @@ impl Engine {
             open_stdin: config.open_stdin.unwrap_or_default(),
             stdin_once: config.stdin_once.unwrap_or_default(),
             console_size: console_size(host),
-            hostname: config.hostname.clone().unwrap_or_default(),
+            hostname: self.hostname(spec),
             domainname: config.domainname.clone().unwrap_or_default(),
             network: match &sandbox.netns {
                 Some(path) => Namespace::Path(path.clone()),
@@ -86,6 +86,17 @@ impl Engine {
             log: spec.log.clone(),
             annotations: host.annotations.clone().unwrap_or_default().into_iter().collect(),
         })
+    }
+
+    /// In another container's network it is that one's, which may not have been there at the create.
+    fn hostname(&self, spec: &Spec) -> String {
+        let own = spec.config.hostname.clone().unwrap_or_default();
+        let mode = spec.host_config.network_mode.as_deref().unwrap_or_default();
+        let other = mode.strip_prefix("container:").filter(|_| own.is_empty());
+        match other.and_then(|other| self.container(other).ok()) {
+            Some(other) => other.spec().config.hostname.clone().unwrap_or_default(),
+            None => own,
+        }
     }
 
     /// The container's own variables after those of its links, which they may overrule.

@@ -14,6 +14,14 @@ use crate::error::{Error, Result};
 /// Docker's lower bound (moby daemon/daemon_unix.go `linuxMinMemory`).
 const MEMORY_BYTES_MIN: i64 = 6 << 20;
 
+/// All that a create can refuse before it looks at images, names and networks of this host.
+pub fn check_request(request: &mut CreateRequest, config: &Config) -> Result<()> {
+    check(request, config)?;
+    check_merged(&request.config)?;
+    super::oci::check_security(&request.host_config, config)?;
+    endpoints::wanted(request).map(drop)
+}
+
 /// Checks and completes a request; gives the warnings of the answer.
 pub(crate) fn check(request: &mut CreateRequest, config: &Config) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
@@ -26,6 +34,12 @@ pub(crate) fn check(request: &mut CreateRequest, config: &Config) -> Result<Vec<
     let host = &request.host_config;
     restart_policy(host.restart_policy.as_ref(), host.auto_remove.unwrap_or_default())?;
     modes(host)?;
+    shared_network(request)?;
+    let host = &request.host_config;
+    let published = host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty());
+    if host.network_mode.as_deref() == Some("host") && published {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
+    }
     for pair in host.extra_hosts.iter().flatten() {
         let valid = pair.split_once(':').is_some_and(|(name, address)| {
             !name.is_empty() && (address == "host-gateway" || is_address(address))
@@ -111,6 +125,49 @@ pub(crate) fn restart_policy(policy: Option<&RestartPolicy>, auto_remove: bool) 
         return Err(Error::bad_parameter(
             "invalid restart policy: maximum retry count cannot be negative",
         ));
+    }
+    Ok(())
+}
+
+/// What a container in another one's network has from that one and cannot set (moby runconfig, `validateNetMode`).
+fn shared_network(request: &CreateRequest) -> Result<()> {
+    let host = &request.host_config;
+    let mode = host.network_mode.as_deref().unwrap_or_default();
+    let shared = mode.starts_with("container:");
+    let refused = |text: &str| Err(Error::bad_parameter(format!("conflicting options: {text}")));
+    if (shared || host.uts_mode.as_deref() == Some("host"))
+        && !request.config.hostname.as_deref().unwrap_or_default().is_empty()
+    {
+        let what = if shared { "network" } else { "UTS" };
+        return refused(&format!("hostname and the {what} mode"));
+    }
+    if !shared {
+        return Ok(());
+    }
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if some(&host.links) {
+        return refused(
+            "container type network can't be used with links. This would result in undefined behavior",
+        );
+    }
+    if some(&host.dns) {
+        return refused("dns and the network mode");
+    }
+    if some(&host.extra_hosts) {
+        return refused("custom host-to-IP mapping and the network mode");
+    }
+    let endpoints = request.networking.endpoints_config.iter().flatten();
+    let mut macs = endpoints.filter_map(|(_, settings)| settings.mac_address.as_deref());
+    if macs.any(|mac| !mac.is_empty()) {
+        return refused("mac-address and the network mode");
+    }
+    if host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty())
+        || host.publish_all_ports.unwrap_or_default()
+    {
+        return refused("port publishing and the container type network mode");
+    }
+    if request.config.exposed_ports.as_ref().is_some_and(|ports| !ports.is_empty()) {
+        return refused("port exposing and the container type network mode");
     }
     Ok(())
 }
