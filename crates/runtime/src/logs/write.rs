@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -111,9 +111,12 @@ impl LogWriter {
             return;
         }
         if let Some(file) = &mut self.file {
-            // A full disk must not stop the container: the lines are lost, as in Docker.
-            let _ = file.write_all(&self.out);
-            self.size += self.out.len() as u64;
+            match file.write_all(&self.out) {
+                Ok(()) => self.size += self.out.len() as u64,
+                // A full disk must not stop the container: the lines are lost, as in Docker. Half a line must not
+                // stay either: it would spoil the first one after there is room again.
+                Err(_) => drop(file.set_len(self.size)),
+            }
         }
         self.out.clear();
         if self.out.capacity() > 4096 {
@@ -135,7 +138,11 @@ impl LogWriter {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o640).open(&self.path)?;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).read(true).append(true).mode(0o640).open(&self.path)?;
+        if self.driver == LogDriver::JsonFile {
+            cut_torn_line(&file)?;
+        }
         self.size = file.metadata()?.len();
         self.file = Some(file);
         Ok(())
@@ -153,6 +160,20 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
     match std::fs::rename(from, to) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// What a shim that was killed, or a host that lost power, left of its last line.
+fn cut_torn_line(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    // The longest line, each of its bytes escaped, and what stands around it.
+    let look = length.min(8 * LINE_BYTES_MAX as u64);
+    let mut tail = vec![0; look as usize];
+    file.read_exact_at(&mut tail, length - look)?;
+    match tail.iter().rposition(|byte| *byte == b'\n') {
+        Some(at) => file.set_len(length - look + at as u64 + 1),
+        None if look == length => file.set_len(0),
+        None => Ok(()),
     }
 }
 
