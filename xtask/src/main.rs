@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask setup | demo | test | tidy | bench | dist | conformance`.
+//! The project's own commands: `cargo xtask setup | demo | test | tidy | bench | dist | conformance | fuzz`.
 
 mod setup;
 mod tidy;
@@ -6,6 +6,7 @@ mod suite;
 mod demo;
 mod conformance;
 mod bench;
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -17,7 +18,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   tidy          the checks that no compiler makes
   bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]
   conformance   docker-py's own integration tests against skep and against the Docker Engine
-                [--engine skep|dockerd] [MODULE ...]";
+                [--engine skep|dockerd] [MODULE ...]
+  fuzz          TARGET [libFuzzer's options]: a coverage-guided run without an end";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Some("test") => suite::main(&words[1..]),
         Some("conformance") => conformance::main(&words[1..]),
         Some("bench") => bench::main(&words[1..]),
+        Some("fuzz") => fuzz::main(&words[1..]),
         Some("tidy") => tidy::main(),
         _ => {
             eprintln!("{USAGE}");

@@ -26,7 +26,7 @@ pub fn routes() -> Router<ApiState> {
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
-struct ExecConfig {
+pub(crate) struct ExecConfig {
     attach_stdin: bool,
     attach_stdout: bool,
     attach_stderr: bool,

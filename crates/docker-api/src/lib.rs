@@ -22,6 +22,8 @@ pub mod volumes;
 pub mod networks;
 pub mod plugins;
 pub mod swarm;
+#[doc(hidden)]
+pub mod fuzz;
 
 use std::sync::Arc;
 

@@ -27,7 +27,7 @@ pub fn routes() -> Router<ApiState> {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct CreateRequest {
+pub(crate) struct CreateRequest {
     name: Option<String>,
     driver: Option<String>,
     driver_opts: Option<BTreeMap<String, String>>,

@@ -20,6 +20,8 @@ mod changed;
 mod pack;
 pub mod copy;
 mod registry;
+#[doc(hidden)]
+pub mod fuzz;
 
 pub use changed::{Change, ChangeKind};
 pub use config::{Config, Health, History, LayerList, RunConfig};

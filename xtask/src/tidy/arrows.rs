@@ -23,7 +23,7 @@ const CORES: &[&str] = &[
 const EDGES: &[&str] = &["disk", "transport", "netlink", "image", "runtime", "resolver"];
 const ENGINE: &[&str] = &["engine"];
 const API: &[&str] = &["docker-api"];
-const TOOLS: &[&str] = &["lab", "sim", "e2e", "bench", "xtask"];
+const TOOLS: &[&str] = &["lab", "sim", "fuzz", "e2e", "bench", "xtask"];
 
 /// What a core may not depend on: whatever reads a clock, a file or a socket.
 const NOT_IN_CORES: &[&str] =
@@ -85,7 +85,7 @@ fn allowed(name: &str) -> Vec<&'static str> {
         [VOCABULARY, CORES, EDGES].concat()
     } else if API.contains(&name) {
         [VOCABULARY, CORES, ENGINE].concat()
-    } else if name == "skep" {
+    } else if name == "skep" || name == "fuzz" {
         [VOCABULARY, CORES, EDGES, ENGINE, API].concat()
     } else {
         vec!["lab"]

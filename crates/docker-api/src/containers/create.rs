@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::version::Version;
 use crate::{ApiError, Parameters};
 
-pub(super) fn request(
+pub(crate) fn request(
     query: &Parameters,
     mut body: Value,
     version: Version,

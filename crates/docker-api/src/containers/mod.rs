@@ -1,6 +1,6 @@
 //! Containers: create, start, stop, list, inspect, wait and their kin.
 
-mod create;
+pub(crate) mod create;
 mod inspect;
 mod list;
 mod ports;

@@ -27,7 +27,7 @@ pub fn is_swarm_scoped(body: &Value) -> bool {
         || body.get("Ingress").and_then(Value::as_bool) == Some(true)
 }
 
-fn read(body: &Value) -> Result<pb::NetworkSpec, Fault> {
+pub(crate) fn read(body: &Value) -> Result<pb::NetworkSpec, Fault> {
     let body = Obj::root(body)?;
     let name = body.str("Name")?;
     let driver = body.str("Driver")?;

@@ -6,6 +6,7 @@ mod manifest;
 mod blobs;
 mod pull;
 mod push;
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 
