@@ -1,6 +1,9 @@
 //! The docker CLI against real daemons on lab hosts; each module is a part of the product.
 
 mod local;
+mod names;
 mod networks;
+mod ports;
+mod repair;
 mod restart;
 mod swarm;
