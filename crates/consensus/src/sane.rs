@@ -17,8 +17,8 @@ pub(crate) fn is_sane(message: &Message, raft: &Raft<Log>) -> bool {
     if message.term > TERM_MAX || message.log_term > TERM_MAX {
         return false;
     }
-    // Term 0 means a message of the member to itself; only the wish for another leader comes so from outside.
-    if (message.term == 0) != (message.msg_type == MessageType::MsgTransferLeader) {
+    // Term 0 means a message of the member to itself; only the wish for another leader may come so from outside.
+    if message.term == 0 && message.msg_type != MessageType::MsgTransferLeader {
         return false;
     }
     match message.msg_type {
