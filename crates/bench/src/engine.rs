@@ -60,7 +60,34 @@ fn import(ours: &Lab, theirs: &Lab, report: &mut Report) -> Result<()> {
         Ok(100.0 / taken)
     })?;
     report.add("docker import of 100 MiB", "MiB/s", a, Ok(b));
+    unpack(ours, theirs, report)
+}
+
+/// 8,000 files in a compressed archive: what a pull does once the bytes are there.
+fn unpack(ours: &Lab, theirs: &Lab, report: &mut Report) -> Result<()> {
+    const FILES: f64 = 8_000.0;
+    let (folder, saved) = (ours.folder.join("small"), ours.folder.join("small-image.tar"));
+    shell(&format!(
+        "mkdir -p {0} && dd if=/dev/urandom bs=4k count={FILES} status=none | split -b 4k -a 4 - {0}/f && tar -C {0} -cf {0}.tar . && rm -r {0}",
+        folder.display()
+    ))?;
+    let (tar, archive) = (format!("{}.tar", folder.display()), saved.display().to_string());
+    ours.host(1).docker(&["import", &tar, "small:latest"])?;
+    ours.host(1).docker(&["save", "-o", &archive, "small:latest"])?;
+    ours.host(1).dk("rmi small:latest")?;
+    shell(&format!("gzip -1 {archive}"))?;
+    let archive = format!("{archive}.gz");
+    let [a, b] = in_turns([ours.host(1), theirs.host(1)], 3, |host| {
+        let taken = seconds(|| host.docker(&["load", "-q", "-i", &archive]))?;
+        host.dk("rmi small:latest")?;
+        Ok(FILES / taken)
+    })?;
+    report.add("docker load of 8,000 files, gzip", "files/s", a, Ok(b));
     Ok(())
+}
+
+fn shell(line: &str) -> Result<()> {
+    lab::command::run(std::process::Command::new("sh").args(["-c", line])).map(drop)
 }
 
 fn memory(hosts: [&Host; 2], report: &mut Report) -> Result<()> {
