@@ -1,6 +1,6 @@
 //! What reaches the agent and what it wants done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::NetworkId;
@@ -138,6 +138,20 @@ pub enum Event {
         owner: String,
         value: Option<Vec<u8>>,
     },
+    /// The other nodes on a network, by their names on the gossip: all of them.
+    Peers {
+        network: NetworkId,
+        names: BTreeSet<String>,
+    },
+    /// The rows of a network are here as another node on it knows them.
+    Synced {
+        network: NetworkId,
+    },
+    /// Rows of this node that the node `by` has put to work.
+    Applied {
+        by: String,
+        rows: Vec<u64>,
+    },
     /// A node on the gossip; `skep` when it is one of ours.
     MemberUp {
         name: String,
@@ -210,6 +224,11 @@ pub enum Effect {
 
     /// Every overlay network of this node. The whole set, sent when it changed.
     Overlays(OverlayState),
+    /// Once the overlays told last are in the kernel, the node `to` hears that its rows are.
+    Applied {
+        to: String,
+        rows: Vec<u64>,
+    },
     /// What the sandboxes on each network can resolve. The whole set, sent when it changed.
     Zones(BTreeMap<NetworkId, dns::Zone>),
     JoinNetwork(NetworkId),

@@ -7,6 +7,7 @@ mod life;
 pub mod network;
 mod rows;
 mod session;
+mod told;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
+use netplan::view::NodeEngine;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use store::access::TaskState;
@@ -27,9 +29,14 @@ use life::{Life, Wish};
 use network::{Picture, Subject};
 use rows::Rows;
 use session::{Session, Take};
+use told::Told;
 
 /// Rows that arrive close together are looked at together.
 const ROWS_TOGETHER: Duration = Duration::from_millis(5);
+/// Rows of one owner that are answered for together. The owner of more waits for a fixed time.
+const FOLLOWED_MAX: usize = 16_384;
+/// A task that leaves is not stopped sooner, for the requests that are under way.
+const DRAIN_MIN: Duration = Duration::from_millis(200);
 /// After a start with tasks from before: how long the networks are left as they are, so that what
 /// the gossip has not said yet is not taken for gone.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
@@ -47,12 +54,19 @@ pub struct Agent {
     configs: BTreeMap<String, pb::Config>,
     attached: BTreeMap<String, (String, Vec<String>)>,
     rows: Rows,
+    told: Told,
+    /// Rows of others that the next picture follows, by owner.
+    followed: BTreeMap<String, BTreeSet<u64>>,
     shown: Picture,
     joined: BTreeSet<NetworkId>,
     /// The picture may have changed: look at it then.
     look_at: Option<Instant>,
     /// Until then the networks stay as an earlier life of the daemon left them.
     settles: Option<Instant>,
+    /// However long the rows of others are in coming, the networks are not left alone for longer.
+    settles_max: Instant,
+    /// Networks whose rows are here.
+    synced: BTreeSet<NetworkId>,
     adopted: bool,
 }
 
@@ -67,19 +81,25 @@ impl Agent {
             .collect();
         Self {
             node: config.node.clone(),
-            config,
             dice,
             session,
-            adopted: lives.values().any(Life::is_present),
+            // A node without tasks has published ports, and networks of containers of the user's.
+            adopted: lives.values().any(Life::is_present)
+                || config.node.as_ref().is_some_and(|node| !node.attachments.is_empty()),
             lives,
+            config,
             secrets: BTreeMap::new(),
             configs: BTreeMap::new(),
             attached: BTreeMap::new(),
             rows: Rows::default(),
+            told: Told::default(),
+            followed: BTreeMap::new(),
             shown: Picture::default(),
             joined: BTreeSet::new(),
             look_at: None,
             settles: None,
+            settles_max: Instant::default(),
+            synced: BTreeSet::new(),
         }
     }
 
@@ -88,10 +108,12 @@ impl Agent {
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         if std::mem::take(&mut self.adopted) {
-            self.settles = Some(now + SETTLE_MAX);
+            self.settles_max = now + SETTLE_MAX;
+            self.settles = Some(self.settles_max);
             self.look_at = Some(now);
         }
         self.take(now, event, &mut effects);
+        self.settle(now);
         let mut work = Vec::new();
         self.advance(now, &mut effects, &mut work);
         if self.look_at.into_iter().chain(self.settles).any(|at| at <= now) {
@@ -100,6 +122,7 @@ impl Agent {
         }
         // Only now: a container starts in a network that was told first.
         effects.extend(work);
+        self.report(now);
         self.session.tick(now, &mut self.dice, &mut effects);
         effects
     }
@@ -137,7 +160,14 @@ impl Agent {
                 self.with(&task, now, |life| life.exited(now, container, message));
             }
             Event::Health { task, healthy } => self.with(&task, now, |life| life.health(healthy)),
+            Event::Peers { network, mut names } => {
+                names.remove(&self.config.gossip_name);
+                self.told.peers(network, names);
+            }
+            Event::Synced { network } => drop(self.synced.insert(network)),
+            Event::Applied { by, rows } => self.told.applied(now, &by, &rows),
             Event::Row { network, table, key, owner, value } => {
+                self.follow(&network, &table, &key, &owner, value.as_deref());
                 self.rows.put(network, &table, key, owner, value.as_deref());
                 self.look_soon(now);
             }
@@ -164,6 +194,18 @@ impl Agent {
         }
     }
 
+    /// The owner of a row about an endpoint hears when this node sends where the row says.
+    fn follow(&mut self, network: &str, table: &str, key: &str, owner: &str, value: Option<&[u8]>) {
+        let Some(value) = value.filter(|_| table == gossip::ENDPOINT_TABLE) else { return };
+        if owner == self.config.gossip_name || self.rows.engine(owner) != NodeEngine::Skep {
+            return;
+        }
+        let rows = self.followed.entry(owner.to_owned()).or_default();
+        if rows.len() < FOLLOWED_MAX {
+            rows.insert(gossip::row_print(&NetworkId::new(network), key, value));
+        }
+    }
+
     fn look_soon(&mut self, now: Instant) {
         let soon = now + ROWS_TOGETHER;
         self.look_at = Some(self.look_at.map_or(soon, |at| at.min(soon)));
@@ -180,6 +222,18 @@ impl Agent {
         }
         self.rows.member_up(name, skep);
         self.look_soon(now);
+    }
+
+    /// The networks may be touched when what others have announced is here.
+    fn settle(&mut self, now: Instant) {
+        let Some(at) = self.settles else { return };
+        let mut shared = self.joined.iter().filter(|id| self.told.has_peers(id));
+        let missing = shared.any(|id| !self.synced.contains(id));
+        if !missing && !self.synced.is_empty() {
+            self.settles = Some(at.min(now));
+        } else if missing && at <= now && now < self.settles_max {
+            self.settles = Some(self.settles_max);
+        }
     }
 
     fn told(&mut self, now: Instant, message: pb::SessionMessage, effects: &mut Vec<Effect>) {
@@ -271,11 +325,15 @@ impl Agent {
     /// Every task takes the steps that are due.
     fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>, work: &mut Vec<Effect>) {
         let mut gone = Vec::new();
-        let drain = self.drain_time();
+        let news = self.news_time();
         // New tasks need networks that may be changed.
         let settling = self.settles.is_some_and(|at| at > now);
-        for (id, life) in &mut self.lives {
-            let drain = if needs_drain(&life.task) { drain } else { Duration::ZERO };
+        let Self { told, rows, shown, lives, .. } = self;
+        for (id, life) in lives {
+            let drain = if needs_drain(&life.task) { DRAIN_MIN } else { Duration::ZERO };
+            let waits = life.needs_others();
+            life.awaits =
+                if waits { followed_at(told, rows, shown, &life.task, news) } else { None };
             if settling && life.is_untouched() {
                 continue;
             }
@@ -302,9 +360,6 @@ impl Agent {
             if std::mem::take(&mut life.unsaved) && !over {
                 effects.push(Effect::Persist(Box::new(life.record())));
             }
-            if std::mem::take(&mut life.unreported) && !life.unassigned {
-                self.session.report(id, &life.status);
-            }
         }
         for task in gone {
             self.lives.remove(&task);
@@ -312,9 +367,28 @@ impl Agent {
         }
     }
 
+    /// Tells the manager what is new. That a task runs is said once every node reaches it, as what
+    /// it replaces goes then.
+    fn report(&mut self, now: Instant) {
+        let news = self.news_time();
+        let Self { told, rows, shown, lives, .. } = self;
+        for (id, life) in lives.iter_mut().filter(|(_, life)| life.unreported) {
+            if life.needs_others() {
+                life.awaits = followed_at(told, rows, shown, &life.task, news);
+                if life.awaits.is_some_and(|at| at > now) {
+                    continue;
+                }
+            }
+            life.unreported = false;
+            if !life.unassigned {
+                self.session.report(id, &life.status);
+            }
+        }
+    }
+
     /// How long the other nodes need to hear of a change: gossip goes out every fifth of a second
     /// to a few nodes, which pass it on.
-    fn drain_time(&self) -> Duration {
+    fn news_time(&self) -> Duration {
         let rounds = (self.rows.members() + 1).checked_ilog2().unwrap_or(0);
         Duration::from_millis(200) + Duration::from_millis(250) * rounds
     }
@@ -322,7 +396,7 @@ impl Agent {
     /// Compares the picture with what was shown last and tells the difference.
     fn show(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         if self.settles.is_some_and(|at| at > now) {
-            return self.show_rows_only(effects);
+            return self.show_rows_only(now, effects);
         }
         self.settles = None;
         let new = self.picture();
@@ -333,16 +407,19 @@ impl Agent {
         if new.zones != self.shown.zones {
             effects.push(Effect::Zones(new.zones.clone()));
         }
-        self.announce(&new, effects);
+        for (to, rows) in std::mem::take(&mut self.followed) {
+            effects.push(Effect::Applied { to, rows: rows.into_iter().collect() });
+        }
+        self.announce(now, &new, effects);
         self.leave(&new, effects);
         self.shown = new;
     }
 
     /// Others must hear of this node's tasks before its own networks are touched again.
-    fn show_rows_only(&mut self, effects: &mut Vec<Effect>) {
+    fn show_rows_only(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         let new = self.picture();
         self.join(&new, effects);
-        self.announce(&new, effects);
+        self.announce(now, &new, effects);
         self.shown.rows = new.rows;
         self.look_at = self.settles;
     }
@@ -375,9 +452,15 @@ impl Agent {
         }
     }
 
-    fn announce(&self, new: &Picture, effects: &mut Vec<Effect>) {
+    fn announce(&mut self, now: Instant, new: &Picture, effects: &mut Vec<Effect>) {
+        for (key, value) in &self.shown.rows {
+            if new.rows.get(key) != Some(value) {
+                self.told.gone(key, value);
+            }
+        }
         for (key, value) in &new.rows {
             if self.shown.rows.get(key) != Some(value) {
+                self.told.put(now, key, value);
                 let ((network, table, key), value) = (key.clone(), value.clone());
                 effects.push(Effect::PutRow { network, table, key, value });
             }
@@ -393,6 +476,25 @@ impl Agent {
 fn needs_drain(task: &pb::Task) -> bool {
     let mut networks = task.networks.iter().filter_map(|attachment| attachment.network.as_ref());
     !task.service_id.is_empty() && networks.any(network::is_overlay)
+}
+
+/// Until when others may not yet follow what was announced of a task.
+fn followed_at(
+    told: &Told,
+    rows: &Rows,
+    shown: &Picture,
+    task: &pb::Task,
+    news: Duration,
+) -> Option<Instant> {
+    let networks = task.networks.iter().filter_map(|attachment| attachment.network.as_ref());
+    let until = networks.filter_map(|network| {
+        let id = NetworkId::new(&network.id);
+        let key = network::endpoint_id(&task.id, &network.id);
+        let key = (id, gossip::ENDPOINT_TABLE, key);
+        let value = shown.rows.get(&key)?;
+        told.until((&key.0, &key.2, value), rows, news)
+    });
+    until.max()
 }
 
 fn work_of(

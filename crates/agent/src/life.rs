@@ -31,8 +31,14 @@ pub struct Life {
     /// The manager wants nothing more of it.
     pub unassigned: bool,
     under_way: Option<Stage>,
-    /// New connections go elsewhere until then; then it is stopped.
-    drained_at: Option<Instant>,
+    /// New connections go elsewhere since then; it is stopped when nobody sends any more.
+    draining: Option<Instant>,
+    /// Not before then.
+    stops_at: Option<Instant>,
+    /// It began to run in this life of the daemon, and the managers have not heard it.
+    entering: bool,
+    /// Until when other nodes may not yet follow what was announced of it.
+    pub awaits: Option<Instant>,
     /// It is stopped because it is unhealthy.
     unhealthy: bool,
     pub container: Container,
@@ -53,7 +59,10 @@ impl Life {
             unreported: false,
             unassigned: false,
             under_way: None,
-            drained_at: None,
+            draining: None,
+            stops_at: None,
+            entering: false,
+            awaits: None,
             unhealthy: false,
             container: Container::default(),
             attached: None,
@@ -121,7 +130,7 @@ impl Life {
 
     /// New connections may come.
     pub fn is_ready(&self) -> bool {
-        self.serves() && self.drained_at.is_none() && !self.unhealthy && !self.wants_end()
+        self.serves() && self.draining.is_none() && !self.unhealthy && !self.wants_end()
     }
 
     fn wants_end(&self) -> bool {
@@ -129,7 +138,17 @@ impl Life {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.drained_at.filter(|_| self.under_way.is_none() && self.state() == TaskState::Running)
+        if self.under_way.is_some() || self.state() != TaskState::Running {
+            return None;
+        }
+        let said = self.awaits.filter(|_| self.unreported);
+        said.into_iter().chain(self.stops_at).min()
+    }
+
+    /// What the others do with its newest rows is waited for.
+    pub fn needs_others(&self) -> bool {
+        self.state() == TaskState::Running
+            && (self.draining.is_some() || (self.entering && self.unreported))
     }
 
     fn change(&mut self, now: Instant, state: TaskState, message: &str) {
@@ -155,8 +174,8 @@ impl Life {
         self.unsaved = true;
     }
 
-    /// The next step, if one is due. `drain` is how long the other nodes need to hear that no more
-    /// connections should come.
+    /// The next step, if one is due. A task that leaves is drained for `drain` at least, and until
+    /// no other node sends to it.
     pub fn advance(&mut self, now: Instant, drain: Duration) -> Option<Wish> {
         if self.under_way == Some(Stage::Start) && self.wants_end() {
             // A start that waits for health is cut short.
@@ -216,8 +235,10 @@ impl Life {
             self.change(now, TaskState::Shutdown, "shutdown");
         } else if state <= TaskState::Running {
             if state == TaskState::Running && !self.unhealthy {
-                let drained_at = *self.drained_at.get_or_insert(now + drain);
-                if drained_at > now {
+                let since = *self.draining.get_or_insert(now);
+                let stops_at = (since + drain).max(self.awaits.unwrap_or(since));
+                if stops_at > now {
+                    self.stops_at = Some(stops_at);
                     return None;
                 }
             }
@@ -243,7 +264,10 @@ impl Life {
         }
         match (stage, result) {
             (Stage::Prepare, Ok(_)) => self.change(now, TaskState::Ready, "prepared"),
-            (Stage::Start, Ok(_)) => self.change(now, TaskState::Running, "started"),
+            (Stage::Start, Ok(_)) => {
+                self.entering = true;
+                self.change(now, TaskState::Running, "started");
+            }
             (Stage::Prepare, Err(error)) => {
                 self.status.err = error.message;
                 self.change(now, TaskState::Rejected, "preparing");

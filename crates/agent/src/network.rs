@@ -138,11 +138,15 @@ fn named(subject: &Subject, id: &NetworkId, network: &pb::Network) -> Vec<Named>
         let address = plain(&record.endpoint_ip)?;
         Some(Named { record, address, ready: life.is_ready(), engine: NodeEngine::Skep })
     });
+    let reachable = subject.rows.reachable(id);
     let others = subject.rows.endpoints(id).filter(|(_, row)| row.owner != subject.own_name);
     let others = others.map(|(_, row)| Named {
         record: row.record.clone(),
         address: row.address,
-        ready: !row.record.service_disabled && subject.rows.is_up(&row.owner),
+        // Nothing is sent where no way is known yet.
+        ready: !row.record.service_disabled
+            && subject.rows.is_up(&row.owner)
+            && reachable.contains(&row.address),
         engine: subject.rows.engine(&row.owner),
     });
     own.chain(others).collect()

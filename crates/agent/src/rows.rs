@@ -1,6 +1,6 @@
 //! What the gossip says: rows by network, and the nodes that announced them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use gossip::{ENDPOINT_TABLE, OVERLAY_PEER_TABLE};
@@ -83,6 +83,12 @@ impl Rows {
 
     pub fn endpoints(&self, network: &NetworkId) -> impl Iterator<Item = (&String, &Remote)> {
         self.endpoints.get(network).into_iter().flatten()
+    }
+
+    /// The addresses of which some node has said where they are.
+    pub fn reachable(&self, network: &NetworkId) -> BTreeSet<IpAddr> {
+        let rows = self.peers.get(network).into_iter().flat_map(BTreeMap::values);
+        rows.map(|(_, address, _)| *address).collect()
     }
 
     /// Where the addresses of other nodes are; where two rows claim one, the living owner's holds.

@@ -432,3 +432,124 @@ fn a_start_that_is_asked_for_again_after_a_restart_tells_the_end_itself() {
     let _ = world.staged(Stage::Start);
     assert_eq!(world.agent.lives["t1"].state(), TaskState::Running);
 }
+
+/// A world with one task that runs, and another node on both networks.
+fn beside(skep: bool) -> World {
+    let mut world = World::new(vec![]);
+    let name = "bbbbbbbbbbbb".to_owned();
+    let address = "192.0.2.2".parse().unwrap();
+    let _ = world.step(Event::MemberUp { name: name.clone(), address, skep });
+    for network in ["web", "ingress"] {
+        let names = [name.clone(), OWN.to_owned()].into();
+        let _ = world.step(Event::Peers { network: network.into(), names });
+    }
+    let _ = world.connect();
+    let _ = world.assign("", "1", vec![task(TaskState::Running)]);
+    let _ = world.step(Event::Reported { ok: true });
+    let _ = world.staged(Stage::Prepare);
+    let _ = world.step(Event::Reported { ok: true });
+    world
+}
+
+/// The other node puts to work what was announced.
+fn applied(world: &mut World, effects: &[Effect]) -> Vec<Effect> {
+    let print = |effect: &Effect| match effect {
+        Effect::PutRow { network, table, key, value } if *table == ENDPOINT_TABLE => {
+            Some(gossip::row_print(network, key, value))
+        }
+        _ => None,
+    };
+    let rows = effects.iter().filter_map(print).collect();
+    world.step(Event::Applied { by: "bbbbbbbbbbbb".into(), rows })
+}
+
+#[test]
+fn a_task_is_said_to_run_once_every_node_sends_to_it() {
+    let mut world = beside(true);
+    let started = world.staged(Stage::Start);
+    assert!(short(&started).contains(&"put web endpoint_table".to_owned()));
+    assert!(!short(&started).contains(&"report Running".to_owned()));
+    let _ = applied(&mut world, &started);
+    let said = world.pass(Duration::from_millis(100));
+    assert!(short(&said).contains(&"report Running".to_owned()));
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_awaited_for_ten_seconds() {
+    let mut world = beside(true);
+    let _ = world.staged(Stage::Start);
+    assert!(!short(&world.pass(Duration::from_millis(9_999))).contains(&"report Running".into()));
+    assert!(short(&world.pass(Duration::from_millis(1))).contains(&"report Running".into()));
+    // One that is down is not awaited at all.
+    let mut world = beside(true);
+    let _ = world.staged(Stage::Start);
+    let down = world.step(Event::MemberDown { name: "bbbbbbbbbbbb".into() });
+    assert!(short(&down).contains(&"report Running".into()));
+}
+
+#[test]
+fn a_task_is_stopped_when_the_last_node_has_said_that_it_sends_no_more() {
+    let mut world = beside(true);
+    let started = world.staged(Stage::Start);
+    let _ = applied(&mut world, &started);
+    let _ = world.pass(Duration::from_secs(5));
+    let stopping = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    assert!(!short(&world.pass(Duration::from_millis(1_500))).contains(&"shutdown".into()));
+    let late = applied(&mut world, &stopping);
+    assert!(!short(&late).contains(&"shutdown".into()), "requests under way have their time");
+    assert!(short(&world.pass(Duration::from_millis(100))).contains(&"shutdown".into()));
+}
+
+#[test]
+fn a_docker_engine_node_is_given_the_time_that_news_takes() {
+    let mut world = beside(false);
+    let _ = world.staged(Stage::Start);
+    let _ = world.pass(Duration::from_secs(5));
+    let _ = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    assert!(!short(&world.pass(Duration::from_millis(400))).contains(&"shutdown".into()));
+    assert!(short(&world.pass(Duration::from_millis(100))).contains(&"shutdown".into()));
+}
+
+#[test]
+fn the_owner_of_a_row_hears_that_it_is_followed_after_the_networks_are_told() {
+    let mut world = beside(true);
+    let _ = world.staged(Stage::Start);
+    let record = EndpointRecord {
+        name: "shop-web.1.t9".into(),
+        endpoint_ip: "10.0.1.6".into(),
+        ..Default::default()
+    };
+    let value = record.encode_to_vec();
+    let print = gossip::row_print(&"web".into(), "e1", &value);
+    world.row("web", ENDPOINT_TABLE, "e1", "bbbbbbbbbbbb", value);
+    let shown = world.pass(Duration::from_millis(10));
+    let at = |wanted: &dyn Fn(&Effect) -> bool| shown.iter().position(wanted);
+    let told = at(
+        &|effect| matches!(effect, Effect::Applied { to, rows } if to == "bbbbbbbbbbbb" && rows == &[print]),
+    );
+    assert!(
+        told > at(&|effect| matches!(effect, Effect::Zones(_))) && told.is_some(),
+        "{}",
+        shown.len()
+    );
+}
+
+#[test]
+fn a_restarted_node_without_tasks_keeps_its_networks_until_it_has_the_rows_again() {
+    let mut world = World::new(vec![]);
+    let node = world.connect().into_iter().find_map(|effect| match effect {
+        Effect::Node(node) => Some(*node),
+        _ => None,
+    });
+    world.agent = Agent::new(Config { node, ..config() }, vec![]);
+    assert!(overlays(&world.step(Event::Deadline)).is_none());
+    let address = "192.0.2.2".parse().unwrap();
+    let _ = world.step(Event::MemberUp { name: "bbbbbbbbbbbb".into(), address, skep: true });
+    for network in ["web", "ingress"] {
+        let names = ["bbbbbbbbbbbb".to_owned()].into();
+        let _ = world.step(Event::Peers { network: network.into(), names });
+    }
+    assert!(overlays(&world.pass(Duration::from_secs(3))).is_none(), "no rows yet");
+    assert!(overlays(&world.step(Event::Synced { network: "web".into() })).is_none());
+    assert!(overlays(&world.step(Event::Synced { network: "ingress".into() })).is_some());
+}

@@ -29,6 +29,10 @@ pub(crate) const NETWORKS_MAX: usize = 16_384;
 pub(crate) const ROWS_PER_NETWORK_MAX: usize = 200_000;
 pub(crate) const VALUE_BYTES_MAX: usize = 60_000;
 pub(crate) const KEY_BYTES_MAX: usize = 512;
+/// What one node is told again to be applied: 100 packets. The rest is said once.
+pub(crate) const APPLIED_AGAIN_MAX: usize = 16_384;
+/// Nodes that all joined at once have all there is by then.
+pub(crate) const INCOMPLETE_MAX: Duration = Duration::from_secs(5);
 /// The bulk syncs that follow each other quickly after something was missed.
 pub(crate) const HURRIED_SYNCS: u32 = 5;
 
@@ -90,6 +94,9 @@ pub(crate) struct Ours {
     pub heard: Queue,
     pub sync_at: Option<Instant>,
     pub hurried: u32,
+    /// Another node's whole table was taken in since this node joined, or there is none to take.
+    pub synced: bool,
+    pub joined: Instant,
     /// Nodes that came back, to be synced with first.
     pub returned: BTreeSet<String>,
     /// When a row last changed, and how often a partner's digest has differed since it last agreed.
@@ -98,6 +105,11 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
+    /// What this node tells of the network may lack something.
+    pub fn incomplete(&self, now: Instant) -> bool {
+        !self.synced && now.since(self.joined) < INCOMPLETE_MAX
+    }
+
     pub fn hurry(&mut self, now: Instant) {
         self.hurried = HURRIED_SYNCS;
         let soon = now + Duration::from_millis(300);
@@ -120,6 +132,8 @@ pub(crate) struct Database {
     /// As in [`Ours`], for who is on which network.
     pub changed: Instant,
     pub differed: u32,
+    /// What others were told to be applied, to be said once more: a packet may be lost.
+    pub applied: BTreeMap<String, Vec<u64>>,
 }
 
 impl Database {
@@ -136,6 +150,7 @@ impl Database {
             reannounce_at: None,
             changed: Instant::default(),
             differed: 0,
+            applied: BTreeMap::new(),
         }
     }
 
@@ -338,6 +353,11 @@ fn witness(io: &mut Io<'_>, clock: &mut u64, time: u64) -> bool {
 pub(crate) fn fnv(parts: &[&[u8]]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| part.iter().fold(step(hash, &0xff), step))
+}
+
+/// A row's content in a number, by which nodes tell each other what they have applied.
+pub fn row_print(network: &NetworkId, key: &str, value: &[u8]) -> u64 {
+    fnv(&[network.as_bytes(), key.as_bytes(), value])
 }
 
 /// A NetworkDB message in its envelope.

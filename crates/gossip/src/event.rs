@@ -98,6 +98,11 @@ pub enum Event {
         table: String,
         key: String,
     },
+    /// Rows of the node `to` now guide this node's kernel: it is told, by their [`crate::row_print`].
+    Applied {
+        to: String,
+        rows: Vec<u64>,
+    },
     /// Tells everyone that this node goes; stop a second later.
     LeaveCluster,
 }
@@ -137,6 +142,15 @@ pub enum Effect {
     PeersChanged {
         network: NetworkId,
         peers: Vec<(String, IpAddr)>,
+    },
+    /// The rows of a network that this node joined are here as another node on it knows them.
+    Synced {
+        network: NetworkId,
+    },
+    /// Rows of this node that the node `by` has put to work.
+    Applied {
+        by: String,
+        rows: Vec<u64>,
     },
     /// A node appeared, came back or changed its metadata.
     NodeUp(Member),

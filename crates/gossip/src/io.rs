@@ -65,6 +65,10 @@ impl Counters {
         }
     }
 
+    pub fn of(&self, what: &'static str) -> u64 {
+        self.0.get(what).copied().unwrap_or_default()
+    }
+
     pub fn table(&self) -> BTreeMap<&'static str, u64> {
         self.0.clone()
     }

@@ -14,6 +14,7 @@ mod sync;
 mod receive;
 mod io;
 
+pub use database::row_print;
 pub use event::{Config, DialId, Effect, Event, Key, Member, Row, StreamId};
 
 use std::collections::BTreeMap;
@@ -62,6 +63,8 @@ pub struct Gossip {
     counters: Counters,
     bootstrap: Vec<SocketAddr>,
     timers: Option<Timers>,
+    /// A stranger is met no sooner.
+    meet_at: Option<Instant>,
 }
 
 /// When the regular work is next due.
@@ -85,6 +88,7 @@ impl Gossip {
             counters: Counters::default(),
             bootstrap: Vec::new(),
             timers: None,
+            meet_at: None,
         }
     }
 
@@ -191,6 +195,7 @@ impl Gossip {
             Event::DeleteRow { network, table, key } => {
                 database.delete_row(&mut io, &network, (table, key));
             }
+            Event::Applied { to, rows } => sync::send_applied(database, swim, &mut io, &to, rows),
             Event::LeaveCluster => {
                 database.leave();
                 swim.leave(&mut io);
@@ -268,6 +273,7 @@ impl Gossip {
         if timers.gossip <= now {
             timers.gossip = now + GOSSIP_INTERVAL;
             swim.gossip(&mut io);
+            sync::send_applied_again(database, swim, &mut io);
             sync::gossip_rows(database, swim, &mut io);
         }
         if timers.digest <= now {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
+use wire::memberlist::Message;
 use wire::networkdb as pb;
 
 use crate::database::*;
@@ -13,6 +14,10 @@ use crate::row::*;
 
 /// Nodes that come back together, after a cut, are answered together.
 const REANNOUNCE_DELAY: Duration = Duration::from_millis(200);
+/// The first sync of a network that was just joined; the news of the arrival goes before it.
+const FIRST_SYNC_DELAY: Duration = Duration::from_millis(20);
+/// Nodes that hear of an arrival at once; the others hear by gossip.
+const ARRIVAL_NODES: usize = 64;
 
 impl Database {
     pub fn join_network(&mut self, io: &mut Io<'_>, id: &NetworkId) {
@@ -20,11 +25,22 @@ impl Database {
             return;
         }
         let network = self.networks.entry(id.clone()).or_default();
-        let mut ours = Ours::default();
+        let mut ours = Ours { joined: io.now, ..Ours::default() };
         ours.hurry(io.now);
+        // What the others have announced is needed before this node's first task runs.
+        ours.sync_at = Some(io.now + FIRST_SYNC_DELAY);
         network.ours = Some(ours);
         self.announce_network(id, JOIN, None);
+        self.tell_arrival(io, id);
         self.peers_changed(io, id);
+    }
+
+    /// Those on the network hear of the arrival at once: until they have, they refuse its rows.
+    fn tell_arrival(&self, io: &mut Io<'_>, id: &NetworkId) {
+        let Some((_, event)) = self.events.last() else { return };
+        for partner in io.pick(self.partners(id), ARRIVAL_NODES) {
+            io.send(partner.address, vec![Message::User(event.clone()).encode()]);
+        }
     }
 
     pub fn leave_network(&mut self, io: &mut Io<'_>, id: &NetworkId) {

@@ -1,6 +1,7 @@
 //! Bytes from other nodes: opened, read and given to whom they concern.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use model::{Instant, NetworkId};
 use prost::Message as _;
@@ -14,6 +15,8 @@ use crate::sync::{self, Purpose};
 
 /// Compounds of events hold events only; nothing nests deeper.
 const DEPTH_MAX: usize = 3;
+/// Strangers are asked who they are no more often.
+const MEET_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Gossip {
     pub(crate) fn receive_packet(
@@ -38,7 +41,11 @@ impl Gossip {
         let Self { dice, swim, counters, .. } = self;
         let mut io = Io { now, dice, out, counters };
         match message {
-            Message::Ping(ping) => swim.heard_ping(&mut io, from, &ping),
+            Message::Ping(ping) => {
+                swim.heard_ping(&mut io, from, &ping);
+                let source = ping.source.address.filter(|address| address.port() != 0);
+                self.meet(now, source.unwrap_or(from), out);
+            }
             Message::IndirectPing { seq, target, node, nack, source } => {
                 let asker = source.address.filter(|address| address.port() != 0).unwrap_or(from);
                 swim.heard_indirect_ping(&mut io, asker, seq, target, node, nack);
@@ -49,6 +56,15 @@ impl Gossip {
             Message::Alive(alive) => swim.heard_alive(&mut io, alive),
             Message::Dead(accusation) => swim.heard_dead(&mut io, accusation),
             Message::User(bytes) => self.receive_user(now, &bytes, false, DEPTH_MAX, out),
+        }
+    }
+
+    /// A node that asks and is not known here knows more: this one has just started again.
+    fn meet(&mut self, now: Instant, address: SocketAddr, out: &mut Vec<Out>) {
+        let known = self.swim.nodes.values().any(|node| node.member.address == address);
+        if !known && self.meet_at.is_none_or(|at| at <= now) {
+            self.meet_at = Some(now + MEET_INTERVAL);
+            self.dial_push_pull(now, address, true, out);
         }
     }
 
@@ -86,6 +102,13 @@ impl Gossip {
             Ok(pb::MessageType::Digest) => {
                 pb::Digest::decode(data).map(|digest| self.receive_digest(now, &digest, out))
             }
+            Ok(pb::MessageType::Applied) => pb::Applied::decode(data).map(|applied| {
+                let by = applied.node_name;
+                match database.peers.contains_key(&by) {
+                    true => io.effect(Effect::Applied { by, rows: applied.rows }),
+                    false => io.count("applied_by_stranger"),
+                }
+            }),
             Ok(pb::MessageType::PushPull | pb::MessageType::Invalid) | Err(_) => {
                 return self.counters.add("message_unknown", 1);
             }
@@ -120,7 +143,11 @@ impl Gossip {
                 return;
             }
         }
+        let refused = self.counters.of("row_of_stranger");
         self.receive_user(now, &message.payload, true, depth, out);
+        if !message.incomplete && self.counters.of("row_of_stranger") == refused {
+            self.synced(&message, out);
+        }
         if !message.unsolicited {
             return;
         }
@@ -133,6 +160,18 @@ impl Gossip {
         for network in message.networks.into_iter().map(NetworkId::new) {
             if database.networks.get(&network).is_some_and(|network| network.ours.is_some()) {
                 sync::send_table(database, dials, &mut io, to, &network, false);
+            }
+        }
+    }
+
+    /// The first whole table from a node that is known to be on the network.
+    fn synced(&mut self, message: &pb::BulkSyncMessage, out: &mut Vec<Out>) {
+        for network in message.networks.iter().map(|id| NetworkId::new(id.clone())) {
+            let Some(known) = self.database.networks.get_mut(&network) else { continue };
+            let there = known.attachments.get(&message.node_name).is_some_and(|it| !it.leaving);
+            if let Some(ours) = known.ours.as_mut().filter(|ours| there && !ours.synced) {
+                ours.synced = true;
+                out.push(Out::Effect(Effect::Synced { network }));
             }
         }
     }

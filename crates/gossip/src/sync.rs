@@ -9,7 +9,7 @@ use prost::Message as _;
 use wire::memberlist::StreamMessage;
 use wire::networkdb as pb;
 
-use crate::database::{Database, envelope};
+use crate::database::{APPLIED_AGAIN_MAX, Database, envelope};
 use crate::event::{DialId, Member};
 use crate::io::{Io, Out};
 use crate::swim::Swim;
@@ -38,6 +38,8 @@ const PAYLOAD_BYTES_MAX: usize = 4 << 20;
 /// Around each event in a compound of events, and around the compound.
 const EVENT_OVERHEAD: usize = 8;
 const COMPOUND_OVERHEAD: usize = 16;
+/// Envelope and sender's name around the rows that were applied.
+const APPLIED_OVERHEAD: usize = 192;
 
 /// Why a stream was opened.
 pub(crate) enum Purpose {
@@ -122,6 +124,8 @@ pub(crate) fn send_table(
     network: &NetworkId,
     unsolicited: bool,
 ) {
+    let ours = database.networks.get(network).and_then(|it| it.ours.as_ref());
+    let incomplete = ours.is_none_or(|ours| ours.incomplete(io.now));
     let mut events = database.row_events(io.now, network).into_iter().peekable();
     let mut first = true;
     while first || events.peek().is_some() {
@@ -140,6 +144,7 @@ pub(crate) fn send_table(
             node_name: database.name.clone(),
             networks: vec![network.to_string()],
             payload: events_compound(messages),
+            incomplete,
         };
         let message = StreamMessage::User(envelope(pb::MessageType::BulkSync, &sync));
         dials.open(io, to, message, Purpose::BulkSync { network: network.clone() });
@@ -169,6 +174,13 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
             Some(io.now + jitter + if hurried { SYNC_HURRIED * factor } else { SYNC_INTERVAL });
         let returned = std::mem::take(&mut ours.returned);
         let partners = database.partners(&id);
+        if partners.is_empty()
+            && !database.peers.is_empty()
+            && let Some(ours) = self::ours(database, &id)
+        {
+            // This node is the first one there.
+            ours.synced = true;
+        }
         if !hurried
             && !partners.iter().all(Member::is_skep)
             && let Some(ours) = self::ours(database, &id)
@@ -266,6 +278,37 @@ pub(crate) fn heard_digest(
             None
         }
         None => Some(to),
+    }
+}
+
+/// Tells a node which of its rows are at work here, now and with the next round of gossip once more.
+pub(crate) fn send_applied(
+    database: &mut Database,
+    swim: &Swim,
+    io: &mut Io<'_>,
+    to: &str,
+    rows: Vec<u64>,
+) {
+    tell_applied(database, swim, io, to, &rows);
+    let again = database.applied.entry(to.to_owned()).or_default();
+    again.extend(rows);
+    again.truncate(APPLIED_AGAIN_MAX);
+}
+
+pub(crate) fn send_applied_again(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
+    for (to, rows) in std::mem::take(&mut database.applied) {
+        tell_applied(database, swim, io, &to, &rows);
+    }
+}
+
+fn tell_applied(database: &Database, swim: &Swim, io: &mut Io<'_>, to: &str, rows: &[u64]) {
+    let Some(peer) = database.peers.get(to).filter(|peer| peer.member.is_skep()) else { return };
+    let in_a_packet = (swim.user_room().saturating_sub(APPLIED_OVERHEAD) / size_of::<u64>()).max(1);
+    for rows in rows.chunks(in_a_packet) {
+        let message = pb::Applied { node_name: database.name.clone(), rows: rows.to_vec() };
+        let message = envelope(pb::MessageType::Applied, &message);
+        let message = wire::memberlist::Message::User(message).encode();
+        io.send(peer.member.address, vec![message]);
     }
 }
 

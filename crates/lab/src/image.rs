@@ -46,3 +46,20 @@ pub fn httpd(folder: &Path) -> Result<PathBuf> {
     sh(&format!("tar --owner=0 --group=0 -C {} -cf {} .", root.display(), tar.display()))?;
     Ok(tar)
 }
+
+/// Writes `NAME.tar`: the `httpd` image with one more program, and the libraries that it needs.
+pub fn with_program(folder: &Path, program: &Path) -> Result<PathBuf> {
+    let name = program.file_name().context("a program has a name")?.to_string_lossy();
+    let (root, tar) = (folder.join(format!("{name}-root")), folder.join(format!("{name}.tar")));
+    sh(&format!("cp -a {} {}", folder.join("httpd-root").display(), root.display()))?;
+    fs::copy(program, root.join("bin").join(&*name))
+        .with_context(|| format!("{} is not built: cargo build --bins", program.display()))?;
+    let needed = sh(&format!("ldd {}", program.display()))?;
+    for library in needed.split_whitespace().filter(|word| word.starts_with('/')) {
+        let inside = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(inside.parent().unwrap_or(&root))?;
+        fs::copy(library, inside)?;
+    }
+    sh(&format!("tar --owner=0 --group=0 -C {} -cf {} .", root.display(), tar.display()))?;
+    Ok(tar)
+}

@@ -81,6 +81,16 @@ impl Lab {
         Ok(())
     }
 
+    /// Gives every host an image with one more program of the workspace's, under its name.
+    pub fn import_program(&self, name: &str, command: &str) -> Result<()> {
+        let program = crate::plan::binaries()?.join(name);
+        let tar = image::with_program(&self.folder, &program)?.display().to_string();
+        for host in &self.hosts {
+            host.docker(&["import", "-c", command, &tar, &format!("{name}:latest")])?;
+        }
+        Ok(())
+    }
+
     /// `swarm init` on host 1, `swarm join` on the others; the first `managers` become managers.
     pub fn swarm(&self, managers: usize) -> Result<()> {
         let first = self.host(1);

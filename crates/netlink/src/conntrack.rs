@@ -12,7 +12,10 @@ const GET: u16 = (1 << 8) | 1;
 const DELETE: u16 = (1 << 8) | 2;
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const PROTOINFO: u16 = 4;
 const ID: u16 = 12;
+/// `TCP_CONNTRACK_SYN_SENT` to `TCP_CONNTRACK_ESTABLISHED`: both ends are, or may be, there.
+const TCP_ALIVE: std::ops::RangeInclusive<u8> = 1..=3;
 const NESTED: u16 = 0x8000;
 const SOCK_DESTROY: u16 = 21;
 
@@ -29,6 +32,9 @@ pub struct Tuple {
 pub struct Flow {
     pub original: Tuple,
     pub reply: Tuple,
+    /// Somebody waits for packets of it. What is over is kept for minutes, and its port may have been
+    /// taken for a new connection.
+    alive: bool,
     family: u8,
     original_raw: Vec<u8>,
     id: Option<Vec<u8>>,
@@ -44,6 +50,11 @@ fn read(message: &Received) -> Option<Flow> {
     Some(Flow {
         original: tuple(attributes.nested(TUPLE_ORIGINAL))?,
         reply: tuple(attributes.nested(TUPLE_REPLY))?,
+        alive: attributes
+            .nested(PROTOINFO)
+            .nested(1)
+            .u8(1)
+            .is_some_and(|it| TCP_ALIVE.contains(&it)),
         family: message.body(4)?[0],
         original_raw: attributes.find(TUPLE_ORIGINAL)?.to_vec(),
         id: attributes.find(ID).map(<[u8]>::to_vec),
@@ -108,8 +119,9 @@ pub fn forget(socket: &mut Socket, flows: &[&Flow]) -> io::Result<usize> {
 /// Ends the local sockets of these flows at once, so that nobody waits for a dead peer. A host
 /// whose kernel cannot do that leaves it to the reset that the next packet earns.
 pub fn abort_sockets(socket: &mut Socket, flows: &[&Flow]) {
-    let tcp = |flow: &&&Flow| i32::from(flow.original.protocol) == libc::IPPROTO_TCP;
-    let messages: Vec<_> = flows.iter().filter(tcp).map(|flow| destroy(&flow.original)).collect();
+    let tcp = |flow: &Flow| i32::from(flow.original.protocol) == libc::IPPROTO_TCP;
+    let alive = flows.iter().filter(|flow| tcp(flow) && flow.alive);
+    let messages: Vec<_> = alive.map(|flow| destroy(&flow.original)).collect();
     if !messages.is_empty() {
         let _ = socket.batch(messages);
     }

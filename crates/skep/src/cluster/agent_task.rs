@@ -20,6 +20,7 @@ use super::task_records::{read_records, write_record};
 use transport::gossip;
 
 const EVENTS_WAITING_MAX: usize = 4_096;
+const ANSWERS_WAITING_MAX: usize = 4_096;
 
 /// What reaches the loop.
 pub enum Input {
@@ -118,6 +119,8 @@ struct Loop {
     attachments: BTreeMap<String, Work>,
     zones: BTreeSet<NetworkId>,
     resolver: Arc<resolver::Client>,
+    /// What other nodes hear once a generation of the overlays is in the kernel.
+    answers: mpsc::Sender<(u64, ::gossip::Event)>,
     registered: watch::Sender<bool>,
     node: watch::Sender<Option<Arc<pb::Node>>>,
     roots: watch::Sender<Vec<u8>>,
@@ -131,17 +134,19 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
     let (roots, roots_seen) = watch::channel(Vec::new());
     let (overlays, overlays_wanted) = watch::channel((0, agent::OverlayState::default()));
     let (applied, overlays_applied) = watch::channel(0);
+    let (answers, answers_due) = mpsc::channel(ANSWERS_WAITING_MAX);
     let view = Arc::new(View::default());
     *locked(&view.managers) = parts.managers;
     let records = read_records(&parts.folder);
     let executor = Executor::new(
         parts.engine.clone(),
         inputs.downgrade(),
-        overlays_applied,
+        overlays_applied.clone(),
         parts.folder.clone(),
         view.clone(),
     );
     let gossip = parts.gossip.clone();
+    let answering = answer_when_applied(answers_due, overlays_applied, gossip.clone());
     let the_loop = Loop {
         clock: parts.clock,
         core: Agent::new(config, records.clone()),
@@ -160,6 +165,7 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         attachments: BTreeMap::new(),
         zones: BTreeSet::new(),
         resolver: parts.resolver,
+        answers,
         registered,
         node,
         roots,
@@ -171,6 +177,7 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         // Everything this task starts ends with it.
         let mut helpers = JoinSet::new();
         helpers.spawn(apply_overlays(engine, overlays_wanted, applied, data_path));
+        helpers.spawn(answering);
         the_loop.run(queue, effects, records).await;
     });
     let handle = Handle {
@@ -205,6 +212,20 @@ async fn apply_overlays(
             tracing::warn!(%error, "overlay networks not applied in full");
         }
         applied.send_replace(generation);
+    }
+}
+
+/// Tells the owners of rows that this node's kernel follows them.
+async fn answer_when_applied(
+    mut due: mpsc::Receiver<(u64, ::gossip::Event)>,
+    mut applied: watch::Receiver<u64>,
+    gossip: gossip::Handle,
+) {
+    while let Some((generation, answer)) = due.recv().await {
+        if applied.wait_for(|applied| *applied >= generation).await.is_err() {
+            return;
+        }
+        gossip.send(answer).await;
     }
 }
 
@@ -289,6 +310,12 @@ impl Loop {
                 Effect::Attachment(work) => self.attached(*work),
                 Effect::AttachmentGone { task } => drop(self.attachments.remove(&task)),
                 Effect::Overlays(state) => self.overlays_changed(state),
+                Effect::Applied { to, rows } => {
+                    let generation = self.overlays.borrow().0;
+                    let answer = ::gossip::Event::Applied { to, rows };
+                    // Where so many wait, the others' own bound ends their waiting.
+                    let _ = self.answers.try_send((generation, answer));
+                }
                 Effect::Zones(zones) => self.zones_changed(zones).await,
                 Effect::JoinNetwork(network) => {
                     self.gossip.send(::gossip::Event::JoinNetwork { network }).await
@@ -551,7 +578,16 @@ fn gossiped(effect: ::gossip::Effect) -> Option<Event> {
             let skep = member.is_skep();
             Some(Event::MemberUp { name: member.name, address: member.address.ip(), skep })
         }
-        ::gossip::Effect::NodeDown(member) => Some(Event::MemberDown { name: member.name }),
+        ::gossip::Effect::PeersChanged { network, peers } => {
+            let names = peers.into_iter().map(|(name, _)| name).collect();
+            Some(Event::Peers { network, names })
+        }
+        ::gossip::Effect::Synced { network } => Some(Event::Synced { network }),
+        ::gossip::Effect::Applied { by, rows } => Some(Event::Applied { by, rows }),
+        ::gossip::Effect::NodeDown(member) => {
+            tracing::info!(address = %member.address, "a node of the swarm does not answer on the gossip");
+            Some(Event::MemberDown { name: member.name })
+        }
         _ => None,
     }
 }

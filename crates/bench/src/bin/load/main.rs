@@ -1,0 +1,52 @@
+//! Load for tests and benchmarks: a server that stops gracefully, clients that count every failure.
+//!
+//! `load serve PORT`: HTTP and a UDP echo, answered with the host's name.
+//! `load requests close|keep RATE SECONDS ADDRESS:PORT`: RATE 0 is as fast as 16 connections go.
+//! `load names SECONDS RATE NAME...`: questions to 127.0.0.11; RATE 0 is 32 at a time.
+//! Clients end earlier when their standard input is closed, and print one line of JSON.
+
+mod names;
+mod report;
+mod requests;
+mod serve;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::io::AsyncReadExt;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["serve", port] => serve::run(port.parse()?).await,
+        ["requests", mode @ ("close" | "keep"), rate, time, address] => {
+            let keep = *mode == "keep";
+            let report = requests::run(keep, rate.parse()?, seconds(time)?, address.parse()?).await;
+            report.print()
+        }
+        ["names", time, rate, names @ ..] if !names.is_empty() => {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            names::run(seconds(time)?, rate.parse()?, names).await?.print()
+        }
+        _ => bail!(
+            "usage: load serve PORT | requests close|keep RATE SECONDS ADDRESS | names SECONDS RATE NAME..."
+        ),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    Ok(Duration::from_secs_f64(text.parse().context("not a number of seconds")?))
+}
+
+/// Ends with the time, or when whoever started this closes its standard input.
+async fn over(time: Duration) {
+    let mut nothing = [0; 64];
+    let mut input = tokio::io::stdin();
+    let closed = async { while input.read(&mut nothing).await.is_ok_and(|length| length > 0) {} };
+    tokio::select! {
+        () = closed => {}
+        () = tokio::time::sleep(time) => {}
+    }
+}

@@ -1,0 +1,66 @@
+//! What a client saw: counts, reasons and delays.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+
+#[derive(Default)]
+pub struct Report {
+    pub answered: u64,
+    /// Reasons, and how often each.
+    pub failed: BTreeMap<String, u64>,
+    /// Who answered, and how often.
+    pub by: BTreeMap<String, u64>,
+    pub delays: Vec<Duration>,
+    pub time: Duration,
+}
+
+impl Report {
+    pub fn answer(&mut self, by: &str, delay: Duration) {
+        self.answered += 1;
+        self.delays.push(delay);
+        match self.by.get_mut(by) {
+            Some(count) => *count += 1,
+            None => drop(self.by.insert(by.to_owned(), 1)),
+        }
+    }
+
+    pub fn fail(&mut self, reason: impl ToString) {
+        *self.failed.entry(reason.to_string()).or_default() += 1;
+    }
+
+    pub fn merge(&mut self, other: Report) {
+        self.answered += other.answered;
+        self.delays.extend(other.delays);
+        for (reason, count) in other.failed {
+            *self.failed.entry(reason).or_default() += count;
+        }
+        for (who, count) in other.by {
+            *self.by.entry(who).or_default() += count;
+        }
+    }
+
+    /// Delays in microseconds.
+    pub fn print(mut self) -> Result<()> {
+        self.delays.sort_unstable();
+        let at = |part: f64| {
+            let place =
+                ((self.delays.len() as f64 * part) as usize).min(self.delays.len().max(1) - 1);
+            self.delays.get(place).map_or(0, Duration::as_micros) as u64
+        };
+        let rate = self.answered as f64 / self.time.as_secs_f64().max(f64::EPSILON);
+        let line = serde_json::json!({
+            "answered": self.answered,
+            "failed": self.failed.values().sum::<u64>(),
+            "reasons": self.failed,
+            "by": self.by,
+            "rate": rate,
+            "p50": at(0.5),
+            "p99": at(0.99),
+            "max": at(1.0),
+        });
+        println!("{line}");
+        Ok(())
+    }
+}
