@@ -7,6 +7,8 @@ mod demo;
 mod conformance;
 mod bench;
 mod fuzz;
+mod dist;
+mod installed;
 
 use std::process::ExitCode;
 
@@ -14,8 +16,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   setup         install what building and testing need (Debian and Ubuntu packages)
   demo          build skep, make two hosts, run the walk-through, clean up
                 --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
-  test          formatting, clippy, tidy, unit, simulation, namespace and end-to-end tests
+  test          everything: tidy, formatting, clippy, build, unit-simulation-namespace, walk-throughs,
+                installed-package, end-to-end; or only the steps that are named [STEP ...]
   tidy          the checks that no compiler makes
+  dist          a release: target/dist/skep-VERSION-ARCH.tar.gz and skep_VERSION_ARCH.deb
   bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]
   conformance   docker-py's own integration tests against skep and against the Docker Engine
                 [--engine skep|dockerd] [MODULE ...]
@@ -27,6 +31,7 @@ fn main() -> ExitCode {
         Some("setup") => setup::install(),
         Some("demo") => demo::main(&words[1..]),
         Some("test") => suite::main(&words[1..]),
+        Some("dist") => dist::main(&words[1..]),
         Some("conformance") => conformance::main(&words[1..]),
         Some("bench") => bench::main(&words[1..]),
         Some("fuzz") => fuzz::main(&words[1..]),
@@ -38,6 +43,8 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        // As a shell shows a program that SIGINT ended.
+        Err(_) if lab::interrupt::interrupted() => ExitCode::from(130),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

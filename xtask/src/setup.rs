@@ -22,6 +22,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("ping", "iputils-ping"),
     ("dockerd", "docker.io"),
+    ("strip", "binutils"),
+    ("pgrep", "procps"),
+    ("debootstrap", "debootstrap"),
 ];
 
 /// A package's own start-up script asks this file whether it may start a service.

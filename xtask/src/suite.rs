@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, setup, tidy};
+use crate::{demo, installed, setup, tidy};
 
 /// Cargo, the quick checks first.
 const STEPS: &[(&str, &[&str])] = &[
@@ -13,7 +13,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ("build", &["build", "--quiet", "--workspace", "--bins", "--examples"]),
     (
-        "unit, simulation and namespace tests",
+        "unit-simulation-namespace",
         &["test", "--quiet", "--workspace", "--exclude", "e2e", "--lib", "--bins", "--tests"],
     ),
 ];
@@ -21,17 +21,27 @@ const STEPS: &[(&str, &[&str])] = &[
 /// Last, so that its closing lines are the suite's.
 const END_TO_END: &[&str] = &["test", "--package", "e2e", "--test", "e2e"];
 
+/// Everything, or the steps that are named (`cargo xtask test walk-throughs`).
 pub fn main(words: &[String]) -> Result<()> {
-    if let Some(word) = words.first() {
-        bail!("test takes no arguments, got {word}");
-    }
     setup::install()?;
-    timed("tidy", tidy::main)?;
+    let mut steps: Vec<(&str, Box<dyn FnOnce() -> Result<()>>)> =
+        vec![("tidy", Box::new(tidy::main))];
     for (name, arguments) in STEPS {
-        timed(name, || cargo(arguments))?;
+        steps.push((name, Box::new(|| cargo(arguments))));
     }
-    timed("walk-through", || demo::main(&[]))?;
-    timed("end-to-end tests", || cargo(END_TO_END))
+    steps.push(("walk-throughs", Box::new(demo::promises::main)));
+    steps.push(("installed-package", Box::new(installed::main)));
+    steps.push(("end-to-end", Box::new(|| cargo(END_TO_END))));
+    if let Some(word) = words.iter().find(|word| !steps.iter().any(|step| step.0 == *word)) {
+        let names: Vec<&str> = steps.iter().map(|step| step.0).collect();
+        bail!("test has no step {word}; the steps are {}", names.join(" "));
+    }
+    for (name, step) in steps {
+        if words.is_empty() || words.iter().any(|word| word == name) {
+            timed(name, step)?;
+        }
+    }
+    Ok(())
 }
 
 /// Figures go to standard error, so that the runner's closing lines stay the last of the output.

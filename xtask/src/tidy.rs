@@ -6,6 +6,7 @@
 mod arrows;
 mod source;
 mod ratchet;
+mod flows;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,12 +25,14 @@ pub fn main() -> Result<()> {
         rust_files(&root.join(folder), &mut files)?;
     }
     files.sort();
-    let mut broken = Vec::new();
+    let mut sources = Vec::new();
     for file in &files {
         let name = file.strip_prefix(&root)?.to_string_lossy().into_owned();
         let text = fs::read_to_string(file).with_context(|| name.clone())?;
-        broken.extend(source::check(&name, &text));
+        sources.push((name, text));
     }
+    let broken = sources.iter().flat_map(|(name, text)| source::check(name, text)).collect();
+    faults.extend(flows::check(&root, &sources)?);
     faults.extend(ratchet::judge(&root, broken)?);
     if faults.is_empty() {
         println!("tidy: {} files in order", files.len());

@@ -12,7 +12,7 @@ use crate::command::sh;
 use crate::host::{Host, wait_until};
 
 /// How long after the wire tcpdump may write a packet.
-const LATE_MAX: Duration = Duration::from_secs(5);
+const LATE_MAX: Duration = Duration::from_secs(20);
 
 /// A capture that runs.
 pub struct Capture {
@@ -31,6 +31,8 @@ pub struct Encapsulated {
     pub inner_target: Ipv4Addr,
     /// 1 is ICMP, 6 TCP, 17 UDP.
     pub inner_protocol: u8,
+    /// The first byte after the inner IP header; of ICMP its type: 8 asks for an echo, 0 is the echo.
+    pub inner_first: u8,
 }
 
 impl Capture {
@@ -66,11 +68,20 @@ impl Capture {
         Ok(Capture { process, file })
     }
 
-    /// Ends the capture once it holds `count` packets, or after a few seconds, and decodes them:
-    /// tcpdump reads a packet a little after the wire has carried it.
-    pub fn finish(mut self, count: usize) -> Result<Vec<Encapsulated>> {
+    /// Ends the capture once it holds `count` of the wanted packets, or after a while, and gives
+    /// these: tcpdump reads a packet a little after the wire has carried it.
+    pub fn finish(
+        mut self,
+        wanted: impl Fn(&Encapsulated) -> bool,
+        count: usize,
+    ) -> Result<Vec<Encapsulated>> {
         let start = Instant::now();
-        while decode_file(&fs::read(&self.file)?).len() < count && start.elapsed() < LATE_MAX {
+        let held = || -> Result<Vec<Encapsulated>> {
+            let mut packets = decode_file(&fs::read(&self.file)?);
+            packets.retain(&wanted);
+            Ok(packets)
+        };
+        while held()?.len() < count && start.elapsed() < LATE_MAX {
             std::thread::sleep(Duration::from_millis(50));
         }
         let outer = self.process.id();
@@ -80,7 +91,7 @@ impl Capture {
             sh(&format!("kill -INT {child}"))?;
         }
         self.process.wait()?;
-        Ok(decode_file(&fs::read(&self.file)?))
+        held()
     }
 }
 
@@ -119,6 +130,7 @@ fn decode_frame(frame: &[u8]) -> Option<Encapsulated> {
         inner_source: inner.source,
         inner_target: inner.target,
         inner_protocol: inner.protocol,
+        inner_first: *inner.payload.first()?,
     })
 }
 
@@ -161,6 +173,7 @@ mod tests {
         file.extend(&frame);
         let packet = decode_file(&file).pop().expect("one packet");
         assert_eq!((packet.udp_target, packet.vni, packet.inner_protocol), (4789, 4097, 1));
+        assert_eq!(packet.inner_first, 8);
         assert_eq!(packet.inner_target, Ipv4Addr::new(10, 0, 1, 4));
         assert_eq!(decode_file(&file[..60]), []);
     }

@@ -4,6 +4,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::interrupt;
+
 /// Runs to the end; the answer is what it printed, trimmed.
 ///
 /// # Errors
@@ -23,8 +25,22 @@ pub fn run(command: &mut Command) -> Result<String> {
 }
 
 /// Runs to the end and gives status and output, whatever they are.
+///
+/// # Errors
+/// When the program is missing, or this process was told to end.
 pub fn output(command: &mut Command) -> Result<Output> {
-    command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", shown(command)))
+    interrupt::check()?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", shown(command)))?;
+    let running = interrupt::Running::new(&child)?;
+    let output = child.wait_with_output()?;
+    drop(running);
+    interrupt::check()?;
+    Ok(output)
 }
 
 /// A program with its arguments, split at spaces.

@@ -53,6 +53,12 @@ impl Guard {
     }
 }
 
+/// Writes down what must be removed with the lab in `folder`, before it is made.
+pub fn note(folder: &Path, list: &str, line: &str) -> Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(folder.join(list))?;
+    writeln!(file, "{line}").with_context(|| format!("{}: {list}", folder.display()))
+}
+
 /// The guard's own life: wait for the order, then clean up unless told to keep.
 pub fn main(folder: &Path) -> Result<()> {
     let mut order = String::new();
@@ -65,14 +71,18 @@ pub fn main(folder: &Path) -> Result<()> {
 
 /// Ends every process of the lab in `folder` and removes its namespaces, cgroups and files.
 pub fn clean_up(folder: &Path) -> Result<()> {
-    for pid in listed(&folder.join("pids")) {
-        end_if_ours(&pid, folder);
+    for pid in helpers(folder) {
+        end(&pid);
     }
     // Containers have their own cgroups; these outlive the processes that were in them.
     for container in containers(folder) {
         remove_cgroups(Path::new("/sys/fs/cgroup"), &container, 0);
     }
     for namespace in listed(&folder.join("namespaces")) {
+        // A host that is switched off has none.
+        if !Path::new("/run/netns").join(&namespace).exists() {
+            continue;
+        }
         if let Err(error) = sh(&format!("ip netns del {namespace}")) {
             eprintln!("{error}");
         }
@@ -88,12 +98,31 @@ fn listed(file: &Path) -> Vec<String> {
     fs::read_to_string(file).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// Kills a process only if its command line names the lab's folder: process ids are used again.
-fn end_if_ours(pid: &str, folder: &Path) {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    if !String::from_utf8_lossy(&line).contains(&*folder.to_string_lossy()) {
-        return;
+/// The inits of the lab's hosts, which take all that runs on them along, and its name server: each
+/// was started as `lab host-init FOLDER/hN ...` or `lab names FOLDER`.
+fn helpers(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if is_helper(&String::from_utf8_lossy(&line), folder) {
+            found.push(pid);
+        }
     }
+    found
+}
+
+fn is_helper(line: &str, folder: &Path) -> bool {
+    let words: Vec<&str> = line.split('\0').collect();
+    words.windows(2).any(|pair| {
+        let path = Path::new(pair[1]);
+        (pair[0] == "host-init" && path.parent() == Some(folder))
+            || (pair[0] == "names" && path == folder)
+    })
+}
+
+/// Kills a process and waits for its end.
+fn end(pid: &str) {
     if let Err(error) = sh(&format!("kill -KILL {pid}")) {
         eprintln!("{error}");
     }
@@ -135,5 +164,21 @@ fn remove_cgroups(folder: &Path, container: &str, depth: usize) {
         {
             eprintln!("{}: {error}", path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_ends_the_helpers_of_its_own_lab_only() {
+        let ours = |line: &str| is_helper(&line.replace(' ', "\0"), Path::new("/tmp/skep1-0"));
+        assert!(ours("/t/lab host-init /tmp/skep1-0/h1 sathish-vm1 192.168.68.1"));
+        assert!(ours("unshare -m /t/lab host-init /tmp/skep1-0/h2 sathish-vm2 192.168.68.1"));
+        assert!(ours("/t/lab names /tmp/skep1-0"));
+        assert!(!ours("/t/lab names /tmp/skep1-01"));
+        assert!(!ours("/t/lab host-init /tmp/skep1-01/h1 sathish-vm1 192.168.68.1"));
+        assert!(!ours("tail -f /tmp/skep1-0/h1/log"));
     }
 }

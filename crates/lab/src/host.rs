@@ -9,9 +9,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::command::{self, output, run};
 use crate::plan::{Engine, Plan};
+use crate::{cable, guard, interrupt};
 
 /// How long a daemon may take to answer after its start, or to end after SIGTERM.
 const DAEMON_MAX: Duration = Duration::from_secs(60);
+/// How long a host's init may take to come or to go.
+const BOOT_MAX: Duration = Duration::from_secs(30);
+/// The file with the init's process id.
+const INIT: &str = "init-pid";
 
 /// A handle on a host; copies speak of the same host.
 #[derive(Clone, Debug)]
@@ -26,77 +31,83 @@ pub struct Host {
     /// The CLI's own configuration, so that the user's is neither read nor changed.
     pub cli: PathBuf,
     pub router: String,
-    init: String,
-    program: PathBuf,
-    arguments: Vec<String>,
+    namespace: String,
+    plan: Plan,
 }
 
 impl Host {
-    /// Starts the host's init in fresh namespaces around the network namespace `namespace`.
-    pub(crate) fn up(
-        number: usize,
-        namespace: &str,
-        router: &str,
-        lab: &Path,
-        plan: &Plan,
-    ) -> Result<Host> {
-        let folder = lab.join(format!("h{number}"));
-        fs::create_dir_all(&folder)?;
-        let name = format!("sathish-vm{number}");
-        let gateway = plan.gateway(number);
-        let mut init = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{namespace}"))
-            .args([
-                "unshare",
-                "-m",
-                "-u",
-                "-i",
-                "-p",
-                "-f",
-                "--mount-proc",
-                "--propagation",
-                "private",
-            ])
-            .arg(&plan.lab)
-            .arg("host-init")
-            .arg(&folder)
-            .args([&name, &gateway])
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(folder.join("init.log"))?)
-            .stderr(fs::File::create(folder.join("init.err"))?)
-            .spawn()
-            .context("cannot start a host's init")?;
-        let ready = folder.join("ready");
-        wait_until(Duration::from_secs(20), || Ok(ready.exists())).with_context(|| {
-            let said = fs::read_to_string(folder.join("init.err")).unwrap_or_default();
-            format!("host {number} did not come up: {}", said.trim())
-        })?;
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", init.id()))?;
-        let pid = children.split_whitespace().next().context("the host's init is gone")?.to_owned();
-        // The outer process ends with the init that it waits for.
-        std::thread::spawn(move || init.wait());
-        let engine = plan.engines[number - 1];
-        Ok(Host {
+    /// Makes the host's cable and starts its init in fresh namespaces.
+    pub(crate) fn up(number: usize, lab: &str, folder: &Path, plan: &Plan) -> Result<Host> {
+        let host = Host {
             number,
-            name,
+            name: format!("sathish-vm{number}"),
             address: plan.address(number),
-            engine,
-            cli: lab.join("cli"),
-            router: router.to_owned(),
-            init: pid,
-            program: if engine == Engine::Skep {
-                plan.skep.clone()
-            } else {
-                PathBuf::from("dockerd")
-            },
-            arguments: if engine == Engine::Skep { plan.daemon_args.clone() } else { Vec::new() },
-            folder,
-        })
+            engine: plan.engines[number - 1],
+            cli: folder.join("cli"),
+            router: format!("{lab}-r"),
+            namespace: format!("{lab}-h{number}"),
+            plan: plan.clone(),
+            folder: folder.join(format!("h{number}")),
+        };
+        fs::create_dir_all(&host.folder)?;
+        fs::write(host.folder.join("daemon.json"), "{}\n")?;
+        guard::note(folder, "namespaces", &host.namespace)?;
+        host.boot()?;
+        Ok(host)
     }
 
-    /// The init's process id on this machine.
-    pub fn init_pid(&self) -> &str {
-        &self.init
+    /// From no power to a running init.
+    fn boot(&self) -> Result<()> {
+        cable::host_up(&self.router, &self.namespace, self.number, &self.plan)?;
+        let mut init = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.namespace))
+            .args(["unshare", "-m", "-u", "-i", "-p", "-f", "--mount-proc"])
+            .args(["--propagation", "private"])
+            .arg(&self.plan.lab)
+            .arg("host-init")
+            .arg(&self.folder)
+            .args([&self.name, &self.plan.gateway(self.number)])
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(self.folder.join("init.log"))?)
+            .stderr(fs::File::create(self.folder.join("init.err"))?)
+            .spawn()
+            .context("cannot start a host's init")?;
+        let ready = self.folder.join("ready");
+        wait_until(BOOT_MAX, || Ok(ready.exists())).with_context(|| {
+            let said = fs::read_to_string(self.folder.join("init.err")).unwrap_or_default();
+            format!("{} did not come up: {}", self.name, said.trim())
+        })?;
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", init.id()))?;
+        let pid = children.split_whitespace().next().context("the host's init is gone")?;
+        fs::write(self.folder.join(INIT), pid)?;
+        // The outer process ends with the init that it waits for.
+        std::thread::spawn(move || init.wait());
+        Ok(())
+    }
+
+    /// Switches the host off: all that runs on it ends at once, and what lay in memory is gone.
+    pub fn power_off(&self) -> Result<()> {
+        let init = self.init_pid();
+        command::sh(&format!("kill -KILL {init}"))?;
+        wait_until(BOOT_MAX, || Ok(!Path::new(&format!("/proc/{init}")).exists()))
+            .with_context(|| format!("{} does not end", self.name))?;
+        command::sh(&format!("ip -n {} link del h{}", self.router, self.number))?;
+        command::sh(&format!("ip netns del {}", self.namespace))?;
+        for file in ["ready", "pid", "docker.sock", INIT] {
+            remove(fs::remove_file(self.folder.join(file)))?;
+        }
+        remove(fs::remove_dir_all(self.folder.join("exec")))
+    }
+
+    /// Switches the host on again; its engine starts as after any boot.
+    pub fn power_on(&self) -> Result<()> {
+        self.boot()?;
+        self.start()
+    }
+
+    /// The init's process id on this machine; empty while the host is off.
+    pub fn init_pid(&self) -> String {
+        fs::read_to_string(self.folder.join(INIT)).unwrap_or_default()
     }
 
     /// The API socket as `DOCKER_HOST` wants it.
@@ -132,7 +143,7 @@ impl Host {
     /// A command as if typed on the host.
     pub fn inside(&self, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.init, "-n", "-u", "-i", "-m", "-p", "--"]).args(words);
+        command.args(["-t", &self.init_pid(), "-n", "-u", "-i", "-m", "-p", "--"]).args(words);
         command
     }
 
@@ -165,16 +176,17 @@ impl Host {
 
     fn daemon(&self) -> Command {
         let at = |name: &str| self.folder.join(name).display().to_string();
-        let mut words = vec![self.program.display().to_string()];
+        let mut words = Vec::new();
         if self.engine == Engine::Skep {
-            words.push("daemon".into());
+            words.extend([self.plan.skep.display().to_string(), "daemon".into()]);
+            words.extend(self.plan.daemon_args.iter().cloned());
         } else {
+            words.push("dockerd".into());
             words.extend(["--config-file".into(), at("daemon.json")]);
             words.extend(["--storage-driver".into(), "overlay2".into()]);
         }
         words.extend(["-H".into(), self.docker_host(), "--data-root".into(), at("data")]);
         words.extend(["--exec-root".into(), at("exec"), "--pidfile".into(), at("pid")]);
-        words.extend(self.arguments.iter().cloned());
         self.inside(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -232,6 +244,14 @@ impl Host {
     }
 }
 
+/// What is gone already needs no removal.
+fn remove(outcome: std::io::Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Asks every 50 ms until the answer is yes.
 ///
 /// # Errors
@@ -239,6 +259,7 @@ impl Host {
 pub fn wait_until(limit: Duration, mut question: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     loop {
+        interrupt::check()?;
         if question()? {
             return Ok(());
         }

@@ -21,11 +21,7 @@ pub fn httpd(folder: &Path) -> Result<PathBuf> {
         fs::create_dir_all(root.join(name))?;
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .iter()
-        .find(|path| Path::new(path).exists())
-        .context("busybox is missing: install the package busybox-static")?;
-    fs::copy(busybox, root.join("bin/busybox"))?;
+    fs::copy(busybox()?, root.join("bin/busybox"))?;
     // `httpd` and all others; a link of its own name would hide the program.
     for applet in sh("busybox --list")?.lines().filter(|applet| *applet != "busybox") {
         symlink("busybox", root.join("bin").join(applet))?;
@@ -62,4 +58,13 @@ pub fn with_program(folder: &Path, program: &Path) -> Result<PathBuf> {
     }
     sh(&format!("tar --owner=0 --group=0 -C {} -cf {} .", root.display(), tar.display()))?;
     Ok(tar)
+}
+
+/// The machine's busybox, which needs no libraries.
+pub fn busybox() -> Result<&'static Path> {
+    ["/bin/busybox", "/usr/bin/busybox"]
+        .into_iter()
+        .map(Path::new)
+        .find(|path| path.exists())
+        .context("busybox is missing: install the package busybox-static")
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 
 use crate::command::run;
-use crate::guard::Guard;
+use crate::guard::{Guard, note};
 use crate::host::Host;
 use crate::plan::{Engine, Plan};
 use crate::{cable, image};
@@ -34,6 +34,7 @@ pub struct Lab {
     pub router: String,
     pub folder: PathBuf,
     pub httpd_tar: PathBuf,
+    pub plan: Plan,
     guard: Option<Guard>,
 }
 
@@ -53,13 +54,19 @@ impl Lab {
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
         let guard = Some(Guard::start(&plan.lab, &folder)?);
         let router = format!("{name}-r");
-        let mut lab =
-            Lab { hosts: Vec::new(), router, httpd_tar: image::httpd(&folder)?, folder, guard };
-        lab.note("namespaces", &lab.router)?;
+        let mut lab = Lab {
+            hosts: Vec::new(),
+            router,
+            httpd_tar: image::httpd(&folder)?,
+            plan: plan.clone(),
+            folder,
+            guard,
+        };
+        note(&lab.folder, "namespaces", &lab.router)?;
         cable::router_up(&lab.router, plan)?;
         lab.start_names(&plan.lab)?;
         for number in 1..=plan.engines.len() {
-            lab.add_host(&name, number, plan)?;
+            lab.hosts.push(Host::up(number, &name, &lab.folder, plan)?);
         }
         for host in &lab.hosts {
             host.start()?;
@@ -70,6 +77,11 @@ impl Lab {
     /// Host `number`, counted from 1.
     pub fn host(&self, number: usize) -> &Host {
         &self.hosts[number - 1]
+    }
+
+    /// The router's address as a host sees it, from which the world outside asks.
+    pub fn gateway(&self, host: &Host) -> String {
+        self.plan.gateway(host.number)
     }
 
     /// Gives every host the document's image under the name `reference`.
@@ -125,17 +137,6 @@ impl Lab {
         Ok(self.folder.clone())
     }
 
-    fn add_host(&mut self, name: &str, number: usize, plan: &Plan) -> Result<()> {
-        let namespace = format!("{name}-h{number}");
-        self.note("namespaces", &namespace)?;
-        cable::host_up(&self.router, &namespace, number, plan)?;
-        let host = Host::up(number, &namespace, &self.router, &self.folder, plan)?;
-        fs::write(host.folder.join("daemon.json"), "{}\n")?;
-        self.note("pids", host.init_pid())?;
-        self.hosts.push(host);
-        Ok(())
-    }
-
     /// A responder in the router answers every question with NXDOMAIN, so that nothing hangs.
     fn start_names(&self, lab: &Path) -> Result<()> {
         let mut names = Command::new("nsenter")
@@ -148,16 +149,7 @@ impl Lab {
             .stdout(Stdio::null())
             .stderr(fs::File::create(self.folder.join("names.log"))?)
             .spawn()?;
-        self.note("pids", &names.id().to_string())?;
         std::thread::spawn(move || names.wait());
-        Ok(())
-    }
-
-    fn note(&self, list: &str, line: &str) -> Result<()> {
-        use std::io::Write;
-        let mut file =
-            fs::OpenOptions::new().create(true).append(true).open(self.folder.join(list))?;
-        writeln!(file, "{line}")?;
         Ok(())
     }
 }

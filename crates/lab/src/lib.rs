@@ -12,6 +12,8 @@ pub mod image;
 pub mod guard;
 pub mod capture;
 pub mod command;
+pub mod interrupt;
+pub mod terminal;
 
 pub use host::Host;
 pub use lab::Lab;

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod cluster;
+mod manual;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         // These run before any thread exists: they fork, change namespaces or live for years.
         Some("shim") => exit_code(runtime::shim::main(&arguments[2..])),
         Some("resolver") => run_resolver(&arguments[2..]),
+        Some("completion" | "man") => manual::main(&arguments),
         Some("--version" | "-v" | "version") => {
             println!("skep version {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
 }
 
 const USAGE: &str = "usage: skep daemon [OPTIONS]
+       skep completion bash|zsh|fish|elvish|powershell
+       skep man [daemon]
+       skep version
 
 The daemon takes dockerd's options (see `skep daemon --help`); everything else is done with the
 docker command, for example `docker -H unix:///run/skep/skep.sock info`.";

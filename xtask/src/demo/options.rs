@@ -6,10 +6,12 @@ pub const USAGE: &str = "usage: cargo xtask demo [OPTIONS]
   --hosts N         2 to 9 hosts (default 2); from 3 on, three of them are managers
   --routed          hosts on different subnets behind a router
   --ipv6            hosts and the network web also have IPv6
-  --image ARCHIVE   serve this image, an archive made by `docker save REF -o ARCHIVE`,
-                    instead of the one made on the spot; its reference is given as ARCHIVE=REF
+  --image REF       serve this image on port 80 instead of the httpd made on the spot: your docker
+                    command's engine is asked for it, then its registry; ARCHIVE=REF takes it
+                    from a file that `docker save REF -o ARCHIVE` made
   --with-dockerd    one more host runs the Docker Engine and joins the same swarm
-  --keep            leave everything up and print how to go on by hand";
+  --keep            leave everything up and print how to go on by hand
+SKEP_BIN=FILE runs that skep instead of building one.";
 
 const HOSTS_MAX: usize = 9;
 
@@ -19,10 +21,8 @@ pub struct Options {
     pub hosts: usize,
     pub routed: bool,
     pub ipv6: bool,
-    /// The archive to load on every host.
+    /// `REF` or `ARCHIVE=REF`.
     pub image: Option<String>,
-    /// The image's name in the service.
-    pub reference: String,
     pub with_dockerd: bool,
     pub keep: bool,
 }
@@ -35,7 +35,6 @@ impl Options {
             routed: false,
             ipv6: false,
             image: None,
-            reference: "httpd".into(),
             with_dockerd: false,
             keep: false,
         };
@@ -43,7 +42,9 @@ impl Options {
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--hosts" => options.hosts = count(words.next())?,
-                "--image" => options.set_image(words.next())?,
+                "--image" => {
+                    options.image = Some(words.next().context("--image wants a reference")?.clone())
+                }
                 "--routed" => options.routed = true,
                 "--ipv6" => options.ipv6 = true,
                 "--with-dockerd" => options.with_dockerd = true,
@@ -63,14 +64,6 @@ impl Options {
     /// One manager for two hosts, three from three hosts on.
     pub fn managers(&self) -> usize {
         if self.hosts >= 3 { 3 } else { 1 }
-    }
-
-    fn set_image(&mut self, word: Option<&String>) -> Result<()> {
-        let (archive, reference) =
-            word.and_then(|word| word.split_once('=')).context("--image wants ARCHIVE=REF")?;
-        self.image = Some(archive.to_owned());
-        self.reference = reference.to_owned();
-        Ok(())
     }
 }
 
@@ -97,7 +90,7 @@ mod tests {
 
     #[test]
     fn wrong_words_are_refused_with_what_was_expected() {
-        for line in ["--hosts", "--hosts 1", "--hosts 10", "--hosts x", "--image x", "--fast"] {
+        for line in ["--hosts", "--hosts 1", "--hosts 10", "--hosts x", "--image", "--fast"] {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(matches!(parse("--help"), Ok(None)));

@@ -9,6 +9,8 @@ use super::options::Options;
 pub struct Walk<'a> {
     pub lab: &'a Lab,
     pub options: &'a Options,
+    /// The service's image.
+    pub reference: String,
     pub tasks: Vec<Task>,
 }
 
@@ -20,6 +22,8 @@ pub struct Task {
     /// The host's number, from 1.
     pub host: usize,
     pub address: String,
+    /// Empty without `--ipv6`.
+    pub address6: String,
 }
 
 impl Walk<'_> {
@@ -40,16 +44,35 @@ impl Walk<'_> {
         self.lab.host(1)
     }
 
-    /// Hosts whose mesh and virtual addresses can work: the Docker Engine needs IPVS for both, and
-    /// not every kernel has it.
-    pub fn skep_hosts(&self) -> impl Iterator<Item = &Host> {
-        self.lab.hosts.iter().filter(|host| host.engine == Engine::Skep)
+    /// Can this host balance: virtual addresses and the mesh? The Docker Engine needs IPVS for
+    /// both, and not every kernel has it.
+    pub fn balances(&self, host: &Host) -> bool {
+        host.engine == Engine::Skep || host.sh("test -e /proc/net/ip_vs").is_ok()
     }
 
-    /// The first task on host `number`.
-    pub fn task_on(&self, number: usize) -> Result<&Task> {
-        let task = self.tasks.iter().find(|task| task.host == number);
-        task.with_context(|| format!("no task on host {number}"))
+    /// Hosts that can balance; of the others the reader is told why they are left out.
+    pub fn balancing_hosts(&self) -> Vec<&Host> {
+        let (can, cannot): (Vec<_>, Vec<_>) =
+            self.lab.hosts.iter().partition(|host| self.balances(host));
+        for host in cannot {
+            println!(
+                "  {} is left out: the Docker Engine's virtual addresses and mesh need IPVS, which this kernel lacks",
+                host.name
+            );
+        }
+        can
+    }
+
+    /// Hosts with a task, in order; six tasks leave some of seven hosts without one.
+    pub fn busy_hosts(&self) -> Vec<&Host> {
+        let busy = |host: &&Host| self.tasks.iter().any(|task| task.host == host.number);
+        self.lab.hosts.iter().filter(busy).collect()
+    }
+
+    /// The first task on a host.
+    pub fn task_on(&self, host: &Host) -> Result<&Task> {
+        let task = self.tasks.iter().find(|task| task.host == host.number);
+        task.with_context(|| format!("no task on {}", host.name))
     }
 
     /// A JSON answer of the docker CLI.

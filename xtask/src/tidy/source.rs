@@ -113,7 +113,8 @@ fn long_functions(text: &str) -> Vec<(String, usize)> {
     long
 }
 
-fn function_name(line: &str) -> Option<String> {
+/// The name in a line that begins a function.
+pub fn function_name(line: &str) -> Option<String> {
     let mut words = line.split_whitespace();
     for word in words.by_ref() {
         match word {

@@ -192,12 +192,22 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
         node.start_manager(cluster, Begin::Join { address }).await.map_err(internal)?;
     }
     cluster.set_state(State::Active(node.clone()));
-    let mut registered = node.agent.registered.clone();
-    match tokio::time::timeout(REGISTER_TIME_MAX, registered.wait_for(|registered| *registered))
-        .await
-    {
-        Ok(Ok(_)) => Ok(()),
+    match tokio::time::timeout(REGISTER_TIME_MAX, takes_part(&node)).await {
+        Ok(true) => Ok(()),
         _ => Err(ControlError::new(ControlCode::Refused, NOT_YET)),
+    }
+}
+
+/// The node has a session and, as a manager, knows the leader: only then does `docker info` call it
+/// a manager, by which the docker command names the role that a node joined in.
+async fn takes_part(node: &Node) -> bool {
+    let mut registered = node.agent.registered.clone();
+    if registered.wait_for(|registered| *registered).await.is_err() {
+        return false;
+    }
+    match node.manager() {
+        Some(manager) => manager.leader.clone().wait_for(Option::is_some).await.is_ok(),
+        None => true,
     }
 }
 

@@ -16,6 +16,8 @@ use tracing_subscriber::EnvFilter;
 
 use settings::Settings;
 
+pub use settings::command;
+
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
     match Settings::parse(arguments).and_then(start) {
         Ok(()) => ExitCode::SUCCESS,

@@ -68,8 +68,9 @@ impl Settings {
     }
 }
 
-fn command() -> Command {
-    let mut command = Command::new("dockerd")
+/// The daemon's options as the command line has them.
+pub fn command() -> Command {
+    let mut command = Command::new("daemon")
         .about("A swarm-mode container engine with dockerd's options.")
         .disable_version_flag(true)
         .arg(Arg::new("config-file").long("config-file").help("Daemon configuration file"))

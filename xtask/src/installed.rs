@@ -1,0 +1,118 @@
+//! The package in a clean Debian without Rust: it installs there, and the walk-through runs from it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use lab::command::{run, sh};
+use lab::lab::NEEDS;
+
+use crate::{dist, suite};
+
+/// The release that the clean root is made of.
+const SUITE: &str = "bookworm";
+/// What a demo is asked for there: what the other walk-throughs of the suite leave out.
+const DEMO: &[&str] = &["demo", "--hosts", "3", "--ipv6"];
+/// Runs with a root of its own, as on a machine of its own: who enters one of the hosts' mount
+/// namespaces later gets that namespace's root, which a mere chroot would leave the machine's.
+const ENTER: &str = "set -e; root=$1; shift; mount --bind \"$root\" \"$root\"; cd \"$root\"; \
+    mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; \
+    mount -t tmpfs tmpfs run; mkdir -p run/lock; mount -t tmpfs tmpfs tmp; \
+    pivot_root . mnt; umount -l /mnt; cd /; exec \"$@\"";
+
+/// Packs the binary that the suite has built and proves the package. `SKEP_BIN` names another one,
+/// for example that of `cargo xtask dist`.
+pub fn main() -> Result<()> {
+    lab::interrupt::listen()?;
+    let built = suite::target_folder()?;
+    let target = built.parent().context("no target folder")?;
+    let binary = std::env::var_os("SKEP_BIN").map_or(built.join("skep"), PathBuf::from);
+    let release = dist::pack(&binary, &target.join("dist-test"))?;
+    let root = clean_root(&target.join("clean-root"))?;
+    let package = format!("/opt/{}", file_name(&release.package)?);
+    fs::copy(&release.package, inside(&root, &package))?;
+    // What runs the walk-through is not part of the package, and needs nothing but libc either.
+    for tool in ["xtask", "lab"] {
+        fs::copy(built.join(tool), root.join("opt").join(tool))?;
+    }
+    let cargo = run(&mut enter(&root, &["sh", "-c", "command -v cargo rustc gcc skep"]));
+    if let Ok(found) = cargo {
+        bail!("the clean root is not clean: {found}");
+    }
+    // Recommends, a docker command, are in the root already.
+    run(&mut enter(&root, &["dpkg", "--install", &package]))?;
+    let outcome = check(&root);
+    run(&mut enter(&root, &["dpkg", "--purge", "skep"]))?;
+    outcome
+}
+
+fn check(root: &Path) -> Result<()> {
+    for file in [
+        "/usr/bin/skep",
+        "/usr/lib/systemd/system/skep.service",
+        "/usr/lib/systemd/system/skep.socket",
+        "/usr/share/bash-completion/completions/skep",
+        "/usr/share/man/man8/skep-daemon.8",
+    ] {
+        if fs::metadata(inside(root, file)).map_or(0, |found| found.len()) == 0 {
+            bail!("the package has no {file}");
+        }
+    }
+    let said = run(&mut enter(root, &["skep", "version"]))?;
+    println!("installed in a clean root: {said}");
+    let words = [&["/opt/xtask"], DEMO].concat();
+    let mut demo = enter(root, &words);
+    let status = demo.env("SKEP_BIN", "/usr/bin/skep").status()?;
+    lab::interrupt::check()?;
+    if !status.success() {
+        bail!("the walk-through from the package: {status}");
+    }
+    Ok(())
+}
+
+/// A Debian with the demo's own programs and nothing else, made once.
+fn clean_root(folder: &Path) -> Result<PathBuf> {
+    if folder.join("opt/made").exists() {
+        return Ok(folder.to_path_buf());
+    }
+    println!("making a clean Debian in {}", folder.display());
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    let mut packages: Vec<&str> = NEEDS.iter().map(|need| need.1).collect();
+    // The Docker Engine's package holds the docker command.
+    packages.sort_unstable();
+    packages.dedup();
+    run(Command::new("debootstrap")
+        .arg("--variant=minbase")
+        .arg(format!("--include={}", packages.join(",")))
+        .arg(SUITE)
+        .arg(folder)
+        .arg(mirror()?))?;
+    fs::write(folder.join("opt/made"), "")?;
+    Ok(folder.to_path_buf())
+}
+
+/// The mirror that this machine's apt uses.
+fn mirror() -> Result<String> {
+    let known = sh("apt-get indextargets --format $(REPO_URI)")?;
+    let site = known.lines().find(|line| line.trim_end_matches('/').ends_with("/debian"));
+    Ok(site.map_or("http://deb.debian.org/debian".into(), str::to_owned))
+}
+
+fn enter(root: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]);
+    command.arg(root).args(words).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.env("LC_ALL", "C.UTF-8").env_remove("TMPDIR");
+    command
+}
+
+fn inside(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    Ok(path.file_name().context("no name")?.to_string_lossy().into_owned())
+}
