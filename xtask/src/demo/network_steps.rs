@@ -32,6 +32,9 @@ impl Walk<'_> {
             let text = docker(host, "network inspect web")?;
             let network: Value = serde_json::from_str(&text)?;
             check_definition(&network[0], &text)?;
+            if self.options.ipv6 {
+                check_ipv6(&network[0], &text)?;
+            }
             lb.insert(self.check_containers(host, &network[0], &text)?);
             check_peers(&busy, &network[0], &text)?;
         }
@@ -63,14 +66,12 @@ impl Walk<'_> {
                 entry["Name"] == task.name.as_str() && mac == format!("02:42:0a:00:01:{last:02x}");
             must(holds, &format!("{}: {address}, {mac}", task.name), text)?;
             task.address = format!("10.0.1.{last}");
-            if self.options.ipv6 {
-                let address = entry["IPv6Address"].as_str().unwrap_or_default();
-                must(
-                    address.starts_with("fd00:77::") && address.ends_with("/64"),
-                    &format!("and {address}"),
-                    text,
-                )?;
-                task.address6 = address.trim_end_matches("/64").to_owned();
+            // SwarmKit gives a task one address; where there is a second, it is used below.
+            let six = entry["IPv6Address"].as_str().unwrap_or_default();
+            if !six.is_empty() {
+                let inside = six.starts_with("fd00:77::") && six.ends_with("/64");
+                must(inside, &format!("and {six}"), text)?;
+                task.address6 = six.trim_end_matches("/64").to_owned();
             }
         }
         let lb = &containers.get("lb-web").context("no lb-web")?;
@@ -174,6 +175,11 @@ fn check_definition(network: &Value, text: &str) -> Result<()> {
     must(subnet, "10.0.1.0/24 via 10.0.1.1", text)?;
     let vni = &network["Options"]["com.docker.network.driver.overlay.vxlanid_list"];
     must(vni == "4097", "VNI 4097", text)
+}
+
+fn check_ipv6(network: &Value, text: &str) -> Result<()> {
+    let second = network["IPAM"]["Config"][1]["Subnet"] == "fd00:77::/64";
+    must(network["EnableIPv6"] == true && second, "IPv6, fd00:77::/64", text)
 }
 
 fn check_peers(hosts: &[Host], network: &Value, text: &str) -> Result<()> {

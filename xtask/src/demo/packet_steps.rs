@@ -71,7 +71,7 @@ impl Walk<'_> {
         let answer = docker(host, &format!("exec {} {lookup} {}", task.name, other.address))?;
         let name = format!("name = {}.web", other.name);
         must(answer.contains(&name), &format!("the address's {name}"), &answer)?;
-        if self.options.ipv6 {
+        if !other.address6.is_empty() {
             let line = format!("exec {} {ping} -6 -c 3 {}", task.name, other.address6);
             let answer = docker(host, &line)?;
             must(answer.contains("3 packets received"), "also over IPv6", &answer)?;

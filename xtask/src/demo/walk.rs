@@ -22,7 +22,7 @@ pub struct Task {
     /// The host's number, from 1.
     pub host: usize,
     pub address: String,
-    /// Empty without `--ipv6`.
+    /// Empty where the swarm gives tasks IPv4 addresses only, as SwarmKit does.
     pub address6: String,
 }
 
