@@ -16,6 +16,8 @@ pub struct Row {
 #[derive(Default)]
 pub struct Report {
     rows: Vec<Row>,
+    /// Benchmarks that did not get to their end, and why.
+    failed: Vec<(String, String)>,
 }
 
 impl Report {
@@ -29,6 +31,16 @@ impl Report {
         let row = Row { what: what.to_owned(), unit, skep, dockerd };
         eprintln!("{}", line(&row));
         self.rows.push(row);
+    }
+
+    /// Notes that a benchmark ended early; the figures that it gave before stay.
+    pub fn fail(&mut self, part: &str, error: &anyhow::Error) {
+        let reason = format!("{error:#}").lines().next().unwrap_or_default().to_owned();
+        self.failed.push((part.to_owned(), reason));
+    }
+
+    pub fn failures(&self) -> usize {
+        self.failed.len()
     }
 
     /// The page: date, kernel, medians, spread and ratios.
@@ -46,6 +58,11 @@ impl Report {
         for row in &self.rows {
             text.push_str(&line(row));
             text.push('\n');
+        }
+        for (part, reason) in &self.failed {
+            text.push_str(&format!(
+                "\n**The benchmark {part} did not get to its end** in this run: {reason}\n"
+            ));
         }
         Ok(text)
     }
@@ -92,6 +109,23 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_benchmark_that_fails_is_told_beside_the_figures_of_the_others() -> Result<()> {
+        let mut report = Report::default();
+        report.add("x", "s", vec![2.0], Ok(vec![4.0]));
+        report.fail("swarm", &anyhow::anyhow!("no host\nmore"));
+        let page = report.markdown()?;
+        assert!(
+            page.contains("| x | s | 2.00 [2.00, 2.00] | 4.00 [4.00, 4.00] | 0.50 |"),
+            "{page}"
+        );
+        assert!(
+            page.contains("**The benchmark swarm did not get to its end** in this run: no host\n")
+        );
+        assert_eq!(report.failures(), 1);
+        Ok(())
     }
 
     #[test]
