@@ -22,12 +22,12 @@ impl From<'_> {
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new("nsenter");
         match self {
-            From::Host(host) => command.args(["-t", host.init_pid(), "-n", "--", program]),
+            From::Host(host) => command.args(["-t", &host.init_pid(), "-n", "--", program]),
             From::Container(host, name) => {
                 let pid = host.dk(&format!("inspect -f {{{{.State.Pid}}}} {name}"))?;
                 command.args([
                     "-t",
-                    host.init_pid(),
+                    &host.init_pid(),
                     "-p",
                     "-m",
                     "--",
