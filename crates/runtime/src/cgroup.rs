@@ -220,12 +220,9 @@ impl Cgroup {
     fn update_v2(&self, r: &Resources) -> Result<()> {
         if r.memory > 0 {
             self.write("memory", "memory.max", r.memory)?;
-            if r.memory_swap > r.memory {
-                self.write("memory", "memory.swap.max", r.memory_swap - r.memory)?;
-            }
         }
-        if r.memory_swap == -1 {
-            self.write("memory", "memory.swap.max", "max")?;
+        if let Some(swap) = self.swap_v2(r) {
+            self.write("memory", "memory.swap.max", swap)?;
         }
         if r.memory_reservation > 0 {
             self.write("memory", "memory.low", r.memory_reservation)?;
@@ -250,7 +247,27 @@ impl Cgroup {
         if r.pids_limit != 0 {
             self.write("pids", "pids.max", pids_max(r.pids_limit))?;
         }
+        if r.blkio_weight > 0 {
+            let weight = u64::from(r.blkio_weight);
+            match self.dir("io").is_some_and(|dir| dir.join("io.bfq.weight").exists()) {
+                true => self.write("io", "io.bfq.weight", weight)?,
+                // The mapping of the OCI spec: 10..1000 to 1..10000.
+                false => self.write("io", "io.weight", 1 + (weight.max(10) - 10) * 9_999 / 990)?,
+            }
+        }
         Ok(())
+    }
+
+    /// v2 limits swap alone, Docker memory and swap together; `None` when it stays.
+    fn swap_v2(&self, r: &Resources) -> Option<String> {
+        if r.memory_swap == -1 {
+            return Some("max".to_owned());
+        }
+        let memory = match r.memory {
+            0 => self.read("memory", "memory.max")?.trim().parse().ok()?,
+            given => given,
+        };
+        (r.memory_swap >= memory && memory > 0).then(|| (r.memory_swap - memory).to_string())
     }
 }
 
@@ -318,5 +335,22 @@ mod tests {
             Cgroup::in_mounts("30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "/docker/x");
         assert!(v2.is_v2());
         assert_eq!(v2.dir("memory"), Some(Path::new("/sys/fs/cgroup/docker/x")));
+    }
+
+    #[test]
+    fn on_v2_swap_is_what_is_left_beside_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Cgroup { unified: Some(dir.path().to_owned()), ..Cgroup::default() };
+        let file = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        let update = |memory, memory_swap, blkio_weight| {
+            group.update(&Resources { memory, memory_swap, blkio_weight, ..Default::default() })
+        };
+        update(100, 150, 500).unwrap();
+        assert_eq!((file("memory.max").as_str(), file("memory.swap.max").as_str()), ("100", "50"));
+        assert_eq!(file("io.weight"), "4950");
+        update(0, 100, 0).unwrap();
+        assert_eq!(file("memory.swap.max"), "0", "memory alone, as it is limited already");
+        update(0, -1, 0).unwrap();
+        assert_eq!(file("memory.swap.max"), "max");
     }
 }

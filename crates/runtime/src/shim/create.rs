@@ -16,8 +16,9 @@ use libcontainer::workload::{
 
 use super::stdio::{self, ChildStdio, Stdio};
 use super::{command, sys};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{ExecProcess, OCI_DIR, ShimSpec};
+use crate::protocol::{CONFIG_FILE, ExecProcess, OCI_DIR, ShimSpec};
 use crate::spec::OciRuntime;
 
 const CONSOLE_SOCKET: &str = "console.sock";
@@ -151,7 +152,20 @@ fn build(spec: &ShimSpec, bundle: &Path) -> std::result::Result<i32, String> {
         .with_detach(true)
         .build()
         .map_err(chain)?;
-    container.pid().map(|p| p.as_raw()).ok_or_else(|| "no process".to_owned())
+    let pid = container.pid().map(|p| p.as_raw()).ok_or_else(|| "no process".to_owned())?;
+    // It waits for its start: nothing of the image has run yet.
+    confine_devices(spec).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
+    Ok(pid)
+}
+
+/// On cgroup v2; on v1 libcontainer has written the rules.
+fn confine_devices(spec: &ShimSpec) -> std::result::Result<(), String> {
+    let cgroup = Cgroup::at(&spec.cgroup);
+    let Some(group) = cgroup.dir("devices").filter(|_| cgroup.is_v2()) else { return Ok(()) };
+    let read = std::fs::read(CONFIG_FILE).map_err(|e| e.to_string());
+    let document = read.and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()));
+    let rules = document.map_err(|e| format!("{CONFIG_FILE}: {e}"))?;
+    super::devices::confine(group, &rules).map_err(|e| format!("devices not confined: {e}"))
 }
 
 /// An error with its causes, each once.

@@ -6,6 +6,7 @@
 mod command;
 mod connection;
 mod create;
+mod devices;
 mod exec;
 mod oom;
 mod serve;
