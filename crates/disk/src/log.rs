@@ -230,22 +230,20 @@ fn put_entries(held: &mut Vec<raftpb::Entry>, new: Vec<raftpb::Entry>) {
 
 fn recover(bodies: Vec<Body>, snapshot: Option<raftpb::Snapshot>) -> Option<Recovered> {
     let merged = merge(bodies);
-    let covered =
-        snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()).map_or(0, |m| m.index());
-    // A crash between snapshot and log: a log that ends before the snapshot begins is old.
-    let ends_before = merged.entries.last().is_some_and(|entry| entry.index() < covered);
     // Only its name was written: it has promised nothing yet, and knows nobody. It joins anew.
     let nothing = merged.membership.is_none() && merged.hard_state.is_none();
     if merged.entries.is_empty() && nothing && snapshot.is_none() {
         return None;
     }
-    Some(Recovered {
+    let mut recovered = Recovered {
         identity: merged.identity?,
         membership: merged.membership.unwrap_or_default(),
         hard_state: merged.hard_state.unwrap_or_default(),
-        entries: if ends_before { Vec::new() } else { merged.entries },
+        entries: merged.entries,
         snapshot,
-    })
+    };
+    recovered.forget_what_a_snapshot_replaced();
+    Some(recovered)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What must never be, and what must be in the end.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use prost::Message as _;
 use store::access;
@@ -26,17 +27,33 @@ impl World {
             }
             let Some(new) = &touched.new else { continue };
             let version = store::object::version_of_target(new);
-            let bytes = pb::StoreAction { action: 0, target: Some(new.clone()) }.encode_to_vec();
+            let mut digest = DefaultHasher::new();
+            pb::StoreAction { action: 0, target: Some(new.clone()) }
+                .encode_to_vec()
+                .hash(&mut digest);
+            let digest = digest.finish();
             let key = (touched.id.clone(), version);
             match self.applied.get(&key) {
-                Some(known) if *known != bytes => {
+                Some(known) if *known != digest => {
                     return Err(format!("{:?} {key:?} differs between managers", touched.kind));
                 }
                 Some(_) => {}
-                None => drop(self.applied.insert(key, bytes)),
+                None => drop(self.applied.insert(key, digest)),
             }
         }
         Ok(())
+    }
+
+    /// In one term nobody but one manager ever leads, and so commits.
+    pub(crate) fn check_leader(&mut self, host: usize) -> Result<(), String> {
+        let Some(manager) = self.hosts[host].manager.as_ref().filter(|it| it.leads()) else {
+            return Ok(());
+        };
+        let term = manager.term();
+        match *self.led.entry(term).or_insert(host) {
+            first if first == host => Ok(()),
+            first => Err(format!("host {first} and host {host} both lead in term {term}")),
+        }
     }
 
     /// No address has two holders: by the books of each manager, and among what really runs.

@@ -48,6 +48,7 @@ impl World {
             (Stage::Start, Ok(_)) => {
                 if let Some(container) = self.hosts[host].containers.get_mut(&task) {
                     container.running = !container.stopped;
+                    self.starts += usize::from(container.running);
                 }
             }
             (Stage::Shutdown, _) => {

@@ -17,8 +17,9 @@ impl World {
         let pause = Duration::from_millis(self.dice.random_range(1_000..8_000));
         self.after(pause, Happening::Fault);
         let host = self.dice.random_range(0..self.hosts.len());
-        match self.dice.random_range(0..10) {
+        match self.dice.random_range(0..11) {
             0..=2 => self.cut_some(),
+            10 => self.deafen_one(),
             3 | 4 => self.crash_agent(host),
             5 | 6 => {
                 let manager = self.dice.random_range(0..self.plan.managers);
@@ -41,6 +42,14 @@ impl World {
         for _ in 0..count {
             self.cut.insert(self.dice.random_range(0..self.hosts.len()));
         }
+    }
+
+    /// One manager hears nobody, and is heard; or everyone hears again.
+    fn deafen_one(&mut self) {
+        if !self.deaf.is_empty() {
+            return self.deaf.clear();
+        }
+        self.deaf.insert(self.dice.random_range(0..self.plan.managers));
     }
 
     /// The daemon's agent dies; its containers do not.
@@ -99,6 +108,8 @@ impl World {
         let identity = self.hosts[host].identity.clone();
         if let Some(identity) = identity.filter(|_| manager && self.hosts[host].manager.is_none()) {
             let dice = self.fork();
+            // The wall clock is read once in a daemon's life: this one may have been set meanwhile.
+            (self.hosts[host].skew, self.hosts[host].drift_ppm) = self.roll_clock();
             let now = self.hosts[host].local(self.now);
             let recovered = self.hosts[host].disk.read();
             let (manager, effects) = Manager::restore(now, dice, identity, recovered);
@@ -110,6 +121,7 @@ impl World {
     pub(crate) fn heal(&mut self) {
         self.troubled = false;
         self.cut.clear();
+        self.deaf.clear();
         for host in 0..self.hosts.len() {
             self.hosts[host].dies_after = None;
             self.restart(host, true, true);

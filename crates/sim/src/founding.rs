@@ -15,10 +15,10 @@ impl World {
     pub(crate) fn found(&mut self) -> Result<(), String> {
         let root = ca::Root::create(START, &mut self.dice).map_err(|error| error.to_string())?;
         let address = "10.0.0.1:2377".to_owned();
-        self.hosts.push(Host::new("node1".into(), address.clone(), 0));
+        self.hosts.push(Host::new("node1".into(), address.clone(), 0, 0));
         let identity = Identity { node_id: "node1".into(), cluster_id: CLUSTER.into(), address };
         let bootstrap = Bootstrap {
-            spec: pb::ClusterSpec::default(),
+            spec: self.cluster_spec(),
             root,
             address_pools: vec!["10.0.0.0/8".into()],
             subnet_size: 0,
@@ -55,6 +55,24 @@ impl World {
         self.run(Duration::from_secs(2))
     }
 
+    fn cluster_spec(&self) -> pb::ClusterSpec {
+        let interval = self.plan.weather.snapshot_interval;
+        let raft = (interval > 0).then(|| pb::RaftConfig {
+            snapshot_interval: interval,
+            log_entries_for_slow_followers: interval / 2,
+            ..Default::default()
+        });
+        pb::ClusterSpec { raft, ..Default::default() }
+    }
+
+    /// How wrong a host's clock is: nanoseconds, and parts in a million.
+    pub(crate) fn roll_clock(&mut self) -> (i64, i64) {
+        let weather = self.plan.weather;
+        let skew = weather.skew_ms * 1_000_000;
+        let skew = self.dice.random_range(-skew..=skew);
+        (skew, self.dice.random_range(-weather.drift_ppm..=weather.drift_ppm))
+    }
+
     /// Asks the leader and waits.
     pub(crate) fn ask(&mut self, caller: Caller, call: Call) -> Result<Answer, String> {
         for _ in 0..100 {
@@ -86,9 +104,9 @@ impl World {
         let answer = self.ask(Caller::default(), Call::IssueNodeCertificate(request))?;
         let Answer::IssueNodeCertificate(issued) = answer else { return Err("odd".into()) };
         let address = format!("10.0.0.{}:2377", self.hosts.len() + 1);
-        let skew = self.dice.random_range(-2_000_000_000..2_000_000_000);
+        let (skew, drift) = self.roll_clock();
         let host = self.hosts.len();
-        self.hosts.push(Host::new(issued.node_id.clone(), address.clone(), skew));
+        self.hosts.push(Host::new(issued.node_id.clone(), address.clone(), skew, drift));
         if manager {
             let identity = Identity {
                 node_id: issued.node_id,

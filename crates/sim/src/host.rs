@@ -7,12 +7,15 @@ use manager::{Identity, Manager, StreamId};
 use model::Instant;
 
 use crate::disk::Disk;
+use crate::world::START;
 
 pub struct Host {
     pub node_id: String,
     pub address: String,
-    /// What its clock shows more than the others'.
+    /// What its clock showed more than it was in the beginning, in nanoseconds.
     pub skew: i64,
+    /// What it gains since, in parts of a million.
+    pub drift_ppm: i64,
     pub manager: Option<Manager>,
     pub identity: Option<Identity>,
     pub disk: Disk,
@@ -43,11 +46,12 @@ pub struct Container {
 }
 
 impl Host {
-    pub fn new(node_id: String, address: String, skew: i64) -> Self {
+    pub fn new(node_id: String, address: String, skew: i64, drift_ppm: i64) -> Self {
         Self {
             node_id,
             address,
             skew,
+            drift_ppm,
             manager: None,
             identity: None,
             disk: Disk::default(),
@@ -68,10 +72,16 @@ impl Host {
 
     /// This host's own idea of the time.
     pub fn local(&self, now: Instant) -> Instant {
-        Instant::from_nanos(now.as_nanos().saturating_add_signed(self.skew))
+        let passed = now.since(START).as_nanos() as i64;
+        let gained = (i128::from(passed) * i128::from(self.drift_ppm) / 1_000_000) as i64;
+        Instant::from_nanos(now.as_nanos().saturating_add_signed(self.skew + gained))
     }
 
+    /// When this host's clock shows that time, not earlier.
     pub fn global(&self, local: Instant) -> Instant {
-        Instant::from_nanos(local.as_nanos().saturating_add_signed(-self.skew))
+        let start = START.as_nanos().saturating_add_signed(self.skew);
+        let passed = i128::from(local.as_nanos().saturating_sub(start));
+        let passed = passed * 1_000_000 / (1_000_000 + i128::from(self.drift_ppm)) + 2;
+        Instant::from_nanos(START.as_nanos() + passed as u64)
     }
 }

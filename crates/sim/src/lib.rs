@@ -3,19 +3,29 @@
 //! Everything that happens follows from the seed: [`run`] with the same plan gives the same days.
 //! While the faults last, what must never happen is checked; after they are healed, what must be.
 
+mod agents;
 mod check;
 mod client;
+mod cut_off;
 mod disk;
 mod executor;
 mod faults;
 mod founding;
 mod host;
+mod managers;
+mod network;
+mod weather;
 mod world;
 
+pub use cut_off::CutOff;
+pub use weather::Weather;
 pub use world::{Report, World};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// Workers of the largest cluster.
+const WORKERS_MAX: usize = 200;
 
 /// How large a cluster and for how long it suffers.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +36,7 @@ pub struct Plan {
     /// Simulated seconds with faults, and after them.
     pub trouble: u64,
     pub healing: u64,
+    pub weather: Weather,
 }
 
 impl Plan {
@@ -33,8 +44,14 @@ impl Plan {
     pub fn of_seed(seed: u64) -> Self {
         let mut dice = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
         let managers = [3, 3, 3, 5, 5, 7][dice.random_range(0..6)];
-        let workers = if seed % 50 == 49 { 30 } else { dice.random_range(1..=5) };
-        Self { seed, managers, workers, trouble: 60, healing: 90 }
+        let workers = match seed % 100 {
+            99 => WORKERS_MAX,
+            49 => 50,
+            24 | 74 => 20,
+            _ => dice.random_range(1..=5),
+        };
+        let weather = Weather::roll(&mut dice);
+        Self { seed, managers, workers, trouble: 60, healing: 90, weather }
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sim::{Plan, run};
+use sim::{Plan, Weather, World, run};
 
 /// `SEEDS=first..end` lives through others, or more.
 fn seeds() -> Range<u64> {
@@ -55,5 +55,39 @@ fn every_seed_keeps_its_promises() {
 
 #[test]
 fn the_same_seed_gives_the_same_days() {
-    assert_eq!(run(Plan::of_seed(3)), run(Plan::of_seed(3)));
+    for seed in [3, 24] {
+        let first = run(Plan::of_seed(seed));
+        assert_eq!(first, run(Plan::of_seed(seed)));
+        assert_ne!(first.unwrap().trace, 0);
+    }
+    assert_ne!(run(Plan::of_seed(3)), run(Plan::of_seed(4)));
+}
+
+#[test]
+fn a_worker_that_was_cut_off_keeps_its_tasks_when_it_comes_back() {
+    for seconds in [10, 60, 600] {
+        let plan = Plan {
+            seed: seconds,
+            managers: 3,
+            workers: 3,
+            trouble: 0,
+            healing: 0,
+            weather: Weather::FAIR,
+        };
+        let seen = World::new(plan).cut_off(seconds, 12).unwrap();
+        assert!(seen.before > seen.pinned, "{seconds} s: {seen:?}");
+        let others = seen.wanted - seen.pinned;
+        assert_eq!(seen.elsewhere, others, "{seconds} s: replaced meanwhile: {seen:?}");
+        assert_eq!(seen.after, seen.wanted, "{seconds} s: {seen:?}");
+        assert_eq!(seen.adopted, seen.pinned, "{seconds} s: what nobody replaced: {seen:?}");
+        assert_eq!(seen.started, 0, "{seconds} s: nothing starts anew: {seen:?}");
+    }
+}
+
+#[test]
+fn a_worker_that_was_cut_off_for_a_moment_is_as_before() {
+    let plan =
+        Plan { seed: 5, managers: 3, workers: 3, trouble: 0, healing: 0, weather: Weather::FAIR };
+    let seen = World::new(plan).cut_off(5, 12).unwrap();
+    assert_eq!((seen.adopted, seen.started), (seen.before, 0), "{seen:?}");
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -50,13 +50,56 @@ pub enum Route {
 pub struct Counters {
     pub connections: AtomicU64,
     pub handshakes_refused: AtomicU64,
+    /// For want of room, or a stranger whose time was over.
     pub connections_refused: AtomicU64,
+    /// Ended by an error: malformed frames, no answer to a ping, a broken cable.
+    pub connections_broken: AtomicU64,
+    /// Messages that do not decode, are too large or name no method.
+    pub messages_refused: AtomicU64,
+    /// Requests for a certificate with a token that is not this swarm's.
+    pub tokens_refused: AtomicU64,
     pub calls: AtomicU64,
     pub calls_refused: AtomicU64,
     pub calls_forwarded: AtomicU64,
 }
 
 impl Counters {
+    /// Each counter by its name, what it counts, and its value now.
+    pub fn all(&self) -> [(&'static str, &'static str, u64); 9] {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("connections", "Connections let in", value(&self.connections)),
+            (
+                "handshakes_refused",
+                "Handshakes refused: wrong, expired or slow",
+                value(&self.handshakes_refused),
+            ),
+            (
+                "connections_refused",
+                "Connections refused for want of room or time",
+                value(&self.connections_refused),
+            ),
+            (
+                "connections_broken",
+                "Connections that ended by an error",
+                value(&self.connections_broken),
+            ),
+            (
+                "messages_refused",
+                "Messages that are malformed, too large or of no known method",
+                value(&self.messages_refused),
+            ),
+            (
+                "tokens_refused",
+                "Requests for a certificate without a valid join token",
+                value(&self.tokens_refused),
+            ),
+            ("calls", "Calls let in", value(&self.calls)),
+            ("calls_refused", "Calls by somebody who may not", value(&self.calls_refused)),
+            ("calls_forwarded", "Calls forwarded to the leader", value(&self.calls_forwarded)),
+        ]
+    }
+
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -68,17 +111,26 @@ pub struct Gate {
     own_address: String,
     blacklist: RwLock<BTreeSet<String>>,
     route: RwLock<Route>,
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Gate {
     pub fn new(cluster_id: impl Into<String>, own_address: impl Into<String>) -> Self {
+        Self::counting(cluster_id, own_address, Arc::default())
+    }
+
+    /// Goes on with counters that are older than this gate: a manager may begin anew.
+    pub fn counting(
+        cluster_id: impl Into<String>,
+        own_address: impl Into<String>,
+        counters: Arc<Counters>,
+    ) -> Self {
         Self {
             cluster_id: cluster_id.into(),
             own_address: own_address.into(),
             blacklist: RwLock::default(),
             route: RwLock::default(),
-            counters: Counters::default(),
+            counters,
         }
     }
 

@@ -246,12 +246,12 @@ impl grpc::node_ca_server::NodeCa for Front {
         request: Request<pb::IssueNodeCertificateRequest>,
     ) -> Result<Response<pb::IssueNodeCertificateResponse>, Status> {
         let method = method!("NodeCA/IssueNodeCertificate", Nothing, Leader);
-        self.unary(method, request, |peer, request, reply| Call::IssueCertificate {
-            peer,
-            request,
-            reply,
-        })
-        .await
+        let make = |peer, request, reply| Call::IssueCertificate { peer, request, reply };
+        let issued = self.unary(method, request, make).await;
+        if issued.as_ref().is_err_and(|status| status.code() == Code::InvalidArgument) {
+            Counters::count(&self.gate.counters.tokens_refused);
+        }
+        issued
     }
 
     async fn node_certificate_status(

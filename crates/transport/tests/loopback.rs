@@ -8,10 +8,12 @@ use ca::{Key, Root};
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use transport::client::Manager;
-use transport::{Call, Code, Gate, Identity, Keys, Route};
+use transport::server::Limits;
+use transport::{Call, Code, Gate, Identity, Keys, Route, Status};
 use wire::swarmkit as pb;
 
 const CLUSTER: &str = "cluster0";
@@ -47,6 +49,7 @@ struct Port {
     address: String,
     gate: Arc<Gate>,
     root: Root,
+    token: String,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -59,6 +62,10 @@ impl Drop for Port {
 impl Port {
     /// A manager that answers health checks, roots and log streams, and signs whatever it is asked to.
     async fn open() -> Self {
+        Self::within(Limits::default()).await
+    }
+
+    async fn within(limits: Limits) -> Self {
         let root = root();
         let keys = Keys::new(member(&root, "m1", pb::NodeRole::Manager, CLUSTER, now())).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -66,9 +73,11 @@ impl Port {
         let gate = Arc::new(Gate::new(CLUSTER, address.clone()));
         gate.set_route(Route::Local);
         let (calls, queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
-        let server = tokio::spawn(transport::server::serve(listener, keys, gate.clone(), calls));
-        tokio::spawn(answer(queue, root.clone()));
-        Self { address, gate, root, server }
+        let server =
+            tokio::spawn(transport::server::serve(listener, keys, gate.clone(), calls, limits));
+        let token = ca::join_token(&root.roots, &mut dice());
+        tokio::spawn(answer(queue, root.clone(), token.clone()));
+        Self { address, gate, root, token, server }
     }
 
     fn client(&self, identity: Identity) -> Manager {
@@ -92,7 +101,7 @@ impl Port {
     }
 }
 
-async fn answer(mut queue: mpsc::Receiver<Call>, root: Root) {
+async fn answer(mut queue: mpsc::Receiver<Call>, root: Root, token: String) {
     let mut csr = Vec::new();
     while let Some(call) = queue.recv().await {
         match call {
@@ -104,6 +113,9 @@ async fn answer(mut queue: mpsc::Receiver<Call>, root: Root) {
             Call::RootCertificate { reply } => {
                 let _ = reply
                     .send(Ok(pb::GetRootCaCertificateResponse { certificate: root.roots.clone() }));
+            }
+            Call::IssueCertificate { request, reply, .. } if request.token != token => {
+                let _ = reply.send(Err(Status::new(Code::InvalidArgument, "no such token")));
             }
             Call::IssueCertificate { request, reply, .. } => {
                 csr = request.csr;
@@ -166,6 +178,18 @@ async fn foreign_and_expired_certificates_are_refused_and_counted() {
     // Signed by the same root, but for another swarm.
     let foreign = member(&port.root, "m1", pb::NodeRole::Manager, "cluster1", now());
     assert_eq!(port.health(foreign).await, Err(Code::PermissionDenied));
+    assert_eq!(port.gate.counters.calls_refused.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_and_counted_on_a_connection_that_is_open() {
+    let port = Port::open().await;
+    let client = port.client(port.worker());
+    client.dispatcher().heartbeat(pb::HeartbeatRequest::default()).await.unwrap();
+    port.gate.set_blacklist(["w1".to_owned()]);
+    let refused = client.dispatcher().heartbeat(pb::HeartbeatRequest::default()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(port.gate.counters.calls_refused.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -183,6 +207,7 @@ async fn a_message_beyond_the_limit_is_refused() {
     let request = pb::HeartbeatRequest { session_id: "x".repeat(transport::MESSAGE_BYTES_MAX + 1) };
     let status = client.dispatcher().heartbeat(request).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
+    assert_eq!(port.gate.counters.messages_refused.load(Ordering::Relaxed), 1);
     // The connection is as good as before.
     client.dispatcher().heartbeat(pb::HeartbeatRequest::default()).await.unwrap();
 }
@@ -190,11 +215,11 @@ async fn a_message_beyond_the_limit_is_refused() {
 #[tokio::test]
 async fn a_node_joins_by_its_token_alone() {
     let port = Port::open().await;
-    let token = ca::join_token(&port.root.roots, &mut dice());
     let addresses = [port.address.clone()];
-    let identity = transport::join::join(&addresses, &token, transport::join::Wishes::default())
-        .await
-        .unwrap();
+    let identity =
+        transport::join::join(&addresses, &port.token, transport::join::Wishes::default())
+            .await
+            .unwrap();
     assert_eq!(
         (identity.subject.node_id.as_str(), identity.subject.role),
         ("w9", pb::NodeRole::Worker)
@@ -220,4 +245,208 @@ async fn keys_are_replaced_while_serving() {
     assert_eq!(health(keys.clone(), port.address.clone()).await, Err(Code::PermissionDenied));
     keys.replace(member(&port.root, "w1", pb::NodeRole::Manager, CLUSTER, now())).unwrap();
     assert_eq!(health(keys, port.address.clone()).await, Ok(()));
+}
+
+/// A TCP connection whose other side may do with it what it likes.
+async fn raw(port: &Port) -> tokio::net::TcpStream {
+    tokio::net::TcpStream::connect(&port.address).await.unwrap()
+}
+
+/// TLS without a certificate, as a node that wants to join, and nothing above it yet.
+async fn stranger(port: &Port) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    let mut pem = &port.root.roots[..];
+    let certificates = rustls_pemfile::certs(&mut pem).map(Result::unwrap);
+    roots.add_parsable_certificates(certificates);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = rustls::pki_types::ServerName::try_from("swarm-ca").unwrap();
+    connector.connect(name, raw(port).await).await.unwrap()
+}
+
+/// Until the server has closed the connection; what it says meanwhile does not matter.
+async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let mut bytes = [0; 1024];
+    let reading = async { while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {} };
+    tokio::time::timeout(SOON, reading).await.expect("the server keeps the connection");
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+const SOON: Duration = Duration::from_secs(30);
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+fn value(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn what_is_no_tls_is_refused_and_counted() {
+    let port = Port::open().await;
+    let mut stream = raw(&port).await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    closed(&mut stream).await;
+    assert_eq!(value(&port.gate.counters.handshakes_refused), 1);
+}
+
+#[tokio::test]
+async fn a_handshake_that_comes_drop_by_drop_ends_in_its_time() {
+    let limits = Limits { handshake_time: Duration::from_millis(200), ..Limits::default() };
+    let port = Port::within(limits).await;
+    let (mut read, mut write) = raw(&port).await.into_split();
+    let dripping = tokio::spawn(async move {
+        // The head of a handshake record of 512 bytes, and then one byte at a time.
+        let mut sent = write.write_all(&[22, 3, 1, 2, 0]).await;
+        while sent.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sent = write.write_all(&[1]).await;
+        }
+    });
+    closed(&mut read).await;
+    dripping.abort();
+    assert_eq!(value(&port.gate.counters.handshakes_refused), 1);
+}
+
+#[tokio::test]
+async fn handshakes_beyond_the_limit_are_refused_while_members_stay() {
+    let limits = Limits { handshakes: 2, ..Limits::default() };
+    let port = Port::within(limits).await;
+    let member = port.client(port.worker());
+    member.dispatcher().heartbeat(pb::HeartbeatRequest::default()).await.unwrap();
+    // They connect and say nothing.
+    let _silent = [raw(&port).await, raw(&port).await];
+    let mut third = raw(&port).await;
+    closed(&mut third).await;
+    assert!(value(&port.gate.counters.handshakes_refused) >= 1);
+    member.dispatcher().heartbeat(pb::HeartbeatRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_refused_and_counted() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let port = Port::within(limits).await;
+    let _held = [stranger(&port).await, stranger(&port).await];
+    let mut third = raw(&port).await;
+    closed(&mut third).await;
+    assert_eq!(value(&port.gate.counters.connections_refused), 1);
+}
+
+#[tokio::test]
+async fn strangers_beyond_the_limit_are_refused_and_members_are_not() {
+    let limits = Limits { strangers: 1, ..Limits::default() };
+    let port = Port::within(limits).await;
+    let _first = stranger(&port).await;
+    until("the first is in", || value(&port.gate.counters.connections) == 1).await;
+    let mut second = stranger(&port).await;
+    closed(&mut second).await;
+    assert_eq!(value(&port.gate.counters.connections_refused), 1);
+    assert_eq!(port.heartbeat(port.worker()).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_stranger_that_does_not_join_has_to_go() {
+    let limits = Limits { stranger_time: Duration::from_millis(200), ..Limits::default() };
+    let port = Port::within(limits).await;
+    let mut lingering = stranger(&port).await;
+    lingering.write_all(PREFACE).await.unwrap();
+    closed(&mut lingering).await;
+    assert_eq!(value(&port.gate.counters.connections_refused), 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_answers_no_ping_is_gone() {
+    let limits = Limits { keepalive: Duration::from_millis(100), ..Limits::default() };
+    let port = Port::within(limits).await;
+    let mut silent = stranger(&port).await;
+    // The preface, empty settings, and a request whose headers never end.
+    silent.write_all(PREFACE).await.unwrap();
+    silent.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    silent.write_all(&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]).await.unwrap();
+    closed(&mut silent).await;
+    until("it is counted", || value(&port.gate.counters.connections_broken) == 1).await;
+}
+
+#[tokio::test]
+async fn malformed_and_oversized_frames_end_the_connection_and_are_counted() {
+    let port = Port::open().await;
+    let frames: [&[u8]; 4] = [
+        b"this is not the preface of HTTP/2, it is something else altogether",
+        // A frame of 16 MiB, where 16 KiB are allowed.
+        &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1],
+        // Settings of five bytes: they come in sixes.
+        &[0, 0, 5, 4, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5],
+        // Data for a stream that was never opened.
+        &[0, 0, 1, 0, 0, 0, 0, 0, 7, 9],
+    ];
+    for (number, frame) in frames.into_iter().enumerate() {
+        let mut stream = stranger(&port).await;
+        if number > 0 {
+            stream.write_all(PREFACE).await.unwrap();
+            stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        }
+        stream.write_all(frame).await.unwrap();
+        closed(&mut stream).await;
+        let counted = number as u64 + 1;
+        until("it is counted", || value(&port.gate.counters.connections_broken) == counted).await;
+    }
+    assert_eq!(port.heartbeat(port.worker()).await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_message_that_does_not_decode_is_refused_and_counted() {
+    let port = Port::open().await;
+    // A session's first field is a message; as a number it is none.
+    let client = port.client(port.worker());
+    let mut grpc = tonic::client::Grpc::new(client.channel());
+    grpc.ready().await.unwrap();
+    let path = "/docker.swarmkit.v1.Dispatcher/Heartbeat".parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<Garbage, pb::HeartbeatResponse>::default();
+    let garbage = Garbage { session_id: 7 };
+    let refused = grpc.unary(tonic::Request::new(garbage), path, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Internal, "{refused}");
+    assert_eq!(value(&port.gate.counters.messages_refused), 1);
+    assert_eq!(port.heartbeat(port.worker()).await, Ok(()));
+}
+
+/// A heartbeat whose session is a number where a text should be.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Garbage {
+    #[prost(uint64, tag = "1")]
+    session_id: u64,
+}
+
+#[tokio::test]
+async fn a_token_with_another_secret_is_refused_and_counted() {
+    let port = Port::open().await;
+    let token = ca::join_token(&port.root.roots, &mut ChaCha8Rng::seed_from_u64(11));
+    assert_ne!(token, port.token);
+    let wishes = transport::join::Wishes::default();
+    let refused = transport::join::join(std::slice::from_ref(&port.address), &token, wishes).await;
+    assert!(refused.is_err());
+    assert!(value(&port.gate.counters.tokens_refused) >= 1);
+}
+
+#[tokio::test]
+async fn a_token_that_is_none_is_refused_before_anything_is_sent() {
+    let port = Port::open().await;
+    let addresses = [port.address.clone()];
+    for token in ["", "SWMTKN", "SWMTKN-1-x-y", "SWMTKN-3-0-0-0", "x"] {
+        let wishes = transport::join::Wishes::default();
+        let refused = transport::join::join(&addresses, token, wishes).await;
+        assert!(refused.is_err(), "{token:?}");
+    }
+    assert_eq!(value(&port.gate.counters.connections), 0);
 }

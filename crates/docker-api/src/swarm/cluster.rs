@@ -229,6 +229,10 @@ pub fn write_spec(spec: &pb::ClusterSpec) -> Value {
         .into()
 }
 
+/// What holds where `swarm init` said nothing.
+const DEFAULT_POOL: &str = "10.0.0.0/8";
+const DEFAULT_MASK: u32 = 24;
+
 /// `ClusterInfo`: the part of `GET /swarm` that `GET /info` shows too.
 pub fn info(cluster: &pb::Cluster) -> Out {
     let version = cluster
@@ -238,8 +242,8 @@ pub fn info(cluster: &pb::Cluster) -> Out {
         .map_or(0, |version| version.index);
     let meta = cluster.meta.unwrap_or_default();
     let root = cluster.root_ca.clone().unwrap_or_default();
-    let pools = match cluster.default_address_pool.as_slice() {
-        [] => Value::Null,
+    let pools: Value = match cluster.default_address_pool.as_slice() {
+        [] => json!([DEFAULT_POOL]),
         pools => pools.to_vec().into(),
     };
     Out::new()
@@ -251,7 +255,10 @@ pub fn info(cluster: &pb::Cluster) -> Out {
         .put("TLSInfo", tls_info(&trust(&root)))
         .put("RootRotationInProgress", root.root_rotation.is_some())
         .put("DefaultAddrPool", pools)
-        .put("SubnetSize", cluster.subnet_size)
+        .put(
+            "SubnetSize",
+            if cluster.subnet_size == 0 { DEFAULT_MASK } else { cluster.subnet_size },
+        )
         .put("DataPathPort", cluster.vxlanudp_port)
 }
 

@@ -107,8 +107,8 @@ fn refuse_jobs(spec: &pb::ServiceSpec) -> Result<(), Fault> {
 
 /// Networks are stored by id; users name them as they like.
 async fn resolve_networks(cluster: &Cluster, spec: &mut pb::ServiceSpec) -> Result<(), Fault> {
-    let Some(task) = &mut spec.task else { return Ok(()) };
-    for network in &mut task.networks {
+    let of_task = spec.task.iter_mut().flat_map(|task| &mut task.networks);
+    for network in of_task.chain(&mut spec.networks) {
         network.target = find::network(cluster, &network.target).await?.id;
     }
     Ok(())

@@ -34,22 +34,18 @@ const RESOLUTION_MODES: &[(&str, ResolutionMode)] =
 
 pub fn read(body: &Value) -> Result<pb::ServiceSpec, Fault> {
     let spec = Obj::root(body)?;
-    let mut task = match spec.obj("TaskTemplate")? {
+    let task = match spec.obj("TaskTemplate")? {
         Some(task) => read_task(task)?,
         None => pb::TaskSpec::default(),
     };
-    let networks = read_networks(&spec)?;
-    // The old place for networks: read, and moved to the one that is acted upon.
-    if task.networks.is_empty() {
-        task.networks = networks;
-    }
     let read = pb::ServiceSpec {
         annotations: Some(read_annotations(&spec)?),
         task: Some(task),
         mode: Some(read_mode(spec.obj("Mode")?)?),
         update: spec.obj("UpdateConfig")?.map(read_update).transpose()?,
         rollback: spec.obj("RollbackConfig")?.map(read_update).transpose()?,
-        networks: Vec::new(),
+        // The old place for networks: acted upon while the task names none, and shown as it came.
+        networks: read_networks(&spec)?,
         endpoint: spec.obj("EndpointSpec")?.map(read_endpoint).transpose()?,
     };
     spec.done()?;

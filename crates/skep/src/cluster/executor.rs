@@ -18,6 +18,10 @@ use super::{description, task_spec};
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
 /// SwarmKit's default of `--stop-grace-period`.
 const STOP_SECONDS: i64 = 10;
+/// A container that cannot be removed is tried again, each time after twice the pause; what stays
+/// even so goes when the daemon starts anew.
+const REMOVE_ATTEMPTS: u32 = 6;
+const REMOVE_PAUSE: Duration = Duration::from_millis(250);
 /// The overlay that a task needs is applied within this time, or the start says what went wrong.
 const OVERLAYS_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -36,6 +40,8 @@ struct Inner {
     containers: Mutex<BTreeMap<String, String>>,
     /// Tasks that were told to stop: a start that is still under way comes to nothing.
     stopping: Mutex<BTreeSet<String>>,
+    /// Held while a task's container is started: nobody stops or removes what is half started.
+    starting: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Executor {
@@ -55,12 +61,14 @@ impl Executor {
                 view,
                 containers,
                 stopping: Mutex::default(),
+                starting: Mutex::default(),
             }),
         }
     }
 
     /// After a restart: containers that still run are watched again, dead ones are told.
     pub async fn adopt(&self, records: &[Record]) {
+        self.sweep(records);
         for record in records {
             let task = record.task.id.clone();
             let state = record.status.state();
@@ -85,6 +93,24 @@ impl Executor {
                 Some(_) => self.watch(task),
             }
         }
+    }
+
+    /// Containers of tasks of which nothing is known any more: they could not be removed in time.
+    fn sweep(&self, records: &[Record]) {
+        let known: BTreeSet<&String> = records.iter().map(|record| &record.task.id).collect();
+        let all = locked(&self.inner.containers).clone();
+        for task in all.into_keys().filter(|task| !known.contains(task)) {
+            let executor = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = executor.erase(&task).await {
+                    tracing::warn!(task, error = error.message, "left behind");
+                }
+            });
+        }
+    }
+
+    fn start_lock(&self, task: &str) -> Arc<tokio::sync::Mutex<()>> {
+        locked(&self.inner.starting).entry(task.to_owned()).or_default().clone()
     }
 
     /// Whether a running container that no service made holds this task's place on a network.
@@ -202,6 +228,8 @@ impl Executor {
         )
         .await;
         let id = self.container(task).ok_or_else(|| failed("the task's container is gone"))?;
+        let lock = self.start_lock(task);
+        let starting = lock.lock().await;
         if self.is_stopping(task) {
             return Err(failed("the task was stopped before it started"));
         }
@@ -212,6 +240,7 @@ impl Executor {
                 return Err(failed(format!("starting container failed: {}", error.message)));
             }
         }
+        drop(starting);
         if self.is_stopping(task) {
             self.stop(task).await?;
             return Err(failed("the task was stopped while it started"));
@@ -321,6 +350,8 @@ impl Executor {
 
     async fn stop(&self, task: &str) -> Result<Container, StageError> {
         let Some(id) = self.container(task) else { return Ok(Container::default()) };
+        let lock = self.start_lock(task);
+        let _not_starting = lock.lock().await;
         let grace = locked(&self.inner.view.works)
             .get(task)
             .and_then(grace_seconds)
@@ -338,17 +369,31 @@ impl Executor {
 
     async fn erase(&self, task: &str) -> Result<Container, StageError> {
         let Some(id) = self.container(task) else {
-            locked(&self.inner.stopping).remove(task);
+            self.forget(task);
             return Ok(Container::default());
         };
-        match self.inner.engine.remove(&id, RemoveOptions { force: true, volumes: true }).await {
-            Ok(()) => {}
-            Err(error) if error.kind == engine::Kind::NotFound => {}
-            Err(error) => return Err(failed(error.message)),
+        let lock = self.start_lock(task);
+        let _not_starting = lock.lock().await;
+        let mut pause = REMOVE_PAUSE;
+        for attempt in 1.. {
+            let options = RemoveOptions { force: true, volumes: true };
+            match self.inner.engine.remove(&id, options).await {
+                Ok(()) => break,
+                Err(error) if error.kind == engine::Kind::NotFound => break,
+                Err(error) if attempt == REMOVE_ATTEMPTS => return Err(failed(error.message)),
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause *= 2;
         }
+        self.forget(task);
+        Ok(Container { container_id: id, ..Default::default() })
+    }
+
+    /// Nothing of the task is here any more.
+    fn forget(&self, task: &str) {
         locked(&self.inner.containers).remove(task);
         locked(&self.inner.stopping).remove(task);
-        Ok(Container { container_id: id, ..Default::default() })
+        locked(&self.inner.starting).remove(task);
     }
 
     /// The lines of all tasks here that a subscription means.

@@ -30,6 +30,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use tokio::sync::{Mutex, broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use transport::gate::Counters;
 use wire::control::{Request, Response};
 use wire::swarmkit as pb;
 
@@ -62,6 +63,8 @@ pub struct Cluster {
     pub(crate) folder: Folder,
     pub(crate) clock: Clock,
     pub(crate) events: broadcast::Sender<ClusterEvent>,
+    /// What the manager's port let in and refused, in all lives of the manager.
+    pub(crate) counters: Arc<Counters>,
     state: RwLock<State>,
     /// What seals a manager's keys on disk, when autolock is on.
     unlock_key: RwLock<Option<Vec<u8>>>,
@@ -71,12 +74,13 @@ pub struct Cluster {
 
 impl Cluster {
     /// Resumes what the disk says this node is.
-    pub async fn open(engine: Arc<Engine>) -> Arc<Self> {
+    pub async fn open(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<Self> {
         let cluster = Arc::new(Self {
             folder: Folder::below(&engine.config.data_root),
             engine,
             clock: Clock::start(),
             events: broadcast::channel(docker_api::swarm::api::EVENTS_BUFFERED_MAX).0,
+            counters,
             state: RwLock::default(),
             unlock_key: RwLock::default(),
             changing: Mutex::new(()),
@@ -296,8 +300,8 @@ pub(crate) fn refused(status: transport::Status) -> ControlError {
 }
 
 /// Resumes this node's membership, if it has one; what the daemon hands to the Engine API.
-pub async fn start(engine: Arc<Engine>) -> Arc<dyn ClusterApi> {
-    let cluster = Cluster::open(engine.clone()).await;
+pub async fn start(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<dyn ClusterApi> {
+    let cluster = Cluster::open(engine.clone(), counters).await;
     engine.set_swarm(Arc::new(attach::Attacher(Arc::downgrade(&cluster)))).await;
     Arc::new(Api(cluster))
 }

@@ -163,14 +163,18 @@ impl Node {
     pub async fn start_manager(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
         let subject = self.keys.identity().subject;
         let listener = listen(&self.saved.listen_addr).await?;
-        let gate =
-            Arc::new(Gate::new(subject.cluster_id.clone(), self.saved.advertise_addr.clone()));
+        let gate = Arc::new(Gate::counting(
+            subject.cluster_id.clone(),
+            self.saved.advertise_addr.clone(),
+            cluster.counters.clone(),
+        ));
         let (calls, mut call_queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
         let server: JoinHandle<()> = tokio::spawn(transport::server::serve(
             listener,
             self.keys.clone(),
             gate.clone(),
             calls,
+            transport::server::Limits::default(),
         ));
         let server = server.abort_handle();
         let begun = self.begin(cluster, begin, &mut call_queue).await;

@@ -12,15 +12,18 @@ use engine::containers::Phase;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use transport::gate::Counters;
 
 /// Serves `/metrics` until the process ends.
-pub async fn serve(address: &str, engine: Arc<Engine>) -> Result<()> {
+pub async fn serve(address: &str, engine: Arc<Engine>, counters: Arc<Counters>) -> Result<()> {
     let address: SocketAddr = address.parse().context("not ADDRESS:PORT")?;
     let listener = tokio::net::TcpListener::bind(address).await?;
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Containers(engine)));
+    registry.register_collector(Box::new(ManagerPort(counters)));
     let routes = Router::new().route("/metrics", get(page)).with_state(Arc::new(registry));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
@@ -63,6 +66,22 @@ impl Collector for Containers {
                 gauge.metric_type(),
             )?;
             gauge.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the manager's port let in and refused.
+#[derive(Debug)]
+struct ManagerPort(Arc<Counters>);
+
+impl Collector for ManagerPort {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        for (name, help, value) in self.0.all() {
+            let counter = ConstCounter::new(value);
+            let name = format!("skep_manager_port_{name}");
+            let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod metrics;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -70,9 +71,10 @@ async fn run(settings: Settings) -> Result<()> {
     let _pidfile = pidfile::Pidfile::write(&settings.pidfile)?;
     let listeners = listen::bind(&settings).await?;
     let engine = engine::Engine::open(settings.engine.clone()).await?;
-    let cluster = crate::cluster::start(engine.clone()).await;
+    let counters = Arc::<transport::gate::Counters>::default();
+    let cluster = crate::cluster::start(engine.clone(), counters.clone()).await;
     if let Some(address) = &settings.metrics_addr {
-        metrics::serve(address, engine.clone())
+        metrics::serve(address, engine.clone(), counters)
             .await
             .with_context(|| format!("--metrics-addr {address}"))?;
     }
