@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use lab::command::run as run_command;
 use lab::host::wait_until;
 use lab::{Engine, Host, Lab, Plan};
+use serde_json::Value;
 
 use crate::figures::{Report, seconds};
 
@@ -48,15 +49,10 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     }
     let [a, b] = rtt;
     report.add("overlay round trip", "us", a, Ok(b));
-    let (vip, direct) = connections(&ours.lab)?;
-    report.add("100 requests through the virtual address", "s", vip, Err(NO_IPVS.into()));
-    report.add(
-        "100 requests to a task's own address",
-        "s",
-        direct,
-        Err("measured beside it".into()),
-    );
-    Ok(())
+    names(&ours, &theirs, report)?;
+    balanced(&ours.lab, report)?;
+    propagation(&ours, &theirs, report)?;
+    names_while_dead(&ours, report)
 }
 
 fn pair(engine: Engine, skep: &Path) -> Result<Pair> {
@@ -126,26 +122,141 @@ fn round_trip(pair: &Pair) -> Result<f64> {
     Ok(average.parse::<f64>()? * 1000.0)
 }
 
-fn connections(lab: &Lab) -> Result<(Vec<f64>, Vec<f64>)> {
-    let host = lab.host(1);
-    host.dk("service create -q --no-resolve-image --name http --network web --replicas 2 httpd")?;
-    let task = host.dk("exec c1 nslookup -type=a tasks.http")?;
-    let address = task
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("Address: "))
-        .context("no task")?
-        .to_owned();
-    let ask = |name: &str| {
-        let script = format!(
-            "i=0; while [ $i -lt 100 ]; do wget -qO- http://{name}/ >/dev/null || exit 1; i=$((i+1)); done"
-        );
-        seconds(|| host.docker(&["exec", "c1", "sh", "-c", &script]))
+/// What a client of the `load` program counted: it runs on the host, or in a container's network.
+fn load(host: &Host, container: Option<&str>, words: &str) -> Result<Value> {
+    let place = match container {
+        Some(name) => inside_container(host, name)?,
+        None => format!("nsenter -t {} -n", host.init_pid()),
     };
-    let mut samples = (Vec::new(), Vec::new());
+    let program = lab::plan::binaries()?.join("load").display().to_string();
+    let mut command = lab::command::words(&format!("{place} {program} {words}"));
+    // A client ends when its standard input does: this one is held open until it has ended.
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let input = client.stdin.take();
+    let output = client.wait_with_output()?;
+    drop(input);
+    let said = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&said).with_context(|| format!("load {words}: {said:?}"))
+}
+
+fn number(report: &Value, name: &str) -> Result<f64> {
+    report[name].as_f64().with_context(|| format!("no {name} in {report}"))
+}
+
+/// Questions for a container's own name to 127.0.0.11, 32 at a time.
+fn names(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
+    let what = [
+        ("rate", "names answered", "1/s"),
+        ("p50", "a name, p50", "us"),
+        ("p99", "a name, p99", "us"),
+    ];
+    let mut samples = [[(); 2]; 3].map(|two| two.map(|()| Vec::new()));
     for _ in 0..ROUNDS {
-        samples.0.push(ask("http")?);
-        samples.1.push(ask(&address)?);
+        for (turn, pair) in [ours, theirs].into_iter().enumerate() {
+            let said = load(pair.lab.host(1), Some("c1"), "names 2 0 c1 c2")?;
+            for ((name, _, _), lists) in what.iter().zip(&mut samples) {
+                lists[turn].push(number(&said, name)?);
+            }
+        }
     }
-    Ok(samples)
+    for ((_, text, unit), [a, b]) in what.into_iter().zip(samples) {
+        report.add(text, unit, a, Ok(b));
+    }
+    Ok(())
+}
+
+/// New connections through the virtual address and the mesh, beside the task's own address.
+fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
+    let host = lab.host(1);
+    lab.import_program("load", r#"CMD ["load","serve","80"]"#)?;
+    host.dk("service create -q --no-resolve-image --name http --network web --replicas 1 -p 8080:80 --constraint node.role==worker load")?;
+    let task = host.dk("exec c1 nslookup -type=a tasks.http")?;
+    let vip = host.dk("exec c1 nslookup -type=a http")?;
+    let last = |said: &str| {
+        let address = said.lines().rev().find_map(|line| line.strip_prefix("Address: "));
+        address.map(str::to_owned).context("no address")
+    };
+    let ways = [
+        ("new connections to a task's own address", Some("c1"), format!("{}:80", last(&task)?)),
+        ("new connections through the virtual address", Some("c1"), format!("{}:80", last(&vip)?)),
+        (
+            "new connections through the mesh, by the task's host",
+            None,
+            format!("{}:8080", lab.host(2).address),
+        ),
+        (
+            "new connections through the mesh, by the other host",
+            None,
+            format!("{}:8080", host.address),
+        ),
+    ];
+    wait_until(Duration::from_secs(20), || {
+        Ok(host.sh(&format!("curl -sf --max-time 2 http://{}", ways[3].2)).is_ok())
+    })?;
+    let mut samples = ways.each_ref().map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for ((_, from, to), list) in ways.iter().zip(&mut samples) {
+            let from = if from.is_some() { (host, *from) } else { (host, None) };
+            let said = load(from.0, from.1, &format!("requests close 0 2 {to}"))?;
+            list.push(number(&said, "rate")?);
+        }
+    }
+    for ((what, _, _), list) in ways.into_iter().zip(samples) {
+        report.add(what, "1/s", list, Err(NO_IPVS.into()));
+    }
+    host.dk("service rm http").map(drop)
+}
+
+/// From `service scale +1` to an answered ping of the new task, from a container of the other host.
+fn propagation(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
+    let mut samples = [Vec::new(), Vec::new()];
+    for pair in [ours, theirs] {
+        pair.lab.host(1).dk("service create -q --no-resolve-image --name grow --network web --endpoint-mode dnsrr --replicas 1 --constraint node.role==worker httpd")?;
+    }
+    for round in 0..ROUNDS {
+        for (pair, list) in [ours, theirs].into_iter().zip(&mut samples) {
+            list.push(seconds(|| scaled_until_answered(pair, round + 2))?);
+        }
+    }
+    for pair in [ours, theirs] {
+        pair.lab.host(1).dk("service rm grow")?;
+    }
+    let [a, b] = samples;
+    report.add("scale +1 until the new task answers from the other host", "s", a, Ok(b));
+    Ok(())
+}
+
+fn scaled_until_answered(pair: &Pair, count: usize) -> Result<()> {
+    let host = pair.lab.host(1);
+    host.dk(&format!("service scale -d grow={count}"))?;
+    let script = format!(
+        "for i in $(seq 2000); do set -- $(nslookup -type=a tasks.grow | sed -n 's/^Address: //p'); [ $# -ge {count} ] && for a; do ping -qc1 -W1 $a >/dev/null || continue 2; done && exit 0; done; exit 1"
+    );
+    host.docker(&["exec", "c1", "sh", "-c", &script]).map(drop)
+}
+
+/// The part of the questions that is answered while the daemon is dead. The Docker Engine answers none.
+fn names_while_dead(ours: &Pair, report: &mut Report) -> Result<()> {
+    let host = ours.lab.host(1);
+    // Asked before the daemon dies: where the container is.
+    let place = inside_container(host, "c1")?;
+    host.kill()?;
+    let program = lab::plan::binaries()?.join("load").display().to_string();
+    let mut client = lab::command::words(&format!("{place} {program} names 3 500 c1 c2"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let input = client.stdin.take();
+    let said: Value = serde_json::from_slice(&client.wait_with_output()?.stdout)?;
+    drop(input);
+    host.start()?;
+    let (answered, failed) = (number(&said, "answered")?, number(&said, "failed")?);
+    let part = vec![100.0 * answered / (answered + failed)];
+    report.add(
+        "names answered while the daemon is dead",
+        "%",
+        part,
+        Err("its resolver is the daemon".into()),
+    );
+    Ok(())
 }

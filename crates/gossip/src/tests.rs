@@ -13,6 +13,8 @@ use wire::networkdb as pb;
 use crate::database::envelope;
 use crate::*;
 
+mod answers;
+
 const TABLE: &str = ENDPOINT_TABLE;
 
 fn key(lamport: u64) -> Key {
