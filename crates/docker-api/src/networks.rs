@@ -230,17 +230,16 @@ async fn inspect(
     parameters: Parameters,
 ) -> Result<Response, Response> {
     let scope = parameters.text("scope").unwrap_or_default().to_owned();
-    let local = match scope.as_str() {
-        "swarm" => None,
-        _ => state.engine.network.find(&id).ok(),
-    };
+    let in_scope = |wanted: &str| scope.is_empty() || scope == wanted;
     // A name of both scopes means the local network, as in Docker.
-    if let Some(network) = local {
+    if in_scope("local")
+        && let Ok(network) = state.engine.network.find(&id)
+    {
         let mut value = show(&network);
         value["Containers"] = Value::Object(containers(&state, &network));
         return Ok(Json(value).into_response());
     }
-    if scope != "local" {
+    if in_scope("swarm") {
         let verbose = parameters.flag("verbose");
         let found = swarm::networks::inspect(&state.cluster, &id, verbose).await;
         if let Some(network) = found.map_err(IntoResponse::into_response)? {

@@ -147,7 +147,7 @@ pub async fn inspect(cluster: &Cluster, name: &str, verbose: bool) -> Result<Opt
                 .values()
                 .filter(|network| !name.is_empty() && network.id.starts_with(name));
             match (matches.next(), matches.next()) {
-                (None, _) => return Ok(None),
+                (None, _) => return predefined(cluster, name).await,
                 (Some(one), None) => one,
                 (Some(_), Some(_)) => {
                     let count = 2 + matches.count();
@@ -159,6 +159,18 @@ pub async fn inspect(cluster: &Cluster, name: &str, verbose: bool) -> Result<Opt
         }
     };
     Ok(Some(show(found, local.get(&found.id), verbose)))
+}
+
+/// The hosts' own networks are not listed with the swarm's, but services name them: `--network host`.
+async fn predefined(cluster: &Cluster, name: &str) -> Result<Option<Value>, Fault> {
+    let all = match cluster.call(pb::ListNetworksRequest::default()).await {
+        Ok(answer) => answer.networks,
+        Err(error) if error.code == ControlCode::NotManager => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let meant = |network: &&pb::Network| network.id == name || name_of(network) == name;
+    let found = all.iter().filter(|network| !is_overlay(network)).find(meant);
+    Ok(found.map(|network| show(network, None, false)))
 }
 
 /// Whether the swarm had such a network and has removed it.
