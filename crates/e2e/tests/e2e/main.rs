@@ -3,6 +3,7 @@
 mod cut;
 mod life;
 mod local;
+mod mixed;
 mod names;
 mod networks;
 mod ports;
