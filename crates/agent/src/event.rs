@@ -253,6 +253,23 @@ pub struct OverlayState {
     pub names: BTreeMap<NetworkId, String>,
     /// The cluster's UDP port of VXLAN; 0 while no manager has told it.
     pub vxlan_port: u16,
+    /// Who has a name on each network, for those who ask.
+    pub listed: BTreeMap<NetworkId, Vec<Listed>>,
+}
+
+/// One that has a name on a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Empty for a container that no service made.
+    pub service: String,
+    pub vips: Vec<IpAddr>,
+    /// Ports of the routing mesh: (target, published).
+    pub ports: Vec<(u16, u16)>,
+    pub task: String,
+    pub endpoint_id: String,
+    pub address: IpAddr,
+    /// The data-path address of its node; none while the node has not told where it is.
+    pub host: Option<IpAddr>,
 }
 
 /// A key that managers hand out. Not `Debug`: keys are never printed.

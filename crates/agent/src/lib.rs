@@ -12,7 +12,8 @@ mod told;
 mod tests;
 
 pub use event::{
-    Config, Container, Effect, Endpoint, Event, Key, OverlayState, Record, Stage, StageError, Work,
+    Config, Container, Effect, Endpoint, Event, Key, Listed, OverlayState, Record, Stage,
+    StageError, Work,
 };
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,9 +16,9 @@ use sha2::{Digest, Sha256};
 use wire::networktable::{self, EndpointRecord, PeerRecord};
 use wire::swarmkit as pb;
 
-use crate::event::{Endpoint, OverlayState};
+use crate::event::{Endpoint, Listed, OverlayState};
 use crate::life::Life;
-use crate::rows::{Rows, plain};
+use crate::rows::{Rows, addresses_of, plain, vips_of};
 
 const MTU_OPTION: &str = "com.docker.network.driver.mtu";
 const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
@@ -48,10 +48,13 @@ pub struct Subject<'a> {
 
 /// An endpoint with a name, of this node or another.
 struct Named {
+    endpoint_id: String,
     record: EndpointRecord,
-    address: IpAddr,
+    /// The first is the one that the Docker Engine knows it by.
+    addresses: Vec<IpAddr>,
     ready: bool,
     engine: NodeEngine,
+    own: bool,
 }
 
 pub fn is_overlay(network: &pb::Network) -> bool {
@@ -94,6 +97,7 @@ pub fn picture(subject: &Subject) -> Picture {
         overlay.lb_address = own;
         overlay.peers = subject.rows.peers(&id, subject.own_name);
         overlay.services = services(subject, &id, &named);
+        picture.state.listed.insert(id.clone(), listed(subject, &overlay, &named));
         if ingress {
             overlay.ingress = Some(mesh(subject, &id, own, &named));
         } else {
@@ -135,19 +139,27 @@ fn bare(network: &pb::Network) -> Overlay {
 fn named(subject: &Subject, id: &NetworkId, network: &pb::Network) -> Vec<Named> {
     let own = subject.lives.values().filter(|life| life.serves()).flat_map(|life| {
         let record = record_of(life, network)?;
-        let address = plain(&record.endpoint_ip)?;
-        Some(Named { record, address, ready: life.is_ready(), engine: NodeEngine::Skep })
+        Some(Named {
+            endpoint_id: endpoint_id(&life.task.id, id),
+            addresses: addresses_of(&record),
+            record,
+            ready: life.is_ready(),
+            engine: NodeEngine::Skep,
+            own: true,
+        })
     });
     let reachable = subject.rows.reachable(id);
     let others = subject.rows.endpoints(id).filter(|(_, row)| row.owner != subject.own_name);
-    let others = others.map(|(_, row)| Named {
+    let others = others.map(|(key, row)| Named {
+        endpoint_id: key.clone(),
         record: row.record.clone(),
-        address: row.address,
+        addresses: addresses_of(&row.record),
         // Nothing is sent where no way is known yet.
         ready: !row.record.service_disabled
             && subject.rows.is_up(&row.owner)
             && reachable.contains(&row.address),
         engine: subject.rows.engine(&row.owner),
+        own: false,
     });
     own.chain(others).collect()
 }
@@ -156,8 +168,9 @@ fn named(subject: &Subject, id: &NetworkId, network: &pb::Network) -> Vec<Named>
 fn record_of(life: &Life, network: &pb::Network) -> Option<EndpointRecord> {
     let task = &life.task;
     let attachment = attachment(task, &network.id)?;
-    let address = attachment.addresses.iter().find_map(|text| plain(text))?;
-    let vip = vip_of(task, &network.id);
+    let mut addresses = attachment.addresses.iter().filter_map(|text| plain(text));
+    let address = addresses.next()?;
+    let mut vips = vips(task, &network.id);
     let service = task.service_annotations.as_ref().map_or("", |named| named.name.as_str());
     let container = life.container.container_id.get(..12).map(str::to_owned);
     let (name, task_aliases) = match &life.attached {
@@ -169,7 +182,9 @@ fn record_of(life: &Life, network: &pb::Network) -> Option<EndpointRecord> {
         name,
         service_name: service.to_owned(),
         service_id: task.service_id.clone(),
-        virtual_ip: vip.map(|vip| vip.to_string()).unwrap_or_default(),
+        virtual_ip: vips.next().map(|vip| vip.to_string()).unwrap_or_default(),
+        further_vips: vips.map(|vip| vip.to_string()).collect(),
+        further_ips: addresses.map(|address| address.to_string()).collect(),
         endpoint_ip: address.to_string(),
         ingress_ports: if ingress { ingress_ports(task) } else { Vec::new() },
         aliases: attachment.aliases.clone(),
@@ -183,9 +198,9 @@ fn attachment<'a>(task: &'a pb::Task, network: &str) -> Option<&'a pb::NetworkAt
     attachments.find(|a| a.network.as_ref().is_some_and(|held| held.id == network))
 }
 
-fn vip_of(task: &pb::Task, network: &str) -> Option<IpAddr> {
-    let mut vips = task.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
-    vips.find(|vip| vip.network_id == network).and_then(|vip| plain(&vip.addr))
+fn vips(task: &pb::Task, network: &str) -> impl Iterator<Item = IpAddr> {
+    let vips = task.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
+    vips.filter(move |vip| vip.network_id == network).filter_map(|vip| plain(&vip.addr))
 }
 
 fn published(task: &pb::Task) -> impl Iterator<Item = &pb::PortConfig> {
@@ -223,7 +238,7 @@ fn services(subject: &Subject, id: &NetworkId, named: &[Named]) -> Vec<Service> 
     let mut services: BTreeMap<(String, IpAddr), (String, BTreeMap<IpAddr, bool>)> =
         BTreeMap::new();
     for life in subject.lives.values().filter(|life| life.is_present()) {
-        if let Some(vip) = vip_of(&life.task, id) {
+        for vip in vips(&life.task, id) {
             let service = life.task.service_annotations.as_ref();
             let name = service.map_or(String::new(), |named| named.name.clone());
             let key = (life.task.service_id.clone(), vip);
@@ -231,12 +246,15 @@ fn services(subject: &Subject, id: &NetworkId, named: &[Named]) -> Vec<Service> 
         }
     }
     for endpoint in named {
-        let Some(vip) = plain(&endpoint.record.virtual_ip) else { continue };
-        let key = (endpoint.record.service_id.clone(), vip);
-        let service = services
-            .entry(key)
-            .or_insert_with(|| (endpoint.record.service_name.clone(), BTreeMap::new()));
-        *service.1.entry(endpoint.address).or_default() |= endpoint.ready;
+        for vip in vips_of(&endpoint.record) {
+            let key = (endpoint.record.service_id.clone(), vip);
+            let service = services
+                .entry(key)
+                .or_insert_with(|| (endpoint.record.service_name.clone(), BTreeMap::new()));
+            for address in endpoint.addresses.iter().filter(|a| a.is_ipv4() == vip.is_ipv4()) {
+                *service.1.entry(*address).or_default() |= endpoint.ready;
+            }
+        }
     }
     let service = |((_, vip), (name, backends)): (_, (String, BTreeMap<IpAddr, bool>))| Service {
         name,
@@ -244,6 +262,32 @@ fn services(subject: &Subject, id: &NetworkId, named: &[Named]) -> Vec<Service> 
         backends: backends.into_iter().map(|(address, ready)| Backend { address, ready }).collect(),
     };
     services.into_iter().map(service).collect()
+}
+
+/// Who has a name, and where he is.
+fn listed(subject: &Subject, overlay: &Overlay, named: &[Named]) -> Vec<Listed> {
+    let one = |endpoint: &Named| {
+        let record = &endpoint.record;
+        let address = *endpoint.addresses.first()?;
+        let host = match endpoint.own {
+            true => Some(subject.data_path),
+            false => overlay.peers.get(&address).map(|peer| peer.vtep),
+        };
+        let port = |port: &networktable::PortConfig| {
+            let target = u16::try_from(port.target_port).ok()?;
+            Some((target, u16::try_from(port.published_port).ok()?))
+        };
+        Some(Listed {
+            service: record.service_name.clone(),
+            vips: vips_of(record),
+            ports: record.ingress_ports.iter().filter_map(port).collect(),
+            task: record.name.clone(),
+            endpoint_id: endpoint.endpoint_id.clone(),
+            address,
+            host,
+        })
+    };
+    named.iter().filter_map(one).collect()
 }
 
 /// Published ports of the whole cluster, and the nodes through which they are reached.
@@ -256,12 +300,10 @@ fn mesh(subject: &Subject, id: &NetworkId, own: Option<Cidr>, named: &[Named]) -
             else {
                 continue;
             };
-            let backend = IngressBackend {
-                address: endpoint.address,
-                ready: endpoint.ready,
-                engine: endpoint.engine,
-            };
-            ports.entry((proto, published)).or_default().insert(endpoint.address, backend);
+            let Some(&address) = endpoint.addresses.first() else { continue };
+            let (ready, engine) = (endpoint.ready, endpoint.engine);
+            let backend = IngressBackend { address, ready, engine };
+            ports.entry((proto, published)).or_default().insert(address, backend);
         }
     }
     let ports = ports.into_iter().map(|((proto, published), backends)| IngressPort {
@@ -297,24 +339,25 @@ fn zone(network: &pb::Network, named: &[Named]) -> dns::Zone {
     let mut zone = dns::Zone::new(name_of(network));
     for endpoint in named {
         let record = &endpoint.record;
-        zone.add(&record.name, endpoint.address);
-        zone.point(endpoint.address, &record.name);
-        for alias in &record.task_aliases {
-            zone.add(alias, endpoint.address);
+        for address in endpoint.addresses.iter().copied() {
+            zone.add(&record.name, address);
+            zone.point(address, &record.name);
+            for alias in &record.task_aliases {
+                zone.add(alias, address);
+            }
         }
         let service = Some(&record.service_name).filter(|name| !name.is_empty());
-        let aliases = record.aliases.iter();
-        if let (Some(vip), Some(service)) = (plain(&record.virtual_ip), service) {
-            zone.point(vip, service);
+        let vips = vips_of(record);
+        if let Some(name) = service {
+            vips.iter().for_each(|vip| zone.point(*vip, name));
         }
-        for name in service.into_iter().chain(aliases) {
-            match plain(&record.virtual_ip) {
-                Some(vip) => zone.add(name, vip),
-                None if endpoint.ready => zone.add(name, endpoint.address),
-                None => {}
-            }
-            if endpoint.ready {
-                zone.add(&format!("tasks.{name}"), endpoint.address);
+        for name in service.into_iter().chain(&record.aliases) {
+            vips.iter().for_each(|vip| zone.add(name, *vip));
+            for address in endpoint.addresses.iter().filter(|_| endpoint.ready).copied() {
+                if vips.is_empty() {
+                    zone.add(name, address);
+                }
+                zone.add(&format!("tasks.{name}"), address);
             }
         }
     }
@@ -329,17 +372,18 @@ fn announce(
     own: Option<Cidr>,
     rows: &mut BTreeMap<RowKey, Vec<u8>>,
 ) {
-    let peer = |cidr: Cidr| {
+    let peer = |cidr: Cidr, mac: Mac| {
         let record = PeerRecord {
             endpoint_ip: cidr.to_string(),
-            endpoint_mac: Mac::for_ip(cidr.addr).to_string(),
+            endpoint_mac: mac.to_string(),
             tunnel_endpoint_ip: subject.data_path.to_string(),
         };
         record.encode_to_vec()
     };
     if let Some(own) = own {
         let key = endpoint_id(subject.own_id, id);
-        rows.insert((id.clone(), OVERLAY_PEER_TABLE, key.clone()), peer(own));
+        let row = peer(own, Mac::for_ip(own.addr));
+        rows.insert((id.clone(), OVERLAY_PEER_TABLE, key.clone()), row);
         if store::tables::is_ingress(network) {
             let record = EndpointRecord {
                 name: INGRESS_ENDPOINT.to_owned(),
@@ -353,10 +397,12 @@ fn announce(
         let Some(attachment) = attachment(&life.task, id) else { continue };
         let key = endpoint_id(&life.task.id, id);
         let addresses = attachment.addresses.iter().filter_map(|text| text.parse::<Cidr>().ok());
+        let mut mac = None;
         for (number, cidr) in addresses.enumerate() {
-            // One row holds one address; further ones get rows of their own.
+            // One row holds one address; further ones get rows of their own. The link is one.
+            let mac = *mac.get_or_insert(Mac::for_ip(cidr.addr));
             let key = if number == 0 { key.clone() } else { endpoint_id(&key, id) };
-            rows.insert((id.clone(), OVERLAY_PEER_TABLE, key), peer(cidr));
+            rows.insert((id.clone(), OVERLAY_PEER_TABLE, key), peer(cidr, mac));
         }
         if let Some(record) = record_of(life, network).filter(|_| life.serves()) {
             rows.insert((id.clone(), ENDPOINT_TABLE, key), record.encode_to_vec());

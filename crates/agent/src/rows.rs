@@ -18,6 +18,18 @@ pub struct Remote {
     pub address: IpAddr,
 }
 
+/// Every address of an endpoint, the first one first.
+pub fn addresses_of(record: &EndpointRecord) -> Vec<IpAddr> {
+    let texts = std::iter::once(&record.endpoint_ip).chain(&record.further_ips);
+    texts.filter_map(|text| plain(text)).collect()
+}
+
+/// Every virtual address of an endpoint's service.
+pub fn vips_of(record: &EndpointRecord) -> Vec<IpAddr> {
+    let texts = std::iter::once(&record.virtual_ip).chain(&record.further_vips);
+    texts.filter_map(|text| plain(text)).collect()
+}
+
 #[derive(Default)]
 pub struct Rows {
     /// By network and endpoint id.

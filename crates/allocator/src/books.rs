@@ -153,11 +153,22 @@ impl Books {
 
     /// One address in each family that the network has; the reason when a family has none left.
     pub fn take(&mut self, network: &str, holder: &Holder) -> Result<Vec<String>, String> {
+        self.take_besides(network, holder, &[])
+    }
+
+    /// The same for the families of which none is in `held`.
+    pub fn take_besides(
+        &mut self,
+        network: &str,
+        holder: &Holder,
+        held: &[IpAddr],
+    ) -> Result<Vec<String>, String> {
         let Some(net) = self.nets.get_mut(network) else {
             return Err("the network has no subnet yet".to_owned());
         };
         let mut given = Vec::new();
-        for v6 in [false, true] {
+        let lacking = |v6: &bool| !held.iter().any(|address| address.is_ipv6() == *v6);
+        for v6 in [false, true].into_iter().filter(lacking) {
             let mut family = net.pools.iter_mut().filter(|pool| pool.subnet.is_v6() == v6);
             let mut asked = false;
             let taken = family.find_map(|pool| {

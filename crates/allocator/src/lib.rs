@@ -21,7 +21,7 @@ use store::{Change, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 use books::Books;
-pub use books::VNI_OPTION;
+pub use books::{VNI_OPTION, vnis_of};
 pub use service::wanted_networks;
 use task::Wait;
 

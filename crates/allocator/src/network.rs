@@ -82,6 +82,10 @@ fn subnets(
         }
     }
     wanted.retain(|config| !config.subnet.is_empty());
+    if ipv6 && wanted.iter().all(is_v4) {
+        let subnet = free_subnet6(books, store)?.to_string();
+        wanted.push(pb::IpamConfig { subnet, ..Default::default() });
+    }
     for config in &mut wanted {
         let text = &config.subnet;
         let subnet = Subnet::parse(text).ok_or_else(|| format!("invalid subnet {text}"))?;
@@ -114,6 +118,21 @@ fn first_free(subnet: &Subnet, config: &pb::IpamConfig) -> Option<String> {
         pool.claim(reserved, Holder::Reserved);
     }
     pool.take(Holder::Gateway).map(|address| address.to_string())
+}
+
+/// A /64 for a network with IPv6 that was given none, below a prefix of the cluster's own (RFC 4193
+/// section 3.2: 40 bits that no other site is likely to have; here they are the cluster id's).
+fn free_subnet6(books: &Books, store: &Store) -> Result<Subnet, String> {
+    // FNV-1a.
+    let id = store.cluster().map(|cluster| cluster.id.clone()).unwrap_or_default();
+    let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let site = id.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+    let (a, b, c) = (site & 0xff, (site >> 8) & 0xffff, (site >> 24) & 0xffff);
+    let site = format!("fd{a:02x}:{b:x}:{c:x}::/48");
+    let used: Vec<Subnet> = books.subnets().map(|(_, subnet)| subnet).collect();
+    Subnet::parse(&site)
+        .and_then(|site| site.split(64).find(|part| !used.iter().any(|used| used.overlaps(part))))
+        .ok_or_else(|| format!("no free /64 subnet left in {site}"))
 }
 
 /// The first part of the cluster's address pools that overlaps no network.

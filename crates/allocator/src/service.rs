@@ -84,22 +84,25 @@ fn virtual_ips(
     let holder = Holder::Service(service.id.clone());
     let mut vips = Vec::new();
     for network in networks {
-        let kept = old.virtual_ips.iter().find(|vip| {
-            let address = address_of(&vip.addr);
-            vip.network_id == network.id
-                && address.is_some_and(|address| books.holds(&network.id, address, &holder))
-        });
-        match kept {
-            Some(kept) => vips.push(kept.clone()),
-            None => {
-                let given = books.take(&network.id, &holder).map_err(|full| {
-                    format!("no virtual address for the service: {}", in_network(network, &full))
-                })?;
-                // SwarmKit keeps one virtual address per network; IPv4 is the one that all nodes serve.
-                let addr = given.into_iter().next().unwrap_or_default();
-                vips.push(pb::endpoint::VirtualIp { network_id: network.id.clone(), addr });
-            }
-        }
+        let mut kept: Vec<pb::endpoint::VirtualIp> = old
+            .virtual_ips
+            .iter()
+            .filter(|vip| vip.network_id == network.id)
+            .filter(|vip| {
+                address_of(&vip.addr)
+                    .is_some_and(|address| books.holds(&network.id, address, &holder))
+            })
+            .cloned()
+            .collect();
+        let held: Vec<_> = kept.iter().filter_map(|vip| address_of(&vip.addr)).collect();
+        let given = books.take_besides(&network.id, &holder, &held).map_err(|full| {
+            format!("no virtual address for the service: {}", in_network(network, &full))
+        })?;
+        let new = |addr| pb::endpoint::VirtualIp { network_id: network.id.clone(), addr };
+        kept.extend(given.into_iter().map(new));
+        // A Docker Engine node takes the first of a network for the only one, and wants IPv4.
+        kept.sort_by_key(|vip| vip.addr.contains(':'));
+        vips.extend(kept);
     }
     Ok(vips)
 }

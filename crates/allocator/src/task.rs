@@ -70,16 +70,19 @@ fn attach(
     if network::is_overlay(network) {
         let holder = Holder::Task(task.id.clone());
         let asked: Vec<_> = wanted.addresses.iter().filter_map(|text| address_of(text)).collect();
-        let given = match asked.is_empty() {
-            true => books.take(&network.id, &holder),
-            false => asked
-                .into_iter()
-                .map(|address| books.take_exactly(&network.id, address, &holder))
-                .collect(),
-        };
+        let exactly: Result<Vec<String>, String> = asked
+            .iter()
+            .map(|address| books.take_exactly(&network.id, *address, &holder))
+            .collect();
+        let given = exactly.and_then(|mut given| {
+            given.extend(books.take_besides(&network.id, &holder, &asked)?);
+            Ok(given)
+        });
         addresses = given.map_err(|full| {
             Wait::Because(format!("no address for the task: {}", in_network(network, &full)))
         })?;
+        // IPv4 first: it is the one that all nodes know an endpoint by.
+        addresses.sort_by_key(|address| address.contains(':'));
     }
     Ok(pb::NetworkAttachment {
         network: Some(network.clone()),

@@ -285,3 +285,33 @@ fn large_several_and_v6_subnets_serve() {
     assert_eq!(world.addresses("t1"), ["10.32.0.3/29", "fd00:5::3/64"]);
     assert_eq!(world.addresses("t5"), ["10.64.0.3/12", "fd00:5::7/64"]);
 }
+
+#[test]
+fn a_network_with_ipv6_gives_one_address_of_each_family_ipv4_first() {
+    let mut world = World::new();
+    let mut six = network("six", false, &[]);
+    six.spec.as_mut().unwrap().ipv6_enabled = true;
+    world.create(six);
+    world.create(service("s", &["six"], vec![]));
+    world.create(task(&world, "t1", "s"));
+    world.settle();
+    let stored = world.store.get::<pb::Network>("six").unwrap();
+    let configs = &stored.ipam.as_ref().unwrap().configs;
+    let subnet = subnet::Subnet::parse(&configs[1].subnet).unwrap();
+    assert!(configs[1].subnet.starts_with("fd") && subnet.prefix() == 64, "{configs:?}");
+    for given in [world.vips("s"), world.addresses("t1")] {
+        let families: Vec<bool> = given.iter().map(|text| text.contains(':')).collect();
+        assert_eq!(families, [false, true], "{given:?}");
+    }
+    let before = world.vips("s");
+    world.lead_anew();
+    world.settle();
+    assert_eq!(world.vips("s"), before, "another leader keeps them");
+    // Who asks for one address gets one of the other family beside it.
+    let mut asking = task(&world, "t2", "s");
+    asking.spec.as_mut().unwrap().networks[0].addresses = vec!["10.0.1.77".into()];
+    world.create(asking);
+    world.settle();
+    let given = world.addresses("t2");
+    assert_eq!((given[0].as_str(), given.len()), ("10.0.1.77/24", 2), "{given:?}");
+}

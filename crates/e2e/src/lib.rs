@@ -24,6 +24,18 @@ pub fn hosts_of_skep(count: usize) -> Result<Lab> {
     Ok(lab)
 }
 
+/// Hosts with both families of addresses in one swarm, managed by the first, for what only skep
+/// promises. Their counters are on port 9323 of the loopback.
+pub fn swarm_of_skep(count: usize, change: impl FnOnce(&mut Plan)) -> Result<Lab> {
+    let mut plan = Plan { ipv6: true, ..Plan::skep(count)? };
+    plan.daemon_args = vec!["--metrics-addr".into(), "127.0.0.1:9323".into()];
+    change(&mut plan);
+    let lab = Lab::up(&plan)?;
+    lab.import_httpd("httpd:latest")?;
+    lab.swarm(1)?;
+    Ok(lab)
+}
+
 /// Runs `docker <line>` and wants it to fail with a message that holds `expected`.
 pub fn refused(host: &Host, line: &str, expected: &str) -> Result<()> {
     let words: Vec<&str> = line.split_whitespace().collect();

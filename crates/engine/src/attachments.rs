@@ -67,30 +67,51 @@ impl Engine {
         spec: &Spec,
         endpoints: &mut [EndpointSpec],
     ) -> Result<()> {
-        let Some(swarm) = self.swarm.get().filter(|_| spec.task.is_none()) else { return Ok(()) };
+        if spec.task.is_some() {
+            return Ok(());
+        }
         for endpoint in endpoints {
-            if self.network.find(&endpoint.network).is_ok() {
-                continue;
-            }
-            let addresses = endpoint.addresses.iter().map(|cidr| cidr.addr.to_string()).collect();
-            let wanted =
-                wanted(spec, endpoint.network.clone(), endpoint.aliases.clone(), addresses);
-            // The network controller says what is wrong with a name that nobody knows.
-            let Some(place) = swarm.attach(wanted).await? else { continue };
-            endpoint.network = place.network.clone();
-            endpoint.addresses = place.addresses.clone();
-            container.change_state(|state| state.places.push(place));
+            self.attach_endpoint(container, spec, endpoint).await?;
         }
         Ok(())
     }
 
+    /// Gets a place for one endpoint, when its network is the swarm's.
+    pub(crate) async fn attach_endpoint(
+        &self,
+        container: &Container,
+        spec: &Spec,
+        endpoint: &mut EndpointSpec,
+    ) -> Result<Option<Place>> {
+        let Some(swarm) = self.swarm.get() else { return Ok(None) };
+        if self.network.find(&endpoint.network).is_ok() {
+            return Ok(None);
+        }
+        let addresses = endpoint.addresses.iter().map(|cidr| cidr.addr.to_string()).collect();
+        let wanted = wanted(spec, endpoint.network.clone(), endpoint.aliases.clone(), addresses);
+        // The network controller says what is wrong with a name that nobody knows.
+        let Some(place) = swarm.attach(wanted).await? else { return Ok(None) };
+        endpoint.network = place.network.clone();
+        endpoint.addresses = place.addresses.clone();
+        container.change_state(|state| state.places.push(place.clone()));
+        Ok(Some(place))
+    }
+
     /// Gives back the places of a container that has ended.
     pub(crate) async fn detach_from_swarm(&self, container: &Container) {
-        if container.state().places.is_empty() {
+        self.give_back(container, |_| true).await;
+    }
+
+    /// Gives back those of a container's places that are meant.
+    pub(crate) async fn give_back(&self, container: &Container, meant: impl Fn(&Place) -> bool) {
+        if !container.state().places.iter().any(&meant) {
             return;
         }
         let mut places = Vec::new();
-        container.change_state(|state| places = std::mem::take(&mut state.places));
+        container.change_state(|state| {
+            (places, state.places) =
+                std::mem::take(&mut state.places).into_iter().partition(&meant);
+        });
         if let Some(swarm) = self.swarm.get() {
             for place in places {
                 swarm.detach(place).await;

@@ -38,6 +38,11 @@ pub struct Encapsulated {
 impl Capture {
     /// Starts to capture VXLAN on the host's cable.
     pub fn start(host: &Host) -> Result<Capture> {
+        Self::start_on_port(host, 4789)
+    }
+
+    /// The same for a swarm with another `--data-path-port`.
+    pub fn start_on_port(host: &Host, port: u16) -> Result<Capture> {
         let file = host.folder.join("capture.pcap");
         let said = host.folder.join("capture.log");
         let path = file.display().to_string();
@@ -54,7 +59,7 @@ impl Capture {
                 &path,
                 "udp",
                 "port",
-                "4789",
+                &port.to_string(),
             ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

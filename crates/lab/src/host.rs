@@ -157,6 +157,36 @@ impl Host {
         self.exec(&line.split_whitespace().collect::<Vec<_>>())
     }
 
+    /// Does `work` on a thread in the network namespace that `file` (as the host sees it) keeps;
+    /// sockets made there stay there.
+    ///
+    /// # Errors
+    /// When the file keeps no namespace, and the work's own.
+    pub fn within<T: Send>(
+        &self,
+        file: &str,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        within(&format!("/proc/{}/root{file}", self.init_pid()), work)
+    }
+
+    /// The file of a running container's network namespace, as the host sees it.
+    pub fn netns_of(&self, container: &str) -> Result<String> {
+        self.docker(&["inspect", "-f", "{{.NetworkSettings.SandboxKey}}", container])
+    }
+
+    /// One request to the API: status and body.
+    pub fn api(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let socket = self.folder.join("docker.sock");
+        let answer = run(Command::new("curl")
+            .args(["-sS", "--max-time", "30", "-w", "\n%{http_code}", "-X", method])
+            .args(["-H", "Content-Type: application/json", "-d", body, "--unix-socket"])
+            .arg(socket)
+            .arg(format!("http://d{path}")))?;
+        let (body, status) = answer.rsplit_once('\n').context("no status")?;
+        Ok((status.parse()?, body.to_owned()))
+    }
+
     /// Starts the daemon and waits until it answers.
     pub fn start(&self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
@@ -250,6 +280,20 @@ fn remove(outcome: std::io::Result<()>) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// See [`Host::within`]; `file` as this process sees it.
+pub fn within<T: Send>(file: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let namespace = fs::File::open(file).with_context(|| file.to_owned())?;
+            let fd = std::os::fd::AsFd::as_fd(&namespace);
+            move_into_link_name_space(fd, Some(LinkNameSpaceType::Network))?;
+            work()
+        });
+        thread.join().unwrap_or_else(|_| bail!("the work in {file} panicked"))
+    })
 }
 
 /// Asks every 50 ms until the answer is yes.

@@ -23,6 +23,7 @@ pub const NEEDS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("busybox", "busybox-static"),
     ("tcpdump", "tcpdump"),
+    ("nft", "nftables"),
     ("docker", "docker.io"),
 ];
 

@@ -386,6 +386,7 @@ pub fn read_neighbour(message: &Received) -> Option<SeenNeighbour> {
 
 fn route_message(kind: u16, flags: u16, route: &Route, index: u32) -> Message {
     const UNICAST: u8 = 1;
+    const LOCAL: u8 = 2;
     const SCOPE_UNIVERSE: u8 = 0;
     const SCOPE_LINK: u8 = 253;
     const RTA_DST: u16 = 1;
@@ -396,8 +397,17 @@ fn route_message(kind: u16, flags: u16, route: &Route, index: u32) -> Message {
     let scope = if route.via.is_none() && route.dst.is_v4() { SCOPE_LINK } else { SCOPE_UNIVERSE };
     let onlink = if route.via.is_some() { RTNH_F_ONLINK } else { 0 };
     let table = if route.table < 256 { route.table as u8 } else { 0 };
-    let mut body =
-        vec![family(route.dst.addr), route.dst.prefix, 0, 0, table, OWNER_PROTOCOL, scope, UNICAST];
+    let kind_of_route = if route.table == netplan::TABLE_LOCAL { LOCAL } else { UNICAST };
+    let mut body = vec![
+        family(route.dst.addr),
+        route.dst.prefix,
+        0,
+        0,
+        table,
+        OWNER_PROTOCOL,
+        scope,
+        kind_of_route,
+    ];
     body.extend_from_slice(&onlink.to_ne_bytes());
     let mut message = Message::new(kind, flags).body(&body);
     if route.dst.prefix != 0 {

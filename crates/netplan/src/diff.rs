@@ -8,6 +8,9 @@ use crate::addr::{Cidr, Mac};
 use crate::objects::{Flows, LinkKind, LinkObject, Namespace, Objects, Route, Rule, World};
 use crate::table::Table;
 
+/// Per link: does a host listen to router advertisements (2: also one that forwards).
+pub const ACCEPT_ADVERTISEMENTS: &str = "accept_ra";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     RemoveRule(Namespace, Rule),
@@ -163,7 +166,10 @@ fn objects(ns: &Namespace, found: &Objects, wanted: &Objects, steps: &mut Vec<St
     for rule in wanted.rules.difference(&found.rules) {
         steps.push(Step::AddRule(ns.clone(), rule.clone()));
     }
-    for (path, value) in &wanted.sysctls {
+    // Forwarding alone would take away the routes that advertisements had given.
+    let (first, rest): (Vec<_>, Vec<_>) =
+        wanted.sysctls.iter().partition(|(path, _)| path.ends_with(ACCEPT_ADVERTISEMENTS));
+    for (path, value) in first.into_iter().chain(rest) {
         if found.sysctls.get(path) != Some(value) {
             steps.push(Step::SetSysctl(ns.clone(), path.clone(), value.clone()));
         }

@@ -9,10 +9,11 @@ pub mod diff;
 pub mod print;
 
 pub use addr::{AddrError, Cidr, Mac};
-pub use desired::{desired, mark_of, overlay_mtu, sandbox::RESOLVER};
+pub use desired::{desired, mark_of, mesh6::twin as mesh_twin, overlay_mtu, sandbox::RESOLVER};
 pub use diff::{Step, diff};
 pub use objects::{
-    BridgePort, Flows, LinkKind, LinkObject, Namespace, Objects, Route, Rule, TABLE_MAIN, World,
+    BridgePort, Flows, LinkKind, LinkObject, Namespace, Objects, Route, Rule, TABLE_LOCAL,
+    TABLE_MAIN, World,
 };
 pub use table::{TABLE_NAME, Table};
 pub use view::*;

@@ -121,6 +121,8 @@ pub struct Route {
 }
 
 pub const TABLE_MAIN: u32 = 254;
+/// What is in it is this host's own address.
+pub const TABLE_LOCAL: u32 = 255;
 
 /// `fwmark MARK lookup TABLE`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! The view: everything this host's network should serve, as values. What follows from it is
 //! in `desired`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::NetworkId;
@@ -47,6 +47,11 @@ pub struct Host {
     pub bridge_netfilter: bool,
     /// MTU of the link that carries the data-path address.
     pub uplink_mtu: u32,
+    /// The kernel has IPv6 and it is not switched off.
+    pub ipv6: bool,
+    /// Links whose default route comes from router advertisements: a host that forwards listens
+    /// to those only when told so.
+    pub advertised: BTreeSet<String>,
 }
 
 impl Default for Host {
@@ -59,6 +64,8 @@ impl Default for Host {
             vxlan_port: 4789,
             bridge_netfilter: false,
             uplink_mtu: 1500,
+            ipv6: false,
+            advertised: BTreeSet::new(),
         }
     }
 }

@@ -165,6 +165,24 @@ fn a_task_on_an_overlay_and_the_mesh() {
 }
 
 #[test]
+fn the_mesh_over_ipv6() {
+    let mut after = one_task();
+    after.host.ipv6 = true;
+    after.host.advertised = ["uplink".to_owned()].into();
+    let far: std::net::IpAddr = "10.0.0.3".parse().unwrap();
+    let ingress = after.overlays.get_mut("ingressingress").unwrap();
+    let peer = Peer { mac: Mac::for_ip(far), vtep: "192.0.2.2".parse().unwrap() };
+    ingress.peers.insert(far, peer);
+    let mut before = after.clone();
+    before.host.ipv6 = false;
+    check("mesh6.txt", &before, &after);
+    // A link that is too small for IPv6 has none, and nothing is planned for it.
+    before.host.uplink_mtu = 1280;
+    after.host.uplink_mtu = 1280;
+    assert_eq!(desired(&before), desired(&after));
+}
+
+#[test]
 fn a_far_task_that_moves_to_another_host_and_one_that_dies() {
     let mut after = one_task();
     let web = after.overlays.get_mut("webwebwebwebweb").unwrap();
@@ -188,5 +206,9 @@ fn every_path_leaves_what_the_uplink_leaves() {
         let overlay = view.overlays.get_mut("webwebwebwebweb").unwrap();
         overlay.mtu = own;
         assert_eq!(netplan::overlay_mtu(&view.host, overlay), mtu, "{uplink} {data_path} {own}");
+        let six = OverlaySubnet { subnet: cidr("fd00:9::/64"), gateway: None, vni: 4097 };
+        overlay.subnets.push(six);
+        let least = netplan::overlay_mtu(&view.host, overlay);
+        assert_eq!(least, mtu.max(1280), "IPv6 has a least: {uplink} {data_path} {own}");
     }
 }

@@ -160,8 +160,9 @@ pub struct LocalEndpoint {
     pub name: String,
     pub endpoint_id: String,
     pub mac: String,
-    /// With the prefix length.
-    pub address: String,
+    /// With the prefix length; empty when it has none of the family.
+    pub ipv4: String,
+    pub ipv6: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

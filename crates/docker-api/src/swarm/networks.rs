@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use wire::swarmkit as pb;
 
-use super::api::{ControlCode, LocalOverlay, VerboseService};
+use super::api::{ControlCode, LocalEndpoint, LocalOverlay, VerboseService};
 use super::fault::Fault;
 use super::find::{self, Cluster};
 use super::json::{Obj, instant, texts, time};
@@ -266,24 +266,25 @@ fn show_pool(config: &pb::IpamConfig) -> Value {
 }
 
 fn containers(local: &LocalOverlay, name: &str, ingress: bool) -> Value {
-    let entry = |name: &str, endpoint: &str, mac: &str, address: &str| json!({"Name": name, "EndpointID": endpoint, "MacAddress": mac, "IPv4Address": address, "IPv6Address": ""});
-    let mut shown: serde_json::Map<String, Value> = local
-        .containers
-        .iter()
-        .map(|one| {
-            (one.container_id.clone(), entry(&one.name, &one.endpoint_id, &one.mac, &one.address))
-        })
-        .collect();
+    let entry = |one: &LocalEndpoint| {
+        json!({"Name": one.name, "EndpointID": one.endpoint_id, "MacAddress": one.mac,
+               "IPv4Address": one.ipv4, "IPv6Address": one.ipv6})
+    };
+    let mut shown: serde_json::Map<String, Value> =
+        local.containers.iter().map(|one| (one.container_id.clone(), entry(one))).collect();
     if let Some(address) = &local.lb_address {
         let (key, endpoint_name) = match ingress {
             true => (INGRESS_SANDBOX.to_owned(), "ingress-endpoint".to_owned()),
             false => (format!("lb-{name}"), format!("{name}-endpoint")),
         };
-        let endpoint = local.lb_endpoint_id.as_deref().unwrap_or_default();
-        shown.insert(
-            key,
-            entry(&endpoint_name, endpoint, local.lb_mac.as_deref().unwrap_or_default(), address),
-        );
+        let one = LocalEndpoint {
+            name: endpoint_name,
+            endpoint_id: local.lb_endpoint_id.clone().unwrap_or_default(),
+            mac: local.lb_mac.clone().unwrap_or_default(),
+            ipv4: address.clone(),
+            ..Default::default()
+        };
+        shown.insert(key, entry(&one));
     }
     Value::Object(shown)
 }

@@ -127,7 +127,7 @@ pub(super) async fn info(state: &ApiState) -> Value {
             .map(|pool| json!({ "Base": pool.base, "Size": pool.size }))
             .collect::<Vec<_>>(),
         "CDISpecDirs": [],
-        "Warnings": warnings(config, &features),
+        "Warnings": warnings(engine, &features),
     });
     if let (Some(all), Value::Object(limits)) = (object.as_object_mut(), limits(&features)) {
         all.extend(limits);
@@ -208,8 +208,8 @@ fn security_options(config: &engine::Config, unified: bool) -> Vec<String> {
     options
 }
 
-fn warnings(config: &engine::Config, features: &Features) -> Vec<String> {
-    let mut warnings = config.warnings.clone();
+fn warnings(engine: &engine::Engine, features: &Features) -> Vec<String> {
+    let mut warnings = [engine.config.warnings.clone(), engine.network.warnings()].concat();
     for (present, what) in [
         (features.memory, "memory limit"),
         (features.swap, "swap limit"),

@@ -8,5 +8,6 @@ mod names;
 mod networks;
 mod ports;
 mod repair;
+mod overlay;
 mod restart;
 mod swarm;

@@ -17,10 +17,10 @@ impl Engine {
         container: &str,
         settings: EndpointSettings,
     ) -> Result<()> {
-        let network = self.network_name(network)?;
         let container = self.container(container)?;
         // Whether it runs does not change under our hands.
         let _operation = container.operation.lock().await;
+        let mut network = self.network_name(network)?;
         check(&container, &network)?;
         if container.spec().networks.contains_key(&network) {
             return Err(Error::forbidden(format!(
@@ -28,17 +28,24 @@ impl Engine {
                 container.name()
             )));
         }
-        let spec = endpoints::endpoint(&network, &settings, None)?;
+        let mut spec = endpoints::endpoint(&network, &settings, None)?;
         if network == BRIDGE && !spec.addresses.is_empty() {
             return Err(Error::bad_parameter(
                 "user specified IP address is supported on user defined networks only",
             ));
         }
         if container.is_running() {
-            self.network.connect(container.id(), spec).await?;
+            let before = self.network.sandbox(container.id());
+            let place = self.attach_endpoint(&container, &container.spec(), &mut spec).await?;
+            if let Err(error) = self.network.connect(container.id(), spec).await {
+                let task = place.map(|place| place.task);
+                self.give_back(&container, |place| Some(&place.task) == task.as_ref()).await;
+                return Err(error.into());
+            }
+            network = place.map_or(network, |place| place.network_name);
+            self.refresh_network_files(&container, before.as_ref())?;
         }
-        let name = network.clone();
-        container.change_spec(|spec| drop(spec.networks.insert(name, settings)))?;
+        container.change_spec(|spec| drop(spec.networks.insert(network, settings)))?;
         Ok(())
     }
 
@@ -58,7 +65,10 @@ impl Engine {
         let _operation = container.operation.lock().await;
         check(&container, &network)?;
         if container.is_running() {
+            let before = self.network.sandbox(container.id());
             self.network.disconnect(container.id(), &network).await?;
+            self.refresh_network_files(&container, before.as_ref())?;
+            self.give_back(&container, |place| place.network_name == network).await;
         } else if !container.spec().networks.contains_key(&network) {
             return Err(Error::forbidden(format!(
                 "container {} is not connected to network {network}",
@@ -79,7 +89,12 @@ impl Engine {
         if let Some((_, name)) = named {
             return Ok(name.clone());
         }
-        Ok(self.network.find(name_or_id)?.name)
+        match self.network.find(name_or_id) {
+            Ok(network) => Ok(network.name),
+            // It may be a network of the swarm that nobody on this node is on yet.
+            Err(_) if self.swarm.get().is_some() => Ok(name_or_id.to_owned()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

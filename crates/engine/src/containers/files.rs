@@ -60,14 +60,40 @@ impl Engine {
         let directory = container.directory();
         let hostname = spec.config.hostname.as_deref().unwrap_or_default();
         write(directory, "hostname", &format!("{hostname}\n"))?;
+        write(directory, "resolv.conf", &self.resolv_conf(spec, sandbox))?;
+        write(directory, "hosts", &self.hosts(spec, sandbox)?)
+    }
+
+    /// After a change of a running container's networks. What its processes have written into the
+    /// files stays theirs.
+    pub(super) fn refresh_network_files(
+        &self,
+        container: &Container,
+        before: Option<&SandboxState>,
+    ) -> Result<()> {
+        let (spec, now) = (container.spec(), self.network.sandbox(container.id()));
+        let (Some(before), Some(now)) = (before, now) else { return Ok(()) };
+        let texts = [
+            ("resolv.conf", self.resolv_conf(&spec, before), self.resolv_conf(&spec, &now)),
+            ("hosts", self.hosts(&spec, before)?, self.hosts(&spec, &now)?),
+        ];
+        for (name, old, new) in texts {
+            let path = container.directory().join(name);
+            let there = std::fs::read_to_string(&path);
+            if there.during(format_args!("read {}", path.display()))? == old && old != new {
+                write(container.directory(), name, &new)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resolv_conf(&self, spec: &Spec, sandbox: &SandboxState) -> String {
         let own = spec.host_config.dns.as_ref().is_some_and(|dns| !dns.is_empty())
             || !self.config.dns.is_empty();
-        let resolv_conf = match sandbox.netns {
+        match sandbox.netns {
             None if !own => host_file("/etc/resolv.conf"),
             _ => sandbox.resolv_conf.clone(),
-        };
-        write(directory, "resolv.conf", &resolv_conf)?;
-        write(directory, "hosts", &self.hosts(spec, sandbox)?)
+        }
     }
 
     fn hosts(&self, spec: &Spec, sandbox: &SandboxState) -> Result<String> {

@@ -1,6 +1,7 @@
 //! The thread that owns the view and the kernel: changes come in, differences go out, a sweep
 //! puts right what nobody had asked to change.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -30,6 +31,8 @@ pub struct Controller {
     pub config: Arc<NetworkConfig>,
     pub state: State,
     pub ports: Ports,
+    /// Ports of the routing mesh that are among `ports`.
+    pub mesh_held: BTreeSet<(Proto, u16)>,
     pub kernel: Kernel,
     pub names: Names,
     pub counters: NetworkCounters,
@@ -53,6 +56,7 @@ impl Controller {
         let mut controller = Self {
             state: load(&networks_file(&config))?.unwrap_or_default(),
             ports: Ports::default(),
+            mesh_held: BTreeSet::new(),
             kernel,
             names: Names::new(resolver),
             counters: NetworkCounters::default(),
@@ -64,9 +68,9 @@ impl Controller {
         controller.adopt()?;
         // Until the swarm's agent speaks, overlays stay as the last one left them.
         controller.state.overlays = load(&overlays_file(&controller.config))?.unwrap_or_default();
-        controller.adopt_mesh_ports();
         controller.add_predefined()?;
         controller.look_at_host();
+        controller.hold_mesh_ports();
         let wanted = desired(&controller.state.view(&controller.config));
         controller.kernel.prune(&wanted).map_err(|error| internal(error.to_string()))?;
         controller.known = controller.observe(&wanted);
@@ -164,6 +168,7 @@ impl Controller {
     fn sweep(&mut self) {
         self.counters.sweeps += 1;
         self.look_at_host();
+        self.hold_mesh_ports();
         let wanted = desired(&self.state.view(&self.config));
         // Unfinished business is not a repair.
         if self.known != wanted {
@@ -190,6 +195,10 @@ impl Controller {
         let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
         let switch = std::fs::read_to_string(path).unwrap_or_default();
         self.state.host.bridge_netfilter = switch.trim() == "1";
+        self.state.host.ipv6 = has_ipv6();
+        // Once told to listen all the same, a link is no longer found by this: it is kept.
+        let advertised = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+        self.state.host.advertised.extend(advertised_links(&advertised));
         if let Some(address) = self.state.overlays.data_path {
             match self.kernel.uplink_mtu(address) {
                 Ok(Some(mtu)) => self.state.host.uplink_mtu = mtu,
@@ -218,6 +227,26 @@ impl Controller {
     pub fn publish_state(&self) {
         self.shared.publish(&self.state, self.counters);
     }
+}
+
+/// The kernel has IPv6, for links that come as well as for those that are there.
+pub(super) fn has_ipv6() -> bool {
+    ["all", "default"].iter().all(|of| {
+        let path = format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6");
+        std::fs::read_to_string(path).is_ok_and(|switch| switch.trim() == "0")
+    })
+}
+
+/// Links with a default route that a router has advertised, from `/proc/net/ipv6_route`:
+/// destination, its prefix, source, its prefix, next hop, metric, two counters, flags, link.
+fn advertised_links(table: &str) -> impl Iterator<Item = String> {
+    const ADVERTISED: u32 = 0x0004_0000;
+    table.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "00", _, _, _, _, _, _, flags, link] = words.as_slice() else { return None };
+        let flags = u32::from_str_radix(flags, 16).ok()?;
+        (flags & ADVERTISED != 0).then(|| (*link).to_owned())
+    })
 }
 
 fn concerns(failure: &Failure, id: &SandboxId) -> bool {
@@ -274,4 +303,22 @@ fn save(path: &Path, value: &impl serde::Serialize, durable: bool) -> Result<(),
         std::fs::rename(&beside, path)
     };
     write().map_err(|error| internal(format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_whose_default_route_a_router_advertised_is_told_from_others() {
+        let zero = "0".repeat(32);
+        let line = |prefix: &str, flags: &str, link: &str| {
+            format!("{zero} {prefix} {zero} 00 {zero} 00000400 00000001 00000000 {flags} {link}\n")
+        };
+        let table = line("00", "00450003", "eth0")
+            + &line("00", "00000003", "eth1")
+            + &line("40", "00040001", "eth2")
+            + &line("00", "00200200", "lo");
+        assert_eq!(advertised_links(&table).collect::<Vec<_>>(), ["eth0"]);
+    }
 }

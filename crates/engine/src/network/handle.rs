@@ -35,6 +35,7 @@ struct Seen {
     sandboxes: BTreeMap<ContainerId, SandboxState>,
     overlays: OverlayState,
     counters: NetworkCounters,
+    warnings: Vec<String>,
 }
 
 impl Shared {
@@ -45,6 +46,7 @@ impl Shared {
             sandboxes: sandboxes.map(|(id, record)| (id.clone(), record.state.clone())).collect(),
             overlays: state.overlays.clone(),
             counters,
+            warnings: state.warnings(),
         };
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = seen;
     }
@@ -211,6 +213,11 @@ impl Network {
     /// The overlay state that was set last.
     pub fn overlays(&self) -> OverlayState {
         self.shared.read(|seen| seen.overlays.clone())
+    }
+
+    /// What is not as a user would expect, in words.
+    pub fn warnings(&self) -> Vec<String> {
+        self.shared.read(|seen| seen.warnings.clone())
     }
 
     pub fn counters(&self) -> NetworkCounters {

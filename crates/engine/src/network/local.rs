@@ -234,7 +234,12 @@ impl Controller {
             [(OPTION_ICC, "false"), (OPTION_MASQUERADE, "true"), (OPTION_NAME, GATEWAY_BRIDGE)]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into();
-        network.pools = self.complete_pools(Vec::new(), false)?;
+        let mut wanted = Vec::new();
+        if super::controller::has_ipv6() {
+            network.ipv6 = true;
+            wanted.push(IpamPool { subnet: own_prefix(&network.id), ..IpamPool::default() });
+        }
+        network.pools = self.complete_pools(wanted, network.ipv6)?;
         self.install(network)
     }
 
@@ -253,6 +258,13 @@ impl Controller {
             container: container.cloned(),
         });
     }
+}
+
+/// A /64 of RFC 4193 for a network that nobody gave one: its random bits are the network's id's.
+fn own_prefix(id: &NetworkId) -> Option<Cidr> {
+    let digits = id.get(..14)?;
+    let (site, subnet) = digits.split_at(10);
+    format!("fd{}:{}:{}:{subnet}::/64", &site[..2], &site[2..6], &site[6..]).parse().ok()
 }
 
 fn overlapping() -> NetworkError {

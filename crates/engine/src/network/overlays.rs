@@ -1,58 +1,86 @@
 //! The swarm's part: overlays come as a whole, the ingress namespace follows from them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use super::api::*;
 use super::controller::{Controller, internal};
 use super::ipam;
 
-const EVERY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Where a published port is held on this host.
+fn every(ipv6: bool) -> Vec<IpAddr> {
+    super::ports::every_address(true, ipv6)
+}
 
 impl Controller {
     pub(super) fn set_overlays(&mut self, wanted: OverlayState) -> Result<(), NetworkError> {
         if wanted == self.state.overlays {
             return Ok(());
         }
-        let before = mesh_ports(&self.state.overlays);
         self.state.overlays = wanted;
         self.save_overlays()?;
         self.look_at_host();
-        let held = self.hold_mesh_ports(&before);
+        self.hold_mesh_ports();
+        self.look_for_shadows();
         let gateway = self.ingress_gateway();
         let applied = self.reconcile(None);
         if self.names.settle(&mut self.state) {
             self.reconcile(None)?;
         }
-        held.and(gateway).and(applied)
+        gateway.and(applied)
     }
 
     /// Published ports of services are taken on every node. One that another process has is
-    /// translated all the same, and named.
-    fn hold_mesh_ports(&mut self, before: &BTreeSet<(Proto, u16)>) -> Result<(), NetworkError> {
+    /// translated all the same, named to who asks, and taken when the other lets go of it.
+    pub(super) fn hold_mesh_ports(&mut self) {
         let now = mesh_ports(&self.state.overlays);
-        for (proto, port) in before.difference(&now) {
-            self.ports.release(*proto, EVERY, *port);
-        }
-        let mut taken = Vec::new();
-        for (proto, port) in now.difference(before) {
-            if self.ports.take(*proto, &[EVERY], *port).is_err() {
-                taken.push(format!("{port}/{}", proto.name()));
+        let gone: Vec<_> = self.mesh_held.difference(&now).copied().collect();
+        for (proto, port) in gone {
+            self.mesh_held.remove(&(proto, port));
+            for address in every(true) {
+                self.ports.release(proto, address, port);
             }
         }
-        if taken.is_empty() {
-            return Ok(());
+        let every = every(self.state.host.ipv6);
+        let mut taken = BTreeSet::new();
+        for (proto, port) in now {
+            if self.mesh_held.contains(&(proto, port)) {
+                continue;
+            }
+            let set = match self.ports.take(proto, &every, port) {
+                Ok(()) => &mut self.mesh_held,
+                Err(_) => &mut taken,
+            };
+            set.insert((proto, port));
         }
-        Err(internal(format!(
-            "published ports in use on this node by something else: {}",
-            taken.join(", ")
-        )))
+        for (proto, port) in taken.difference(&self.state.mesh_taken) {
+            tracing::warn!(port, proto = proto.name(), "published port is something else's here");
+        }
+        self.state.mesh_taken = taken;
     }
 
-    pub(super) fn adopt_mesh_ports(&mut self) {
-        for (proto, port) in mesh_ports(&self.state.overlays) {
-            self.ports.adopt(proto, EVERY, port);
+    /// Networks that the host reaches and a container on an overlay does not, since the overlay
+    /// has their addresses.
+    fn look_for_shadows(&mut self) {
+        let host = match self.kernel.host_networks() {
+            Ok(host) => host,
+            Err(error) => return tracing::warn!(%error, "routes of the host cannot be read"),
+        };
+        let overlays = &self.state.overlays;
+        let mut shadowed = BTreeSet::new();
+        for (id, overlay) in &overlays.overlays {
+            let name = overlays.names.get(id).map_or(&**id, String::as_str);
+            for subnet in overlay.subnets.iter().map(|subnet| subnet.subnet) {
+                let hidden = host.iter().filter(|other| other.overlaps(&subnet));
+                shadowed.extend(hidden.map(|other| {
+                    format!("subnet {subnet} of network {name} hides {other}, which this host reaches, from the containers on it")
+                }));
+            }
         }
+        for new in shadowed.difference(&self.state.shadowed) {
+            tracing::warn!("{new}");
+        }
+        self.state.shadowed = shadowed;
     }
 
     /// The ingress namespace needs an address on `docker_gwbridge`, and keeps it.

@@ -28,6 +28,12 @@ pub struct State {
     pub overlays: OverlayState,
     #[serde(skip)]
     pub host: Host,
+    /// Ports of the routing mesh that something else has on this host.
+    #[serde(skip)]
+    pub mesh_taken: BTreeSet<(Proto, u16)>,
+    /// What overlays hide of the host's networks, in words.
+    #[serde(skip)]
+    pub shadowed: BTreeSet<String>,
     /// The ingress namespace's address on `docker_gwbridge`.
     #[serde(default)]
     pub ingress_gateway: Option<Cidr>,
@@ -68,6 +74,18 @@ pub struct Endpoint {
 }
 
 impl State {
+    /// What somebody should know who looks at this host, for `docker info`.
+    pub fn warnings(&self) -> Vec<String> {
+        let taken = self.mesh_taken.iter().map(|(proto, port)| {
+            format!(
+                "WARNING: port {port}/{} is published by a service, and something else on this node has it: connections reach the service",
+                proto.name()
+            )
+        });
+        let shadowed = self.shadowed.iter().map(|text| format!("WARNING: {text}"));
+        taken.chain(shadowed).collect()
+    }
+
     pub fn by_name(&self, name: &str) -> Option<&LocalNetwork> {
         self.networks.values().find(|network| network.name == name)
     }
@@ -220,7 +238,9 @@ impl State {
             gateways,
             routes: Vec::new(),
         };
-        let gateways = gwbridge.pools.iter().filter_map(|pool| pool.gateway).collect();
+        // IPv6 has its own way in and out there.
+        let gateways = gwbridge.pools.iter().filter_map(|pool| pool.gateway);
+        let gateways = gateways.filter(IpAddr::is_ipv4).collect();
         Some(Sandbox {
             links: vec![link(id, 0, lb, Vec::new()), link(&gwbridge.id, 1, outer, gateways)],
             resolver: None,

@@ -1,5 +1,6 @@
 //! Networks of the swarm: what may be created, and when one may go.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use store::tables::is_ingress;
@@ -18,6 +19,7 @@ pub(crate) const PREDEFINED_LABEL: &str = "com.docker.swarm.predefined";
 pub fn create(desk: &mut Desk<'_>, request: pb::CreateNetworkRequest) -> Decided {
     let spec = request.spec.ok_or_else(lacking)?;
     check(&spec)?;
+    check_against_others(desk, &spec)?;
     let labels = spec.annotations.as_ref().map(|annotations| &annotations.labels);
     if labels.is_some_and(|labels| labels.contains_key(PREDEFINED_LABEL)) {
         let reason = format!(
@@ -56,6 +58,7 @@ fn check(spec: &pb::NetworkSpec) -> Result<(), Failure> {
             "not supported by skep yet: swarm network driver {driver}"
         )));
     }
+    check_options(spec)?;
     let Some(ipam) = &spec.ipam else { return Ok(()) };
     let driver = ipam.driver.as_ref().map_or("", |driver| driver.name.as_str());
     if !matches!(driver, "" | "default") {
@@ -64,6 +67,83 @@ fn check(spec: &pb::NetworkSpec) -> Result<(), Failure> {
         )));
     }
     ipam.configs.iter().try_for_each(check_pool)
+}
+
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+const ENCRYPTED_OPTION: &str = "encrypted";
+/// What IPv4 (RFC 791) and IPv6 (RFC 8200) need at least, and what an IP packet can hold.
+const MTU_MIN: u32 = 68;
+const MTU_MIN6: u32 = 1280;
+const MTU_MAX: u32 = 65_535;
+
+fn options(spec: &pb::NetworkSpec) -> &BTreeMap<String, String> {
+    static NONE: BTreeMap<String, String> = BTreeMap::new();
+    spec.driver_config.as_ref().map_or(&NONE, |driver| &driver.options)
+}
+
+fn check_options(spec: &pb::NetworkSpec) -> Result<(), Failure> {
+    let options = options(spec);
+    // Traffic that should be secret must not go in the clear.
+    if options.contains_key(ENCRYPTED_OPTION) {
+        return Err(super::unimplemented(
+            "encrypted overlay networks are not supported by skep: create it without --opt encrypted",
+        ));
+    }
+    if let Some(text) = options.get(MTU_OPTION) {
+        let least = if spec.ipv6_enabled { MTU_MIN6 } else { MTU_MIN };
+        let fits = text.parse().is_ok_and(|mtu: u32| (least..=MTU_MAX).contains(&mtu));
+        if !fits {
+            return Err(invalid(format!(
+                "invalid MTU {text:?}: {MTU_OPTION} is a number from {least} to {MTU_MAX}"
+            )));
+        }
+    }
+    vnis(spec).map(drop)
+}
+
+/// The segments asked for.
+fn vnis(spec: &pb::NetworkSpec) -> Result<Vec<u32>, Failure> {
+    let mut vnis = Vec::new();
+    let list = options(spec).get(allocator::VNI_OPTION);
+    for text in list.into_iter().flat_map(|list| list.split(',')).map(str::trim) {
+        let vni = text.parse().ok().filter(|vni| (1..1 << 24).contains(vni));
+        let vni: u32 = vni.ok_or_else(|| {
+            invalid(format!("invalid VXLAN id {text:?}: it is a number from 1 to 16777215"))
+        })?;
+        if vnis.contains(&vni) {
+            return Err(invalid(format!("VXLAN id {vni} is given twice")));
+        }
+        vnis.push(vni);
+    }
+    Ok(vnis)
+}
+
+/// Subnets and segments are one network's each; what another has is named.
+fn check_against_others(desk: &Desk<'_>, spec: &pb::NetworkSpec) -> Result<(), Failure> {
+    let wanted = vnis(spec)?;
+    let mut subnets: Vec<(allocator::subnet::Subnet, String)> = Vec::new();
+    for other in desk.store.all::<pb::Network>() {
+        let name = store::Object::name(&**other);
+        if let Some(vni) = allocator::vnis_of(other).into_iter().find(|vni| wanted.contains(vni)) {
+            let reason = format!("VXLAN id {vni} is in use by network {name}");
+            return Err(Failure::new(Code::PermissionDenied, reason));
+        }
+        let ipam = other.ipam.as_ref().or(other.spec.as_ref().and_then(|s| s.ipam.as_ref()));
+        let held = ipam.iter().flat_map(|ipam| &ipam.configs);
+        let held = held.filter_map(|pool| allocator::subnet::Subnet::parse(&pool.subnet));
+        subnets.extend(held.map(|subnet| (subnet, format!("{subnet} of network {name}"))));
+    }
+    for pool in spec.ipam.iter().flat_map(|ipam| &ipam.configs) {
+        let Some(subnet) = allocator::subnet::Subnet::parse(&pool.subnet) else { continue };
+        if let Some((_, other)) = subnets.iter().find(|(other, _)| other.overlaps(&subnet)) {
+            let reason = format!(
+                "Pool overlaps with other one on this address space: {subnet} with {other}"
+            );
+            return Err(Failure::new(Code::PermissionDenied, reason));
+        }
+        subnets.push((subnet, format!("{subnet} of the same request")));
+    }
+    Ok(())
 }
 
 fn check_pool(pool: &pb::IpamConfig) -> Result<(), Failure> {
@@ -93,6 +173,15 @@ fn check_pool(pool: &pb::IpamConfig) -> Result<(), Failure> {
             return Err(invalid(format!(
                 "ipam configuration: subnet {} does not contain gateway {}",
                 pool.subnet, pool.gateway
+            )));
+        }
+    }
+    for (name, text) in &pool.reserved {
+        let inside = text.parse().is_ok_and(|aux| subnet.is_some_and(|s| contains(s, aux)));
+        if !inside {
+            return Err(invalid(format!(
+                "ipam configuration: subnet {} does not contain auxiliary address {name}={text}",
+                pool.subnet
             )));
         }
     }

@@ -264,6 +264,57 @@ fn networks_in_use_and_the_hosts_own_stay() {
 }
 
 #[test]
+fn wrong_networks_are_refused_by_what_is_wrong_and_change_nothing() {
+    let mut rig = Rig::new(12);
+    let pool = |subnet: &str| pb::IpamConfig { subnet: subnet.into(), ..Default::default() };
+    let spec = |name: &str, pools: Vec<pb::IpamConfig>, options: &[(&str, &str)]| {
+        let options = options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        pb::NetworkSpec {
+            annotations: annotations(name),
+            driver_config: Some(pb::Driver { name: "overlay".into(), options }),
+            ipam: Some(pb::IpamOptions { driver: None, configs: pools }),
+            ..Default::default()
+        }
+    };
+    let create = |rig: &mut Rig, spec| rig.control(pb::CreateNetworkRequest { spec: Some(spec) });
+    let vni = allocator::VNI_OPTION;
+    let first = spec("first", vec![pool("10.5.0.0/16")], &[(vni, "5000")]);
+    create(&mut rig, first).unwrap();
+    let count = |rig: &Rig| rig.manager("node1").store().all::<pb::Network>().count();
+    let before = count(&rig);
+    let aux = |name: &str, address: &str| pb::IpamConfig {
+        reserved: [(name.to_owned(), address.to_owned())].into(),
+        ..pool("10.6.0.0/24")
+    };
+    let (bad, denied) = (Code::InvalidArgument, Code::PermissionDenied);
+    let outside = pb::IpamConfig { gateway: "10.7.0.1".into(), ..pool("10.6.0.0/24") };
+    let mtu = "com.docker.network.driver.mtu";
+    for (spec, code, part) in [
+        (
+            spec("a", vec![pool("10.5.7.0/24")], &[]),
+            denied,
+            "10.5.7.0/24 with 10.5.0.0/16 of network first",
+        ),
+        (
+            spec("a", vec![pool("10.6.0.0/24"), pool("10.6.0.0/16")], &[]),
+            denied,
+            "of the same request",
+        ),
+        (spec("a", vec![outside], &[]), bad, "does not contain gateway 10.7.0.1"),
+        (spec("a", vec![aux("x", "10.7.0.9")], &[]), bad, "auxiliary address x=10.7.0.9"),
+        (spec("a", vec![], &[(vni, "5000")]), denied, "VXLAN id 5000 is in use by network first"),
+        (spec("a", vec![], &[(vni, "0")]), bad, "invalid VXLAN id"),
+        (spec("a", vec![], &[(vni, "7,7")]), bad, "given twice"),
+        (spec("a", vec![], &[(mtu, "12")]), bad, "invalid MTU"),
+        (spec("a", vec![], &[(mtu, "much")]), bad, "invalid MTU"),
+        (spec("a", vec![], &[("encrypted", "")]), Code::Unimplemented, "encrypted"),
+    ] {
+        refused(create(&mut rig, spec), code, part);
+    }
+    assert_eq!(count(&rig), before, "nothing was made");
+}
+
+#[test]
 fn a_token_admits_a_node_with_the_tokens_role() {
     let mut rig = Rig::new(9);
     let root = rig.cluster().root_ca.unwrap();

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use super::{Plug, bridge_link, link_mtu, outer_end, plug};
+use super::{Plug, bridge_link, link_mtu, mesh6, outer_end, plug};
 use crate::addr::{Cidr, Mac};
+use crate::diff::ACCEPT_ADVERTISEMENTS;
 use crate::objects::{BridgePort, Flows, Namespace, Objects};
 use crate::table::{
     Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_RAW,
@@ -30,6 +31,9 @@ pub(super) fn objects(view: &View) -> Objects {
             objects.links.insert(link.peer.clone(), end);
             objects.flows.containers.extend(link.addresses.iter().map(|cidr| cidr.addr));
         }
+    }
+    if mesh6::stands(view) {
+        mesh6::add_host_end(view, &mut objects);
     }
     add_sysctls(&mut objects, view);
     if view.host.firewall && !view.bridges.is_empty() {
@@ -65,8 +69,11 @@ fn add_sysctls(objects: &mut Objects, view: &View) {
     let mut set = |path: String, value: &str| objects.sysctls.insert(path, value.to_owned());
     set("net/ipv4/ip_forward".to_owned(), "1");
     let v6 = |bridge: &Bridge| bridge.addresses.iter().any(|cidr| !cidr.is_v4());
-    if view.bridges.values().any(v6) {
+    if view.bridges.values().any(v6) || mesh6::stands(view) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+        for link in &view.host.advertised {
+            set(format!("net/ipv6/conf/{link}/{ACCEPT_ADVERTISEMENTS}"), "2");
+        }
     }
     for bridge in view.bridges.values().filter(|bridge| !bridge.foreign && !bridge.internal) {
         // A port published on 127.0.0.1 is reached from the host through the bridge.
@@ -126,11 +133,24 @@ fn published(view: &View) -> Chain {
             chain.rule(matches, Action::Dnat(vec![address], None));
         }
     }
+    for (proto, port) in mesh_ports6(view) {
+        let matches = vec![Match::V6, Match::Dport(proto, port)];
+        chain.rule(matches, Action::Dnat(vec![mesh6::INNER_END], None));
+    }
     chain
+}
+
+fn mesh_ports6(view: &View) -> BTreeSet<(Proto, u16)> {
+    let ports = mesh_ports(view).filter(|_| mesh6::stands(view));
+    ports.map(|(_, ports)| ports).unwrap_or_default()
 }
 
 fn postrouting(view: &View) -> Chain {
     let mut chain = Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT);
+    if mesh6::stands(view) {
+        let out = Match::OifName(mesh6::CABLE.to_owned());
+        chain.rule(vec![Match::Saddr(mesh6::LOOPBACK), out], Action::Masquerade);
+    }
     for bridge in view.bridges.values().filter(|bridge| !bridge.internal) {
         let out = Match::OifName(bridge.ifname.clone());
         chain.rule(vec![Match::Saddr(LOOPBACK_NET), out.clone()], Action::Masquerade);
@@ -162,6 +182,10 @@ fn forward(view: &View) -> Chain {
             chain.rule(vec![Match::IifName(name()), Match::OifName(name())], Action::Drop);
         }
     }
+    if mesh6::stands(view) {
+        let cable = || mesh6::CABLE.to_owned();
+        chain.rule(vec![Match::OifName(cable()), Match::IifNameNot(cable())], Action::Drop);
+    }
     chain
 }
 
@@ -171,6 +195,10 @@ fn loopback_guard(view: &View) -> Chain {
     for bridge in view.bridges.values() {
         let matches = vec![Match::IifName(bridge.ifname.clone()), Match::Daddr(LOOPBACK_NET)];
         chain.rule(matches, Action::Drop);
+    }
+    if mesh6::stands(view) {
+        let from = Match::IifName(mesh6::CABLE.to_owned());
+        chain.rule(vec![from, Match::Daddr(mesh6::LOOPBACK)], Action::Drop);
     }
     chain
 }
@@ -184,5 +212,8 @@ fn add_flows(flows: &mut Flows, view: &View) {
         for (proto, port) in ports {
             flows.ports.entry((proto.number(), port)).or_default().insert(address);
         }
+    }
+    for (proto, port) in mesh_ports6(view) {
+        flows.ports.entry((proto.number(), port)).or_default().insert(mesh6::INNER_END);
     }
 }

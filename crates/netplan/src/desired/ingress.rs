@@ -1,16 +1,18 @@
 //! The routing mesh: the namespace that receives published ports, and the way back from tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{any, host};
+use super::{any, host, mesh6};
 use crate::addr::{Cidr, Mac};
 use crate::objects::{Objects, Route, Rule};
 use crate::table::{
     Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_MANGLE,
     PRIORITY_SRCNAT, Table,
 };
-use crate::view::{Ingress, IngressPort, Link, NodeEngine, Overlay, Sandbox, View};
+use crate::view::{
+    Ingress, IngressBackend, IngressNode, IngressPort, Link, NodeEngine, Overlay, Sandbox, View,
+};
 
 /// The mark of flows that came in through a node, and the table that leads back: the node's
 /// ingress address as a number, which is above every table the kernel or a person names.
@@ -42,8 +44,16 @@ pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, 
     let mut dnat = Chain::base("mesh", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
     let mut refuse = Chain::base("refuse", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
     let mut snat = Chain::base("postrouting", ChainKind::Nat, Hook::Postrouting, PRIORITY_SRCNAT);
+    let v6 = mesh6::carried(&view.host, overlay);
+    if v6 {
+        mesh6::add_inner_end(view, objects);
+    }
     for port in &ingress.ports {
-        add_port(objects, &mut dnat, &mut refuse, own, port);
+        let own_of = |backend: &IngressBackend| Some(backend.address);
+        add_port(objects, &mut dnat, &mut refuse, own, (port, &own_of));
+        if v6 {
+            add_port(objects, &mut dnat, &mut refuse, mesh6::INNER_END, (port, &twin_of));
+        }
     }
     if let Some(lb) = overlay.lb_address.or(link.addresses.first().copied()) {
         for address in docker_tasks(ingress) {
@@ -59,25 +69,33 @@ pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, 
     }
 }
 
+/// A task on a Docker Engine node has no address but the one it was given.
+fn twin_of(backend: &IngressBackend) -> Option<IpAddr> {
+    mesh6::twin(backend.address).filter(|_| backend.engine == NodeEngine::Skep)
+}
+
+type AddressOf<'a> = &'a dyn Fn(&IngressBackend) -> Option<IpAddr>;
+
+/// What comes to `own` on a published port goes to a task, by its address of the same family.
 fn add_port(
     objects: &mut Objects,
     dnat: &mut Chain,
     refuse: &mut Chain,
     own: IpAddr,
-    port: &IngressPort,
+    (port, address_of): (&IngressPort, AddressOf<'_>),
 ) {
-    let mut ready: Vec<IpAddr> =
-        port.backends.iter().filter(|backend| backend.ready).map(|b| b.address).collect();
-    ready.sort();
-    ready.dedup();
-    let all = port.backends.iter().map(|backend| backend.address).collect();
-    objects.flows.ports.insert((port.proto.number(), port.published), all);
+    let ready = port.backends.iter().filter(|backend| backend.ready);
+    let ready: BTreeSet<IpAddr> = ready.filter_map(address_of).collect();
+    let all: Vec<IpAddr> = port.backends.iter().filter_map(address_of).collect();
+    let draining = !all.is_empty();
+    let key = (port.proto.number(), port.published);
+    objects.flows.ports.entry(key).or_default().extend(all);
     let matches = || vec![Match::Daddr(Cidr::host(own)), Match::Dport(port.proto, port.published)];
     if !ready.is_empty() {
-        dnat.rule(matches(), Action::Dnat(ready, None));
+        dnat.rule(matches(), Action::Dnat(ready.into_iter().collect(), None));
         return;
     }
-    if !port.backends.is_empty() {
+    if draining {
         let mut held = matches();
         held.push(Match::Established);
         refuse.rule(held, Action::Accept);
@@ -87,34 +105,34 @@ fn add_port(
     refuse.rule(matches(), action);
 }
 
-fn docker_tasks(ingress: &Ingress) -> std::collections::BTreeSet<IpAddr> {
+fn docker_tasks(ingress: &Ingress) -> BTreeSet<IpAddr> {
     let backends = ingress.ports.iter().flat_map(|port| &port.backends);
     backends.filter(|b| b.engine == NodeEngine::Docker).map(|b| b.address).collect()
 }
 
 /// In a task: published -> target, and replies go back through the node the flow came in by.
 pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, table: &mut Table) {
-    let Some((link, _, ingress)) = ingress_link(view, sandbox) else { return };
+    let Some((link, overlay, ingress)) = ingress_link(view, sandbox) else { return };
     loosen_source_check(objects, sandbox);
     let name = || link.ifname.clone();
+    let v6 = mesh6::carried(&view.host, overlay);
     let mut marks = BTreeMap::new();
     for node in &ingress.nodes {
         let Some(mark) = mark_of(node.address) else { continue };
         marks.insert(Mac::for_ip(node.address), mark);
-        objects.rules.insert(Rule { v6: false, fwmark: mark, table: mark });
-        objects.routes.insert(Route {
-            table: mark,
-            dst: any(true),
-            via: Some(node.address),
-            dev: name(),
-        });
+        for via in ways_back(node, v6) {
+            let dst = any(via.is_ipv4());
+            objects.rules.insert(Rule { v6: !via.is_ipv4(), fwmark: mark, table: mark });
+            objects.routes.insert(Route { table: mark, dst, via: Some(via), dev: name() });
+        }
     }
     let mut mark = Chain::base("mark", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
     if !marks.is_empty() {
         mark.rule(vec![Match::IifName(name()), Match::New], Action::CtMarkBySource(marks));
     }
     let mut redirect = Chain::base("redirect", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
-    for own in link.addresses.iter().filter(|cidr| cidr.is_v4()) {
+    let twins = mesh6::twins(view, link);
+    for own in link.addresses.iter().filter(|cidr| cidr.is_v4()).chain(&twins) {
         for port in &sandbox.ingress {
             let to = Match::Daddr(Cidr::host(own.addr));
             let matches =
@@ -141,6 +159,12 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
             table.chains.push(chain);
         }
     }
+}
+
+/// The addresses by which a node takes replies back.
+fn ways_back(node: &IngressNode, v6: bool) -> impl Iterator<Item = IpAddr> {
+    let twin = mesh6::twin(node.address).filter(|_| v6 && node.engine == NodeEngine::Skep);
+    std::iter::once(node.address).chain(twin)
 }
 
 /// Clients' addresses come in by a link that does not lead to them.

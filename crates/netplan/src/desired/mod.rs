@@ -2,6 +2,7 @@
 
 mod host;
 mod ingress;
+pub mod mesh6;
 mod overlay;
 pub mod sandbox;
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use model::NetworkId;
 
-use super::{bridge_link, loopback, outer_end};
+use super::{bridge_link, loopback, mesh6, outer_end};
 use crate::addr::{Cidr, Mac};
 use crate::objects::{BridgePort, LinkKind, LinkObject, Namespace, Objects};
 use crate::view::{Host, Link, Overlay, OverlaySubnet, View};
@@ -25,6 +25,10 @@ pub fn mtu(host: &Host, overlay: &Overlay) -> u32 {
         _ => OVERHEAD_V4,
     };
     let left = host.uplink_mtu.saturating_sub(overhead);
+    if overlay.subnets.iter().any(|subnet| !subnet.subnet.is_v4()) {
+        // Below its least there is no IPv6; then the outer packets are what is fragmented.
+        return left.max(MTU_MIN);
+    }
     if left < MTU_MIN.saturating_sub(OVERHEAD_V6) { MTU_MIN } else { left }
 }
 
@@ -85,10 +89,16 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     for (addr, peer) in &overlay.peers {
         let device = vxlan_name(segment(overlay, *addr));
         objects.neighbours.insert((device.clone(), *addr), peer.mac);
-        objects.fdb.insert((device, peer.mac), peer.vtep);
+        objects.fdb.insert((device.clone(), peer.mac), peer.vtep);
+        if let Some(twin) = mesh6::twin(*addr).filter(|_| mesh6::carried(&view.host, overlay)) {
+            objects.neighbours.insert((device, twin), peer.mac);
+        }
     }
     // Between the subnets of one network this namespace is the router.
     objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
+    if overlay.subnets.iter().filter(|subnet| !subnet.subnet.is_v4()).count() > 1 {
+        objects.sysctls.insert("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
+    }
     Some(objects)
 }
 

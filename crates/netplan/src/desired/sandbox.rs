@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::{Plug, any, ingress, link_mtu, loopback, plug};
+use super::{Plug, any, ingress, link_mtu, loopback, mesh6, plug};
 use crate::addr::Cidr;
 use crate::objects::{BridgePort, Flows, LinkKind, LinkObject, Objects, Route, TABLE_MAIN};
 use crate::table::{
@@ -38,7 +38,8 @@ pub(super) fn objects(view: &View, id: &SandboxId, sandbox: &Sandbox) -> Objects
 }
 
 fn add_link(objects: &mut Objects, view: &View, link: &Link, plug: &Plug<'_>) {
-    let v6 = link.addresses.iter().any(|cidr| !cidr.is_v4());
+    let twins = mesh6::twins(view, link);
+    let v6 = link.addresses.iter().chain(&twins).any(|cidr| !cidr.is_v4());
     objects.links.insert(
         link.ifname.clone(),
         LinkObject {
@@ -51,7 +52,7 @@ fn add_link(objects: &mut Objects, view: &View, link: &Link, plug: &Plug<'_>) {
             link_local: v6,
         },
     );
-    for address in &link.addresses {
+    for address in link.addresses.iter().chain(&twins) {
         objects.addresses.insert((link.ifname.clone(), *address));
     }
     let route = |dst: Cidr, via: Option<IpAddr>| Route {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use docker_api::swarm::api::{LocalEndpoint, LocalOverlay, VerboseService};
+use docker_api::swarm::api::{LocalEndpoint, LocalOverlay, VerboseService, VerboseTask};
 use engine::Engine;
 use model::NetworkId;
 
@@ -21,16 +21,17 @@ pub fn local_overlays(engine: &Engine, node: &Node) -> BTreeMap<String, LocalOve
             .filter_map(|(container, sandbox)| {
                 let endpoint =
                     sandbox.endpoints.values().find(|endpoint| endpoint.network_id == *id)?;
+                let of_family = |v4: bool| {
+                    let cidr = endpoint.addresses.iter().find(|cidr| cidr.is_v4() == v4);
+                    cidr.map(ToString::to_string).unwrap_or_default()
+                };
                 Some(LocalEndpoint {
                     container_id: container.to_string(),
                     name: sandbox.container_name.clone(),
                     endpoint_id: endpoint.endpoint_id.clone(),
                     mac: endpoint.mac.to_string(),
-                    address: endpoint
-                        .addresses
-                        .first()
-                        .map(ToString::to_string)
-                        .unwrap_or_default(),
+                    ipv4: of_family(true),
+                    ipv6: of_family(false),
                 })
             })
             .collect();
@@ -41,7 +42,7 @@ pub fn local_overlays(engine: &Engine, node: &Node) -> BTreeMap<String, LocalOve
             lb_endpoint_id: overlay.lb_address.map(|address| endpoint_id(id, &address.to_string())),
             containers,
             peers: node.agent.peers(id),
-            services: services(overlay),
+            services: services(state.listed.get(id).map(Vec::as_slice).unwrap_or_default()),
             created_unix_nanos: *since,
         };
         shown.insert(id.to_string(), local);
@@ -65,26 +66,30 @@ fn endpoint_id(network: &NetworkId, address: &str) -> String {
     transport::join::hex_digest(format!("lb {network} {address}").as_bytes())
 }
 
-fn services(overlay: &netplan::view::Overlay) -> BTreeMap<String, VerboseService> {
-    overlay
-        .services
-        .iter()
-        .map(|service| {
-            let vip = service.vips.first().map_or_else(|| "<nil>".to_owned(), ToString::to_string);
-            let tasks = service
-                .backends
-                .iter()
-                .map(|backend| docker_api::swarm::api::VerboseTask {
-                    endpoint_ip: backend.address.to_string(),
-                    host_ip: overlay
-                        .peers
-                        .get(&backend.address)
-                        .map(|peer| peer.vtep.to_string())
-                        .unwrap_or_default(),
-                    ..Default::default()
-                })
-                .collect();
-            (service.name.clone(), VerboseService { vip, tasks, ..Default::default() })
-        })
-        .collect()
+/// By service; containers that no service made are under the empty name, as in Docker.
+fn services(listed: &[agent::Listed]) -> BTreeMap<String, VerboseService> {
+    let mut services: BTreeMap<String, VerboseService> = BTreeMap::new();
+    for one in listed {
+        let service = services.entry(one.service.clone()).or_insert_with(|| VerboseService {
+            vip: one.vips.first().map_or_else(|| "<nil>".to_owned(), ToString::to_string),
+            ..Default::default()
+        });
+        for (target, published) in &one.ports {
+            let port = format!("Target: {target}, Publish: {published}");
+            if !service.ports.contains(&port) {
+                service.ports.push(port);
+            }
+        }
+        service.tasks.push(VerboseTask {
+            name: one.task.clone(),
+            endpoint_id: one.endpoint_id.clone(),
+            endpoint_ip: one.address.to_string(),
+            host_ip: one.host.map(|host| host.to_string()).unwrap_or_default(),
+        });
+    }
+    // The same on every node: its own tasks are not first.
+    for service in services.values_mut() {
+        service.tasks.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    services
 }

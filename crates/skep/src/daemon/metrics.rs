@@ -22,7 +22,8 @@ pub async fn serve(address: &str, engine: Arc<Engine>, counters: Arc<Counters>) 
     let address: SocketAddr = address.parse().context("not ADDRESS:PORT")?;
     let listener = tokio::net::TcpListener::bind(address).await?;
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Containers(engine)));
+    registry.register_collector(Box::new(Containers(engine.clone())));
+    registry.register_collector(Box::new(Networks(engine)));
     registry.register_collector(Box::new(ManagerPort(counters)));
     let routes = Router::new().route("/metrics", get(page)).with_state(Arc::new(registry));
     tokio::spawn(async move {
@@ -80,6 +81,39 @@ impl Collector for ManagerPort {
         for (name, help, value) in self.0.all() {
             let counter = ConstCounter::new(value);
             let name = format!("skep_manager_port_{name}");
+            let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the network controller has counted since it started.
+struct Networks(Arc<Engine>);
+
+impl std::fmt::Debug for Networks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Networks")
+    }
+}
+
+impl Collector for Networks {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let counted = self.0.network.counters();
+        let counters = [
+            (
+                "repairs",
+                "Kernel objects put right that nobody had asked to change",
+                counted.repairs,
+            ),
+            ("steps_applied", "Changes of the host's network", counted.steps_applied),
+            ("steps_failed", "Changes that the kernel refused", counted.steps_failed),
+            ("sweeps", "Looks at all that should be there", counted.sweeps),
+            ("flows_reset", "Connections ended with their backend", counted.flows_reset),
+        ];
+        for (name, help, count) in counters {
+            let counter = ConstCounter::new(count);
+            let name = format!("skep_network_{name}");
             let metric = encoder.encode_descriptor(&name, help, None, counter.metric_type())?;
             counter.encode(metric)?;
         }

@@ -1,0 +1,513 @@
+//! Overlay networks on two hosts with both families of addresses: names, addresses, the mesh, what
+//! is listed, what is refused.
+
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::{cases, refused, swarm_of_skep};
+use lab::host::{wait_until, within};
+use lab::{Host, Lab};
+use serde_json::Value;
+
+#[test]
+fn overlay_networks() -> Result<()> {
+    let lab = swarm_of_skep(2, |_| {})?;
+    let first = lab.host(1);
+    first.dk("network create -d overlay --ipv6 --attachable web")?;
+    first.dk(&format!(
+        "{CREATE} --name web --replicas 4 --network name=web,alias=site -p 80:80 httpd"
+    ))?;
+    cases(
+        &lab,
+        &[
+            ("names have addresses of both families", names_have_addresses_of_both_families),
+            ("tasks reach each other over IPv6", tasks_reach_each_other_over_ipv6),
+            ("a published port answers everywhere", a_published_port_answers_everywhere),
+            ("dynamic and host ports", dynamic_and_host_ports),
+            ("a port that something else has is named", a_port_that_something_else_has_is_named),
+            ("containers come and go on an overlay", containers_come_and_go_on_an_overlay),
+            ("every node lists the same", every_node_lists_the_same),
+            ("wrong networks are refused", wrong_networks_are_refused),
+            ("options are kept and used", options_are_kept_and_used),
+            ("a full subnet is named and frees itself", a_full_subnet_is_named_and_frees_itself),
+            ("an internal overlay has no way out", an_internal_overlay_has_no_way_out),
+            ("without a virtual address", without_a_virtual_address),
+            ("the ingress network is replaced", the_ingress_network_is_replaced),
+            ("names while the daemon is stopped", names_while_the_daemon_is_stopped),
+        ],
+    )
+}
+
+const CREATE: &str = "service create -q --no-resolve-image --detach=false";
+const SOON: Duration = Duration::from_secs(20);
+
+/// A running task of the service on this host.
+fn task_on(host: &Host, service: &str) -> Result<String> {
+    let filter = format!("label=com.docker.swarm.service.name={service}");
+    let tasks = host.docker(&["ps", "-q", "--filter", &filter])?;
+    Ok(tasks.lines().next().with_context(|| format!("no task of {service} here"))?.to_owned())
+}
+
+/// What nslookup found, the server's own address left out.
+fn looked_up(host: &Host, container: &str, name: &str) -> Result<BTreeSet<String>> {
+    let output = host.try_docker(&["exec", container, "nslookup", name])?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = text.split("Name:").skip(1).flat_map(str::lines);
+    let found = found.filter_map(|line| line.strip_prefix("Address")?.split_once(": "));
+    Ok(found.map(|(_, address)| address.trim().to_owned()).collect())
+}
+
+fn until_known(host: &Host, container: &str, name: &str, count: usize) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    wait_until(SOON, || {
+        found = looked_up(host, container, name)?;
+        Ok(found.len() == count)
+    })
+    .with_context(|| format!("{name}: {found:?}, wanted {count}"))?;
+    Ok(found)
+}
+
+fn six(addresses: &BTreeSet<String>) -> Result<&String> {
+    addresses.iter().find(|text| text.contains(':')).context("no IPv6 address")
+}
+
+fn names_have_addresses_of_both_families(lab: &Lab) -> Result<()> {
+    for host in [lab.host(1), lab.host(2)] {
+        let task = task_on(host, "web")?;
+        let all = until_known(host, &task, "tasks.web", 8)?;
+        ensure!(all.iter().filter(|text| text.contains(':')).count() == 4, "{all:?}");
+        let vips = until_known(host, &task, "web", 2)?;
+        ensure!(vips.is_disjoint(&all), "virtual addresses are no task's: {vips:?} {all:?}");
+        ensure!(until_known(host, &task, "site", 2)? == vips, "an alias is the service");
+        ensure!(until_known(host, &task, "WEB.web", 2)? == vips, "with its network's name");
+        ensure!(until_known(host, &task, "tasks.site", 8)? == all);
+        let short = until_known(host, &task, &task, 2)?;
+        ensure!(short.is_subset(&all), "a container's short id is its own name: {short:?}");
+        for address in &short {
+            let name = host.docker(&["inspect", "-f", "{{.Name}}", &task])?;
+            let pointer = host.docker(&["exec", &task, "nslookup", address])?;
+            let wanted = format!("name = {}.web", name.trim_start_matches('/'));
+            ensure!(pointer.contains(&wanted), "{address}: {pointer}, wanted {wanted}");
+        }
+        ensure!(looked_up(host, &task, "nobody.web")?.is_empty());
+    }
+    Ok(())
+}
+
+fn tasks_reach_each_other_over_ipv6(lab: &Lab) -> Result<()> {
+    let (here, there) = (lab.host(1), lab.host(2));
+    let (task, far) = (task_on(here, "web")?, task_on(there, "web")?);
+    let addresses = until_known(there, &far, &far, 2)?;
+    let address = six(&addresses)?;
+    let ping = here.docker(&["exec", &task, "ping", "-6", "-c", "3", address])?;
+    ensure!(ping.contains("3 packets received"), "{ping}");
+    let vips = until_known(here, &task, "web", 2)?;
+    let own = until_known(here, &task, &task, 2)?;
+    let mut seen = BTreeSet::new();
+    for _ in 0..8 {
+        let url = format!("http://[{}]/cgi-bin/addr", six(&vips)?);
+        let answer = here.docker(&["exec", &task, "wget", "-qO-", &url])?;
+        let (caller, callee) = answer.split_once(' ').with_context(|| answer.clone())?;
+        ensure!(caller == format!("[{}]", six(&own)?), "the callee sees its caller: {answer}");
+        seen.insert(callee.to_owned());
+    }
+    ensure!(seen.len() == 4, "all tasks are met through the IPv6 address: {seen:?}");
+    let vip = here.docker(&["exec", &task, "ping", "-6", "-c", "1", "web"])?;
+    ensure!(vip.contains("1 packets received"), "{vip}");
+    // The way out, by the host's own bridge.
+    let out = here.docker(&["exec", &task, "ping", "-6", "-c", "1", "fd00:68::1"])?;
+    ensure!(out.contains("1 packets received"), "{out}");
+    Ok(())
+}
+
+/// Who a task saw, asked from the router, which is no host of the swarm.
+fn seen_from_outside(lab: &Lab, address: &str, port: u16) -> Result<String> {
+    let mut curl = std::process::Command::new("nsenter");
+    curl.arg(format!("--net=/run/netns/{}", lab.router));
+    curl.args(["curl", "-sS", "--max-time", "5"]);
+    let answer = lab::command::run(curl.arg(format!("http://{address}:{port}/cgi-bin/addr")))?;
+    Ok(answer.split(' ').next().unwrap_or_default().to_owned())
+}
+
+fn a_published_port_answers_everywhere(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    for (address, client) in [
+        ("192.168.68.109", "[::ffff:192.168.68.1]"),
+        ("192.168.68.110", "[::ffff:192.168.68.1]"),
+        ("[fd00:68::109]", "[fd00:68::1]"),
+        ("[fd00:68::110]", "[fd00:68::1]"),
+    ] {
+        for _ in 0..4 {
+            let seen = seen_from_outside(lab, address, 80)?;
+            ensure!(seen == client, "{address}: the task saw {seen}, not {client}");
+        }
+    }
+    let task = task_on(host, "web")?;
+    for address in ["127.0.0.1", "[::1]", "192.168.68.109", "[fd00:68::109]", "[fd00:68::110]"] {
+        for _ in 0..4 {
+            let answer = host.sh(&format!("curl -sS --max-time 5 http://{address}/"))?;
+            ensure!(answer == lab::image::IT_WORKS, "from the node itself, {address}: {answer}");
+        }
+        if !address.contains("127") && !address.contains("::1]") {
+            let answer =
+                host.docker(&["exec", &task, "wget", "-qO-", &format!("http://{address}/")])?;
+            ensure!(answer == lab::image::IT_WORKS, "from a task, {address}: {answer}");
+        }
+    }
+    for address in ["192.168.68.109", "192.168.68.110"] {
+        let answer = host.dk(&format!("run --rm httpd wget -qO- http://{address}/"))?;
+        ensure!(answer == lab::image::IT_WORKS, "from a container, {address}: {answer}");
+    }
+    // A host without a task answers as well.
+    host.dk(&format!(
+        "{CREATE} --name lone --constraint node.hostname==sathish-vm1 -p 8001:80 httpd"
+    ))?;
+    for (address, client) in
+        [("192.168.68.110", "[::ffff:192.168.68.1]"), ("[fd00:68::110]", "[fd00:68::1]")]
+    {
+        wait_until(SOON, || Ok(seen_from_outside(lab, address, 8001).is_ok_and(|s| s == client)))
+            .with_context(|| format!("{address}:8001"))?;
+    }
+    host.dk("service rm lone").map(drop)
+}
+
+fn dynamic_and_host_ports(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.dk(&format!(
+        "{CREATE} --name ports --constraint node.hostname==sathish-vm2 -p 80 \
+         -p published=8002,target=80,mode=host -p 7000-7002:80-82 httpd"
+    ))?;
+    let format = "{{range .Endpoint.Ports}}{{.TargetPort}}>{{.PublishedPort}} {{end}}";
+    let ports = host.docker(&["service", "inspect", "-f", format, "ports"])?;
+    let dynamic = ports.split(' ').filter_map(|pair| pair.strip_prefix("80>"));
+    let dynamic = dynamic.filter_map(|port| port.parse::<u16>().ok()).find(|port| *port >= 30_000);
+    let dynamic = dynamic.with_context(|| format!("no dynamic port in {ports}"))?;
+    for port in [dynamic, 7000] {
+        wait_until(SOON, || Ok(seen_from_outside(lab, "192.168.68.109", port).is_ok()))
+            .with_context(|| format!("port {port}"))?;
+    }
+    // In host mode the task's own host answers, and no other.
+    let seen = seen_from_outside(lab, "192.168.68.110", 8002)?;
+    ensure!(seen == "[::ffff:192.168.68.1]", "{seen}");
+    ensure!(seen_from_outside(lab, "192.168.68.109", 8002).is_err(), "host mode is one host's");
+    host.dk("service rm ports").map(drop)
+}
+
+/// The mesh serves the port all the same, and the host that cannot hold it says so.
+fn a_port_that_something_else_has_is_named(lab: &Lab) -> Result<()> {
+    let (host, far) = (lab.host(1), lab.host(2));
+    let path = format!("/proc/{}/ns/net", far.init_pid());
+    let holder = within(&path, || Ok(std::net::TcpListener::bind("0.0.0.0:8003")?))?;
+    host.dk(&format!("{CREATE} --name taken -p 8003:80 httpd"))?;
+    wait_until(SOON, || Ok(seen_from_outside(lab, "192.168.68.110", 8003).is_ok()))?;
+    wait_until(SOON, || Ok(warnings(far)?.contains("8003/tcp")))
+        .with_context(|| warnings(far).unwrap_or_default())?;
+    ensure!(!warnings(host)?.contains("8003"), "the other host holds it");
+    drop(holder);
+    wait_until(SOON, || Ok(!warnings(far)?.contains("8003")))?;
+    host.dk("service rm taken").map(drop)
+}
+
+fn warnings(host: &Host) -> Result<String> {
+    host.docker(&["info", "-f", "{{json .Warnings}}"])
+}
+
+fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
+    let (first, second) = (lab.host(1), lab.host(2));
+    let task = task_on(first, "web")?;
+    second.dk("run -d --name guest --network web --network-alias visitor --ip 10.0.1.77 httpd")?;
+    let found = until_known(first, &task, "visitor", 2)?;
+    ensure!(found.contains("10.0.1.77"), "{found:?}");
+    ensure!(until_known(first, &task, "guest", 2)? == found);
+    let inspected = second.docker(&[
+        "inspect",
+        "-f",
+        "{{with index .NetworkSettings.Networks \"web\"}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}",
+        "guest",
+    ])?;
+    ensure!(inspected.split(' ').all(|one| found.contains(one)), "{inspected} {found:?}");
+    refused(first, "network rm web", "in use")?;
+    // One that runs is connected, and gives its place back.
+    first.dk("run -d --name plain httpd")?;
+    first.dk("network connect --alias pal web plain")?;
+    refused(first, "network connect web plain", "already exists in network web")?;
+    until_known(second, &task_on(second, "web")?, "pal", 2)?;
+    let ping = second.dk("exec guest ping -c 1 pal")?;
+    ensure!(ping.contains("1 packets received"), "{ping}");
+    let ping = first.dk("exec plain ping -c 1 guest")?;
+    ensure!(ping.contains("1 packets received"), "its own names are answered now: {ping}");
+    first.dk("network disconnect web plain")?;
+    until_known(first, &task, "pal", 0)?;
+    let links = first.dk("exec plain ip -o addr")?;
+    ensure!(!links.contains("10.0.1."), "{links}");
+    refused(first, "network disconnect web plain", "is not connected to network web")?;
+    first.dk("rm -f plain")?;
+    second.dk("rm -f guest")?;
+    until_known(first, &task, "visitor", 0).map(drop)
+}
+
+fn inspected(host: &Host, network: &str) -> Result<Value> {
+    let text = host.docker(&["network", "inspect", "-v", network])?;
+    Ok(serde_json::from_str::<Value>(&text)?[0].take())
+}
+
+fn every_node_lists_the_same(lab: &Lab) -> Result<()> {
+    for (network, service) in [("web", "web"), ("ingress", "web")] {
+        let tasks = |host: &Host| -> Result<Value> {
+            Ok(inspected(host, network)?["Services"][service].take())
+        };
+        let (mut here, mut there) = (Value::Null, Value::Null);
+        wait_until(SOON, || {
+            (here, there) = (tasks(lab.host(1))?, tasks(lab.host(2))?);
+            Ok(here == there && here["Tasks"].as_array().is_some_and(|list| list.len() == 4))
+        })
+        .with_context(|| format!("{network}: {here}\n{there}"))?;
+        let hosts: Vec<&str> = here["Tasks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|task| task["Info"]["Host IP"].as_str())
+            .collect();
+        for host in &lab.hosts {
+            let count = hosts.iter().filter(|ip| **ip == host.address).count();
+            ensure!(count == 2, "{network}: {hosts:?}");
+        }
+        if network == "ingress" {
+            ensure!(here["Ports"][0] == "Target: 80, Publish: 80", "{here}");
+        }
+    }
+    let peers = |host: &Host| -> Result<BTreeSet<String>> {
+        let shown = inspected(host, "web")?;
+        let peers = shown["Peers"].as_array().cloned().unwrap_or_default();
+        Ok(peers.iter().map(|peer| peer["IP"].to_string()).collect())
+    };
+    ensure!(peers(lab.host(1))? == peers(lab.host(2))? && peers(lab.host(1))?.len() == 2);
+    let shown = inspected(lab.host(2), "web")?;
+    let containers = shown["Containers"].as_object().context("no containers")?;
+    let both = containers.values().filter(|one| one["IPv6Address"] != "").count();
+    ensure!(both == 2 && containers.contains_key("lb-web"), "{containers:?}");
+    Ok(())
+}
+
+fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let before = host.dk("network ls -q")?;
+    let pool = |pool: &str| format!("\"IPAM\":{{\"Config\":[{pool}]}}");
+    let option = |name: &str, value: &str| format!("\"Options\":{{\"{name}\":\"{value}\"}}");
+    let vni = "com.docker.network.driver.overlay.vxlanid_list";
+    let mtu = "com.docker.network.driver.mtu";
+    for (rest, status, part) in [
+        (pool("{\"Subnet\":\"10.0.1.128/25\"}"), 403, "10.0.1.0/24 of network web"),
+        (pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"10.77.0.0/25\"}"), 403, "Pool overlaps"),
+        (pool("{\"Subnet\":\"10.77.0.0/24\",\"Gateway\":\"10.78.0.1\"}"), 400, "10.78.0.1"),
+        (pool("{\"Subnet\":\"10.77.0.0/24\",\"IPRange\":\"10.78.0.0/25\"}"), 400, "range"),
+        (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "invalid subnet"),
+        (
+            pool("{\"Subnet\":\"10.77.0.0/24\",\"AuxiliaryAddresses\":{\"a\":\"10.9.9.9\"}}"),
+            400,
+            "a=10.9.9.9",
+        ),
+        (option(vni, "4097"), 403, "4097 is in use by network web"),
+        (option(vni, "99999999"), 400, "invalid VXLAN id"),
+        (option(mtu, "9"), 400, "invalid MTU"),
+        (option("encrypted", ""), 501, "encrypted"),
+        ("\"Ingress\":true".to_owned(), 409, "ingress"),
+        ("\"Ingress\":true,\"Attachable\":true".to_owned(), 400, "attachable"),
+        ("\"Scope\":\"local\"".to_owned(), 400, "scope"),
+    ] {
+        let body = format!("{{\"Name\":\"wrong\",\"Driver\":\"overlay\",{rest}}}");
+        let (got, said) = host.api("POST", "/networks/create", &body)?;
+        ensure!(
+            got == status && said.contains(part),
+            "{body}: {got} {said}, wanted {status} {part}"
+        );
+    }
+    refused(host, "network create -d overlay web", "already exists")?;
+    refused(lab.host(2), "network create -d overlay far", "not a swarm manager")?;
+    refused(host, "network rm ingress", "depends on it").or_else(|_| {
+        // The CLI asks before it removes the ingress network.
+        let (status, said) = host.api("DELETE", "/networks/ingress", "")?;
+        ensure!(status == 400 && said.contains("depends on it"), "{status} {said}");
+        Ok(())
+    })?;
+    ensure!(host.dk("network ls -q")? == before, "nothing was made");
+    Ok(())
+}
+
+fn options_are_kept_and_used(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.docker(&[
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--attachable",
+        "--label",
+        "of=test",
+        "--subnet",
+        "10.20.0.0/16",
+        "--gateway",
+        "10.20.0.254",
+        "--ip-range",
+        "10.20.5.0/24",
+        "--aux-address",
+        "router=10.20.5.1",
+        "--subnet",
+        "10.21.0.0/24",
+        "-o",
+        "com.docker.network.driver.mtu=1300",
+        "-o",
+        "com.docker.network.driver.overlay.vxlanid_list=6001,6002",
+        "wide",
+    ])?;
+    let shown = inspected(host, "wide")?;
+    ensure!(shown["IPAM"]["Config"][0]["Gateway"] == "10.20.0.254", "{shown}");
+    ensure!(shown["IPAM"]["Config"][1]["Subnet"] == "10.21.0.0/24", "{shown}");
+    ensure!(shown["Labels"]["of"] == "test", "{shown}");
+    for (n, host) in lab.hosts.iter().enumerate() {
+        host.dk(&format!("run -d --name wide{n} --network wide httpd"))?;
+    }
+    let link = host.dk("exec wide0 ip -o addr show eth0")?;
+    ensure!(link.contains(" 10.20.5."), "from the range: {link}");
+    ensure!(!link.contains(" 10.20.5.1/"), "not the auxiliary address: {link}");
+    let link = host.dk("exec wide0 ip link show eth0")?;
+    ensure!(link.contains("mtu 1300"), "{link}");
+    let ping = host.dk("exec wide0 ping -c 2 -s 1272 wide1")?;
+    ensure!(ping.contains("2 packets received"), "{ping}");
+    // In another subnet of the network, through its gateway.
+    lab.host(2).dk("run -d --name wide2 --network wide --ip 10.21.0.9 httpd")?;
+    wait_until(SOON, || {
+        Ok(host
+            .try_docker(&["exec", "wide0", "ping", "-c", "1", "-W", "1", "10.21.0.9"])?
+            .status
+            .success())
+    })
+    .context("from subnet to subnet")?;
+    host.dk("rm -f wide0")?;
+    lab.host(2).dk("rm -f wide1 wide2")?;
+    wait_until(SOON, || {
+        host.dk("network prune -f --filter label=of=test")?;
+        Ok(!host.docker(&["network", "ls", "--format", "{{.Name}}"])?.contains("wide"))
+    })
+    .context("prune")
+}
+
+fn a_full_subnet_is_named_and_frees_itself(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.dk("network create -d overlay --subnet 10.30.0.0/29 small")?;
+    host.dk("service create -q --no-resolve-image --detach --name many --network small --replicas 6 httpd")?;
+    let told = |wanted: &str| -> Result<bool> {
+        let errors =
+            host.docker(&["service", "ps", "--no-trunc", "--format", "{{.Error}}", "many"])?;
+        Ok(errors.contains(wanted))
+    };
+    wait_until(SOON, || told("10.30.0.0/29: 5 of 5 in use by")).context("named")?;
+    let running = |count: usize| -> Result<bool> {
+        let states = host.docker(&["service", "ps", "--format", "{{.CurrentState}}", "many"])?;
+        Ok(states.lines().filter(|line| line.starts_with("Running")).count() == count)
+    };
+    host.dk("service scale -d many=1")?;
+    wait_until(SOON, || running(1)).context("scaled down")?;
+    // Addresses of the tasks that ended are free again: a second service fits in.
+    host.dk(&format!("{CREATE} --name other --network small httpd"))?;
+    let mut addresses = BTreeSet::new();
+    for service in ["many", "other"] {
+        let tasks =
+            host.docker(&["service", "ps", "-q", "-f", "desired-state=running", service])?;
+        for task in tasks.lines() {
+            let format = "{{range .NetworksAttachments}}{{.Addresses}}{{end}}";
+            let address = host.docker(&["inspect", "--type", "task", "-f", format, task])?;
+            ensure!(addresses.insert(address.clone()), "{address} is held twice");
+        }
+    }
+    host.dk("service rm many other")?;
+    wait_until(SOON, || Ok(host.try_docker(&["network", "rm", "small"])?.status.success()))
+}
+
+fn an_internal_overlay_has_no_way_out(lab: &Lab) -> Result<()> {
+    let (host, far) = (lab.host(1), lab.host(2));
+    host.dk("network create -d overlay --internal --attachable inner")?;
+    host.dk("run -d --name in1 --network inner httpd")?;
+    far.dk("run -d --name in2 --network inner httpd")?;
+    until_known(host, "in1", "in2", 1)?;
+    host.dk("exec in1 ping -c 1 in2")?;
+    let out = host.try_docker(&["exec", "in1", "ping", "-c", "1", "-W", "1", "192.168.68.1"])?;
+    ensure!(!out.status.success(), "an internal network reached the outside");
+    // The lab's own server answers NXDOMAIN to what is forwarded: here nobody is asked.
+    let answer = host.try_docker(&["exec", "in1", "nslookup", "example.org"])?;
+    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+    ensure!(!said.contains("NXDOMAIN"), "forwarded from an internal network: {said}");
+    host.dk("rm -f in1")?;
+    far.dk("rm -f in2")?;
+    wait_until(SOON, || Ok(host.try_docker(&["network", "rm", "inner"])?.status.success()))
+}
+
+fn without_a_virtual_address(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.dk(&format!(
+        "{CREATE} --name robin --endpoint-mode dnsrr --replicas 2 --network web httpd"
+    ))?;
+    let task = task_on(host, "web")?;
+    let all = until_known(host, &task, "robin", 4)?;
+    ensure!(until_known(host, &task, "tasks.robin", 4)? == all);
+    let answer = host.docker(&["exec", &task, "wget", "-qO-", "http://robin/"])?;
+    ensure!(answer == lab::image::IT_WORKS, "{answer}");
+    host.dk("service rm robin")?;
+    until_known(host, &task, "robin", 0).map(drop)
+}
+
+fn the_ingress_network_is_replaced(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.dk("service update -q --detach=false --publish-rm 80 web")?;
+    let (status, said) = host.api("DELETE", "/networks/ingress", "")?;
+    ensure!(status == 204, "{status} {said}");
+    host.docker(&[
+        "network",
+        "create",
+        "-d",
+        "overlay",
+        "--ingress",
+        "--subnet",
+        "10.11.0.0/16",
+        "entry",
+    ])?;
+    host.dk(&format!("{CREATE} --name entered --replicas 2 -p 8004:80 httpd"))?;
+    for address in ["192.168.68.109", "192.168.68.110", "[fd00:68::109]", "[fd00:68::110]"] {
+        wait_until(SOON, || Ok(seen_from_outside(lab, address, 8004).is_ok()))
+            .with_context(|| format!("{address}:8004"))?;
+    }
+    let shown = inspected(lab.host(2), "entry")?;
+    ensure!(shown["Ingress"] == true, "{shown}");
+    ensure!(shown["Peers"].as_array().is_some_and(|peers| peers.len() == 2), "{shown}");
+    host.dk("service rm entered").map(drop)
+}
+
+fn names_while_the_daemon_is_stopped(lab: &Lab) -> Result<()> {
+    let host = lab.host(2);
+    let task = task_on(host, "web")?;
+    let netns = host.netns_of(&task)?;
+    host.stop()?;
+    let question = || -> Result<usize> {
+        host.within(&netns, || {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(SOON))?;
+            socket.connect("127.0.0.11:53")?;
+            // RFC 1035 section 4.1: id, recursion desired, one question: tasks.web A IN.
+            let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+            packet.extend(b"\x05tasks\x03web\x00\x00\x01\x00\x01");
+            socket.send(&packet)?;
+            let mut answer = [0; 512];
+            let length = socket.recv(&mut answer)?;
+            if length < 12 || answer[3] & 15 != 0 {
+                bail!("no answer: {:?}", &answer[..length]);
+            }
+            Ok(usize::from(answer[7]))
+        })
+    };
+    let answered = question();
+    host.start()?;
+    ensure!(answered? == 4, "four tasks, told by nobody's daemon");
+    Ok(())
+}
