@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: one lab for each group of cases, and how an answer is judged.
 
 pub mod load;
+pub mod registry;
 
 use anyhow::{Context, Result, bail};
 use lab::{Engine, Host, Lab, Plan};

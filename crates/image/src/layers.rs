@@ -159,6 +159,7 @@ impl Layers {
         let (unpacked, tar, sink) =
             Unpacker::new(&diff, b"", Purpose::Layer)?.run(Reader::new(tar, sink))?;
         sink.finish().map_err(Error::file("write", &recipe))?;
+        tracing::trace!(target: "step", "layer unpacked");
         let (_, diff_id, tar_size) = tar.into_inner().finish();
         Ok(LayerInfo { diff_id, size: unpacked.bytes, tar_size })
     }
@@ -168,6 +169,7 @@ impl Layers {
         let raw = serde_json::to_vec(&info)
             .map_err(|cause| Error::System(format!("layer record: {cause}")))?;
         write_synced(&record, &raw)?;
+        tracing::trace!(target: "step", "layer recorded");
         let mut held = self.lock();
         let target = self.root.join(info.diff_id.hex());
         match held.get_mut(&info.diff_id) {
@@ -178,6 +180,7 @@ impl Layers {
             }
             None => {
                 fs::rename(scratch, &target).map_err(Error::file("rename layer to", &target))?;
+                tracing::trace!(target: "step", "layer published");
                 held.insert(info.diff_id, (info, 1));
             }
         }
@@ -210,7 +213,10 @@ impl Layers {
         let removing = self.root.join(format!("{REMOVING}{}-{number}", std::process::id()));
         let path = self.root.join(diff_id.hex());
         match fs::rename(&path, &removing) {
-            Ok(()) => Some(removing),
+            Ok(()) => {
+                tracing::trace!(target: "step", "layer set aside");
+                Some(removing)
+            }
             Err(cause) => {
                 tracing::warn!(path = %path.display(), %cause, "layer not removed");
                 None

@@ -30,7 +30,7 @@ pub use digest::{Digest, Hashing};
 pub use error::{Error, Kind, Result};
 pub use progress::{PROGRESS_QUEUE_MAX, Progress, ProgressSender, human};
 pub use reference::Reference;
-pub use registry::{Credentials, Distribution, Registries};
+pub use registry::{Credentials, Distribution, Proxies, Registries};
 pub use rootfs::{RootFs, Visit};
 pub use store::Store;
 pub use types::{

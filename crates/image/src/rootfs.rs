@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::errno;
@@ -100,7 +100,9 @@ impl Store {
             make_mode(&path, if directory == "work" { 0o700 } else { 0o755 })?;
         }
         write_synced(&new.join("rootfs.json"), &json(&record)?)?;
+        tracing::trace!(target: "step", "rootfs written");
         fs::rename(&new, &target).map_err(Error::file("rename root file system to", &target))?;
+        tracing::trace!(target: "step", "rootfs published");
         held.into_iter().for_each(Held::keep);
         let rootfs = self.placed(container, &record);
         self.rootfs_records().insert(container.to_owned(), record);
@@ -123,6 +125,7 @@ impl Store {
         self.visits().remove(container);
         if !is_mounted(&rootfs.merged)? {
             mount_overlay(&rootfs)?;
+            tracing::trace!(target: "step", "rootfs mounted");
         }
         Ok(rootfs.merged)
     }
@@ -142,6 +145,7 @@ impl Store {
             None if is_mounted(&rootfs.merged)? => {}
             None => {
                 mount_overlay(&rootfs)?;
+                tracing::trace!(target: "step", "rootfs visited");
                 visits.insert(container.to_owned(), 1);
             }
         }
@@ -165,10 +169,13 @@ impl Store {
         let path = base.join(container);
         if path.exists() {
             unmount_all(&path.join("merged"))?;
+            tracing::trace!(target: "step", "rootfs unmounted");
             let old = base.join(format!(".old-{container}"));
             remove_if_there(&old)?;
             fs::rename(&path, &old).map_err(Error::file("remove", &path))?;
+            tracing::trace!(target: "step", "rootfs set aside");
             remove_if_there(&old)?;
+            tracing::trace!(target: "step", "rootfs removed");
         }
         if let Some(record) = self.rootfs_records().remove(container) {
             record.layers.iter().for_each(|diff_id| self.inner.layers.release(diff_id));
@@ -235,6 +242,10 @@ impl Store {
 }
 
 impl Record {
+    pub(crate) fn image(&self) -> Digest {
+        self.image
+    }
+
     /// The same stack of layers has the same mount points.
     fn init_name(&self) -> String {
         crate::store::chain_ids(&self.layers).pop().unwrap_or(Digest::of(b"")).hex()
@@ -398,7 +409,11 @@ fn mount_overlay(rootfs: &RootFs) -> Result<()> {
         MountFlags::empty(),
         options.as_c_str(),
     )
-    .map_err(errno("mount overlay on", &rootfs.merged))
+    .map_err(errno("mount overlay on", &rootfs.merged))?;
+    // What a container mounts below its root must not appear on the host, also where the container
+    // shares other mounts with it.
+    rustix::mount::mount_change(&rootfs.merged, MountPropagationFlags::PRIVATE)
+        .map_err(errno("make private", &rootfs.merged))
 }
 
 fn by_descriptor(path: &Path, open: &mut Vec<OwnedFd>) -> Result<PathBuf> {

@@ -12,6 +12,23 @@ pub struct Options {
     pub downloads_max: usize,
     /// Layers uploaded at once; 0 means Docker's default of 5.
     pub uploads_max: usize,
+    /// Tries for each layer; 0 means Docker's default of 5.
+    pub attempts_max: usize,
+}
+
+/// Docker's numbers where none is given.
+impl Options {
+    pub(crate) fn downloads(&self) -> usize {
+        if self.downloads_max == 0 { 3 } else { self.downloads_max }
+    }
+
+    pub(crate) fn uploads(&self) -> usize {
+        if self.uploads_max == 0 { 5 } else { self.uploads_max }
+    }
+
+    pub(crate) fn attempts(&self) -> usize {
+        if self.attempts_max == 0 { 5 } else { self.attempts_max }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

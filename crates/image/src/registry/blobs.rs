@@ -63,7 +63,26 @@ impl Blobs {
             blob.repositories.pop_first();
         }
         blob.repositories.insert(repository.to_owned());
-        replace(&self.root.join(digest.hex()).with_extension("json"), &crate::store::json(blob)?)
+        replace(&self.file(&digest), &crate::store::json(blob)?)
+    }
+
+    /// Records of layers that are gone say nothing any more.
+    pub fn forget_gone(&self, layers: &Layers) -> Result<()> {
+        let mut known = self.lock();
+        let gone: Vec<Digest> = known
+            .values()
+            .filter(|blob| layers.info(&blob.diff_id).is_none())
+            .map(|blob| blob.digest)
+            .collect();
+        for digest in gone {
+            crate::store::remove_if_there(&self.file(&digest))?;
+            known.remove(&digest);
+        }
+        Ok(())
+    }
+
+    fn file(&self, digest: &Digest) -> PathBuf {
+        self.root.join(digest.hex()).with_extension("json")
     }
 
     pub fn turn(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {

@@ -48,6 +48,8 @@ impl Client {
                 .danger_accept_invalid_certs(insecure);
             if loopback {
                 builder = builder.no_proxy();
+            } else {
+                builder = proxied(builder, &registries.proxies)?;
             }
             builder
                 .build()
@@ -121,6 +123,27 @@ impl Client {
             (false, false) => &self.secure,
         }
     }
+}
+
+/// With the daemon's own proxies; without any, reqwest takes the environment's.
+fn proxied(
+    mut builder: reqwest::ClientBuilder,
+    proxies: &super::Proxies,
+) -> Result<reqwest::ClientBuilder> {
+    type Kind = fn(&str) -> reqwest::Result<reqwest::Proxy>;
+    let kinds: [(&Option<String>, Kind, &str); 2] = [
+        (&proxies.http, |url| reqwest::Proxy::http(url), "--http-proxy"),
+        (&proxies.https, |url| reqwest::Proxy::https(url), "--https-proxy"),
+    ];
+    for (url, proxy, flag) in kinds {
+        let Some(url) = url.as_deref().filter(|url| !url.is_empty()) else { continue };
+        // The URL is not repeated: it may hold a password.
+        let proxy =
+            proxy(url).map_err(|_| Error::Invalid(format!("{flag}: not the URL of a proxy")))?;
+        let except = proxies.except.as_deref().and_then(reqwest::NoProxy::from_string);
+        builder = builder.proxy(proxy.no_proxy(except));
+    }
+    Ok(builder)
 }
 
 /// Talks to one repository at one endpoint, with what it learned about logging in.

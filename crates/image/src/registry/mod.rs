@@ -22,6 +22,23 @@ pub struct Registries {
     pub insecure: Vec<String>,
     /// `--registry-mirror`: URLs asked before docker.io.
     pub mirrors: Vec<String>,
+    pub proxies: Proxies,
+}
+
+/// `--http-proxy` and its siblings. Where none is set, the environment's count.
+#[derive(Clone, Default, PartialEq)]
+pub struct Proxies {
+    pub http: Option<String>,
+    pub https: Option<String>,
+    /// Hosts, domains and networks that are reached directly, with commas between.
+    pub except: Option<String>,
+}
+
+/// A proxy's URL may hold a password.
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proxies")
+    }
 }
 
 /// From the `X-Registry-Auth` header; never printed.

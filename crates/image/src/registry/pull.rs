@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Refusal, Session, chain, headers};
 use super::manifest::{self, Descriptor, MANIFEST_BYTES_MAX, Manifest};
-use super::{Client, Credentials, Distribution};
+use super::{Credentials, Distribution};
 use crate::layers::{Held, decompressed};
 use crate::progress::Watched;
 use crate::store::Meta;
@@ -22,8 +22,7 @@ use crate::{
     Store,
 };
 
-/// Docker's own number of tries and its growing wait between them.
-const TRIES_MAX: u32 = 5;
+/// Docker's growing wait between tries.
 const WAIT_SECONDS_STEP: u32 = 5;
 const TAGS_MAX: usize = 10_000;
 
@@ -43,7 +42,8 @@ impl Store {
         credentials: Option<&Credentials>,
         progress: &ProgressSender,
     ) -> Result<Option<Arc<Image>>> {
-        let client = self.client()?;
+        let reach = self.reach();
+        let client = reach.client()?;
         let mut last = None;
         for endpoint in client.endpoints(reference, false) {
             let mirror = endpoint.mirror;
@@ -54,7 +54,7 @@ impl Store {
             };
             match result {
                 Err(error) if mirror || error.kind() == Kind::Unavailable => last = Some(error),
-                result => return result,
+                result => return result.map_err(as_system),
             }
         }
         Err(last
@@ -158,7 +158,7 @@ impl Store {
             .map(|(layer, diff_id)| self.pull_layer(session, layer, *diff_id, &seen, progress));
         let held = try_join_all(pulls).await?;
         let store = self.clone();
-        blocking(move || store.create(&raw, held, Meta::default())).await
+        blocking(move || store.create(&raw, held, Meta::passing())).await
     }
 
     async fn pull_layer(
@@ -178,19 +178,18 @@ impl Store {
         }
         let path = self.inner.root.join("download").join(layer.digest.hex());
         {
-            let _permit = match self.inner.downloads.try_acquire() {
+            let reach = self.reach();
+            let _permit = match reach.downloads.try_acquire() {
                 Ok(permit) => permit,
                 Err(_) => {
                     progress.send(Progress::of(&short, "Waiting")).await;
-                    self.inner
-                        .downloads
-                        .acquire()
-                        .await
-                        .map_err(|_| Error::System("the store is closed".into()))?
+                    let turn = reach.downloads.acquire().await;
+                    turn.map_err(|_| Error::System("the store is closed".into()))?
                 }
             };
-            download(session, layer, &path, progress).await?;
+            download(session, layer, &path, reach.options.attempts(), progress).await?;
         }
+        tracing::trace!(target: "step", "layer downloaded");
         progress.send(Progress::of(&short, "Download complete")).await;
         let (store, told, size, file) = (self.clone(), progress.clone(), layer.size, path.clone());
         let (digest, seen) = (layer.digest, seen.to_owned());
@@ -199,7 +198,9 @@ impl Store {
             let watched = Watched::new(from, size, digest.short(), "Extracting", told);
             let held = store.inner.layers.register(decompressed(watched)?)?;
             std::fs::remove_file(&file).map_err(Error::file("remove", &file))?;
+            tracing::trace!(target: "step", "download removed");
             store.inner.blobs.seen(digest, size, held.info.diff_id, &seen)?;
+            tracing::trace!(target: "step", "blob noted");
             Ok(held)
         })
         .await?;
@@ -213,7 +214,8 @@ impl Store {
         reference: &Reference,
         credentials: Option<&Credentials>,
     ) -> Result<Distribution> {
-        let client = self.client()?;
+        let reach = self.reach();
+        let client = reach.client()?;
         let mut last = None;
         for endpoint in client.endpoints(reference, false) {
             let session = Session::new(client, endpoint, reference.path(), credentials, "pull");
@@ -230,7 +232,8 @@ impl Store {
 
     /// Checks a login; the text is the registry's greeting.
     pub async fn login(&self, credentials: &Credentials) -> Result<String> {
-        let client = self.client()?;
+        let reach = self.reach();
+        let client = reach.client()?;
         let address = credentials.server_address.trim_end_matches('/');
         let host = address.split_once("://").map_or(address, |(_, rest)| rest);
         let host = host.split('/').next().unwrap_or_default();
@@ -251,9 +254,7 @@ impl Store {
                     let text =
                         format!("login attempt to {url} failed with status: {}", refusal.status);
                     return Err(match refusal.status {
-                        StatusCode::UNAUTHORIZED => {
-                            Error::Unauthorized(format!("Get {url:?}: {}", refusal.text()))
-                        }
+                        StatusCode::UNAUTHORIZED => Error::Unauthorized(text),
                         _ => Error::System(text),
                     });
                 }
@@ -263,20 +264,16 @@ impl Store {
         }
         Err(as_system(last))
     }
-
-    pub(crate) fn client(&self) -> Result<&Client> {
-        if let Some(client) = self.inner.client.get() {
-            return Ok(client);
-        }
-        let client = Client::new(self.registries())?;
-        Ok(self.inner.client.get_or_init(|| client))
-    }
 }
 
-/// dockerd answers an unreachable registry with 500; 503 would say that the daemon itself is not ready.
-fn as_system(error: Error) -> Error {
+/// dockerd answers an unreachable registry with 500; 503 would say that the daemon itself is not
+/// ready. A registry's 401 is a 500 too, as 401 would make the client ask its user for a login, and
+/// so is what a registry sends and cannot be read.
+pub(super) fn as_system(error: Error) -> Error {
     match error {
-        Error::Unavailable(text) => Error::System(text),
+        Error::Unavailable(text) | Error::Unauthorized(text) | Error::Invalid(text) => {
+            Error::System(text)
+        }
         error => error,
     }
 }
@@ -414,6 +411,7 @@ async fn download(
     session: &Session<'_>,
     layer: &Descriptor,
     path: &Path,
+    tries_max: usize,
     progress: &ProgressSender,
 ) -> Result<()> {
     let short = layer.digest.short();
@@ -424,7 +422,7 @@ async fn download(
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        if error.kind() != Kind::Unavailable || tries >= TRIES_MAX {
+        if error.kind() != Kind::Unavailable || tries as usize >= tries_max {
             return Err(as_system(error));
         }
         tracing::debug!(layer = %layer.digest, %error, "download broke off");
@@ -492,16 +490,11 @@ async fn download_once(
             });
         }
     }
+    // A connection that breaks is an error here; one that ends too early by itself sends something
+    // else than was promised, and would again.
     let part = receive(response, part, layer, path, progress).await?;
-    if part.have < layer.size {
-        let text = format!(
-            "layer {}: the registry sent {} of {} bytes",
-            layer.digest, part.have, layer.size
-        );
-        return Err(Error::Unavailable(text));
-    }
     progress.send(Progress::of(layer.digest.short(), "Verifying Checksum")).await;
-    if part.have > layer.size
+    if part.have != layer.size
         || Digest::from_bytes(part.hashing.finish().as_ref()) != Some(layer.digest)
     {
         let _ = tokio::fs::remove_file(path).await;

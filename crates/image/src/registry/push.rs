@@ -11,14 +11,13 @@ use serde_json::json;
 use super::Credentials;
 use super::client::{Ask, Refusal, Session, headers};
 use super::manifest::{DOCKER_CONFIG, DOCKER_LAYER, DOCKER_MANIFEST};
-use super::pull::blocking;
+use super::pull::{as_system, blocking};
 use crate::digest::Hashing;
 use crate::{Digest, Error, Image, Kind, Progress, ProgressSender, Reference, Result, Store};
 
 /// Packed chunks that wait for the network.
 const CHUNKS_QUEUED_MAX: usize = 16;
 const CHUNK_BYTES: usize = 64 << 10;
-const UPLOADS_DEFAULT: usize = 5;
 
 #[derive(Clone, Copy)]
 struct Sent {
@@ -46,12 +45,17 @@ impl Store {
             .send(Progress::status(format!("The push refers to repository [{}]", reference.name())))
             .await;
         if tags.is_empty() {
-            let shown = if all_tags { reference.familiar_name() } else { reference.familiar() };
-            return Err(Error::NotFound(format!(
-                "An image does not exist locally with the tag: {shown}"
-            )));
+            // dockerd's words: the repository is not here at all, or only the tag.
+            return Err(Error::NotFound(match self.repository_tags(reference).is_empty() {
+                true => format!(
+                    "An image does not exist locally with the tag: {}",
+                    reference.familiar_name()
+                ),
+                false => format!("tag does not exist: {}", reference.familiar()),
+            }));
         }
-        let client = self.client()?;
+        let reach = self.reach();
+        let client = reach.client()?;
         let mut last = Error::Unavailable("no endpoint for this registry".into());
         for endpoint in client.endpoints(reference, true) {
             let session =
@@ -61,7 +65,7 @@ impl Store {
             greeting.url = format!("{}/v2/", session.endpoint.base);
             match session.send(&greeting).await {
                 Err(error) if error.kind() == Kind::Unavailable => last = error,
-                Err(error) => return Err(error),
+                Err(error) => return Err(as_system(error)),
                 Ok(_) => {
                     for (name, id) in tags {
                         let image =
@@ -72,10 +76,7 @@ impl Store {
                 }
             }
         }
-        Err(match last {
-            Error::Unavailable(text) => Error::System(text),
-            error => error,
-        })
+        Err(as_system(last))
     }
 
     async fn push_one(
@@ -89,13 +90,9 @@ impl Store {
         for diff_id in diff_ids {
             progress.send(Progress::of(diff_id.short(), "Preparing")).await;
         }
-        let uploads = match self.inner.options.uploads_max {
-            0 => UPLOADS_DEFAULT,
-            max => max,
-        };
         let sent: Vec<Result<Sent>> = futures_util::stream::iter(diff_ids.clone())
             .map(|diff_id| self.push_layer(session, name, diff_id, progress))
-            .buffered(uploads)
+            .buffered(self.reach().options.uploads())
             .collect()
             .await;
         let sent = sent.into_iter().collect::<Result<Vec<Sent>>>()?;

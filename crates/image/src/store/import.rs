@@ -44,6 +44,7 @@ impl Store {
         meta: Meta,
         reference: Option<&crate::Reference>,
     ) -> Result<Arc<Image>> {
+        let meta = Meta { passing: reference.is_some(), ..meta };
         let id = self.create(&super::json(config)?, layers, meta)?;
         if let Some(reference) = reference {
             self.tag(&id, &reference.clone().or_latest())?;

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use crate::layers::{Held, Layers, replace, sync_parent, write_synced};
 use crate::{
     Config, Digest, Error, HistoryEntry, Image, ImageUsage, LayerUsage, Options, Reference,
-    Registries,
 };
 use crate::{Result, Usage};
 
@@ -35,7 +34,8 @@ pub struct Store {
 
 pub(crate) struct Inner {
     pub root: PathBuf,
-    pub options: Options,
+    /// Replaced as a whole by `reconfigure`; work that has begun keeps what it began with.
+    pub reach: RwLock<Arc<Reach>>,
     pub layers: Arc<Layers>,
     pub state: RwLock<State>,
     /// Root file systems and the layers each holds.
@@ -43,9 +43,30 @@ pub(crate) struct Inner {
     pub inits: std::sync::Mutex<()>,
     /// Who looks into a root file system that is mounted only for that.
     pub visits: std::sync::Mutex<BTreeMap<String, usize>>,
-    pub client: std::sync::OnceLock<crate::registry::Client>,
     pub blobs: crate::registry::Blobs,
+}
+
+/// How registries are reached: the daemon's settings, and what follows from them.
+pub(crate) struct Reach {
+    pub options: Options,
     pub downloads: tokio::sync::Semaphore,
+    client: std::sync::OnceLock<crate::registry::Client>,
+}
+
+impl Reach {
+    fn new(options: Options) -> Arc<Self> {
+        let downloads = tokio::sync::Semaphore::new(options.downloads());
+        Arc::new(Self { options, downloads, client: std::sync::OnceLock::new() })
+    }
+
+    /// Made when it is first needed: it reads the host's certificates.
+    pub fn client(&self) -> Result<&crate::registry::Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = crate::registry::Client::new(&self.options.registries)?;
+        Ok(self.client.get_or_init(|| client))
+    }
 }
 
 #[derive(Default)]
@@ -67,6 +88,17 @@ pub(crate) struct Meta {
     pub parent: Option<Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_tagged: Option<i64>,
+    /// On its way to its first name, or from its last one to its removal: a crash in between must
+    /// not leave it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passing: bool,
+}
+
+impl Meta {
+    /// Of an image that is about to get a name.
+    pub fn passing() -> Self {
+        Self { passing: true, ..Self::default() }
+    }
 }
 
 impl Store {
@@ -86,28 +118,37 @@ impl Store {
         let images: BTreeSet<Digest> = state.images.keys().copied().collect();
         state.names.retain(&images);
         let rootfs = crate::rootfs::read_records(&root.join("rootfs"), &layers)?;
+        sweep_passing(&root.join("images"), &mut state, &rootfs, &layers)?;
         crate::rootfs::sweep_inits(&root.join("init"), &rootfs)?;
         layers.collect();
         let blobs = crate::registry::Blobs::open(&root.join("distribution"), &layers)?;
-        let downloads = if options.downloads_max == 0 { 3 } else { options.downloads_max };
         Ok(Self {
             inner: Arc::new(Inner {
                 root: root.to_owned(),
-                options,
+                reach: RwLock::new(Reach::new(options)),
                 layers,
                 state: RwLock::new(state),
                 rootfs: std::sync::Mutex::new(rootfs),
                 inits: std::sync::Mutex::new(()),
                 visits: std::sync::Mutex::default(),
-                client: std::sync::OnceLock::new(),
                 blobs,
-                downloads: tokio::sync::Semaphore::new(downloads),
             }),
         })
     }
 
-    pub fn registries(&self) -> &Registries {
-        &self.inner.options.registries
+    pub(crate) fn reach(&self) -> Arc<Reach> {
+        self.inner.reach.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Other registries and limits for what begins from now on.
+    ///
+    /// # Errors
+    /// When they cannot be used; those before stay.
+    pub fn reconfigure(&self, options: Options) -> Result<()> {
+        let reach = Reach::new(options);
+        reach.client()?;
+        *self.inner.reach.write().unwrap_or_else(std::sync::PoisonError::into_inner) = reach;
+        Ok(())
     }
 
     pub fn root(&self) -> &Path {
@@ -174,14 +215,19 @@ impl Store {
             state.names.restore(reference, before);
             return Err(error);
         }
-        if reference.tag().is_some() {
-            let tagged = time::OffsetDateTime::now_utc().unix_timestamp();
-            self.change_meta(state, image, |meta| meta.last_tagged = Some(tagged))?;
+        tracing::trace!(target: "step", "image named");
+        let tagged = reference.tag().is_some();
+        if tagged || state.images.get(image).is_some_and(|known| known.meta.passing) {
+            let now = time::OffsetDateTime::now_utc().unix_timestamp();
+            self.change_meta(state, image, |meta| {
+                meta.passing = false;
+                meta.last_tagged = if tagged { Some(now) } else { meta.last_tagged };
+            })?;
         }
         Ok(())
     }
 
-    fn change_meta(
+    pub(super) fn change_meta(
         &self,
         state: &mut State,
         image: &Digest,
@@ -218,9 +264,11 @@ impl Store {
         fs::create_dir(&new).map_err(Error::file("create", &new))?;
         write_synced(&new.join("config.json"), raw)?;
         write_synced(&new.join("meta.json"), &json(&meta)?)?;
+        tracing::trace!(target: "step", "image written");
         let target = images.join(id.hex());
         fs::rename(&new, &target).map_err(Error::file("rename image to", &target))?;
         sync_parent(&target)?;
+        tracing::trace!(target: "step", "image published");
         let size = held.iter().map(|held| held.info.size).sum();
         held.into_iter().for_each(Held::keep);
         state.images.insert(id, Known { config: Arc::new(config), meta, size });
@@ -388,6 +436,28 @@ fn read_images(root: &Path, layers: &Arc<Layers>, state: &mut State) -> Result<(
         state
             .images
             .insert(id, Known { config: Arc::new(config), meta: meta.unwrap_or_default(), size });
+    }
+    Ok(())
+}
+
+/// Finishes the removal, or undoes the beginning, of images that a crash caught without a name.
+fn sweep_passing(
+    root: &Path,
+    state: &mut State,
+    rootfs: &BTreeMap<String, crate::rootfs::Record>,
+    layers: &Layers,
+) -> Result<()> {
+    let gone = |(id, known): (&Digest, &Known)| {
+        let used = rootfs.values().any(|record| record.image() == *id);
+        let nameless = state.names.all(id).is_empty() && state.children(id).is_empty();
+        (known.meta.passing && nameless && !used).then_some(*id)
+    };
+    let gone: Vec<Digest> = state.images.iter().filter_map(gone).collect();
+    for id in gone {
+        remove_if_there(&root.join(id.hex()))?;
+        if let Some(known) = state.images.remove(&id) {
+            known.config.rootfs.diff_ids.iter().for_each(|diff_id| layers.release(diff_id));
+        }
     }
     Ok(())
 }

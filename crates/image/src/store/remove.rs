@@ -37,14 +37,30 @@ impl Store {
     pub fn remove(&self, name: &str, remove: Remove, users: &[User]) -> Result<Vec<Deleted>> {
         let mut state = self.write();
         let image = state.resolve(name)?;
+        let removed = self.remove_from(&mut state, &image, name, remove, users);
+        // One that stays without a name, as containers use it, stays for good.
+        if state.images.get(&image.id).is_some_and(|known| known.meta.passing) {
+            self.change_meta(&mut state, &image.id, |meta| meta.passing = false)?;
+        }
+        removed
+    }
+
+    fn remove_from(
+        &self,
+        state: &mut State,
+        image: &Image,
+        name: &str,
+        remove: Remove,
+        users: &[User],
+    ) -> Result<Vec<Deleted>> {
         let mut records = Vec::new();
         let references = state.names.all(&image.id);
         let mut quiet = false;
         if is_id_prefix(&image.id, name) {
             if is_single(&references) {
                 let mind = Mind { active_reference: false, stopped_container: !remove.force };
-                check(&state, &image.id, mind, users)?;
-                self.untag(&mut state, references, &mut records)?;
+                check(state, &image.id, mind, users)?;
+                self.untag(state, references, &mut records)?;
             }
         } else {
             let user = users.iter().find(|user| user.image == image.id);
@@ -60,21 +76,22 @@ impl Store {
                 Some(digest) => reference.with_digest(digest),
                 None => reference.or_latest(),
             };
-            self.untag(&mut state, vec![reference.clone()], &mut records)?;
-            let left = state.names.all(&image.id);
+            // The tag, and with the repository's last tag its digests: by one write, so that no crash
+            // leaves an image that only a digest names.
+            let mut going = vec![reference.clone()];
             let same = |other: &&Reference| other.name() == reference.name();
-            if reference.tag().is_some()
-                && !left.iter().filter(same).any(|other| other.tag().is_some())
-            {
-                let digests = left.iter().filter(same).cloned().collect();
-                self.untag(&mut state, digests, &mut records)?;
+            let tagged = |other: &Reference| other.tag().is_some() && *other != reference;
+            if reference.tag().is_some() && !references.iter().filter(same).any(tagged) {
+                let digests = references.iter().filter(same).filter(|other| other.tag().is_none());
+                going.extend(digests.cloned());
             }
+            self.untag(state, going, &mut records)?;
             if !state.names.all(&image.id).is_empty() {
                 return Ok(records);
             }
             quiet = true;
         }
-        self.delete(&mut state, image.id, remove, quiet, users, &mut records)?;
+        self.delete(state, image.id, remove, quiet, users, &mut records)?;
         Ok(records)
     }
 
@@ -147,11 +164,16 @@ impl Store {
             return Ok(());
         }
         let mut after = state.names.clone();
+        let ids: BTreeSet<Digest> = names.iter().filter_map(|name| state.names.get(name)).collect();
         for name in &names {
             after.remove(name);
         }
+        for id in ids.iter().filter(|id| after.all(id).is_empty()) {
+            self.change_meta(state, id, |meta| meta.passing = true)?;
+        }
         after.write(&self.inner.root.join("repositories.json"))?;
         state.names = after;
+        tracing::trace!(target: "step", "image untagged");
         records.extend(names.iter().map(|name| Deleted::Untagged(name.familiar())));
         Ok(())
     }
@@ -180,7 +202,9 @@ impl Store {
         let old = self.inner.root.join("images").join(format!(".old-{}", id.hex()));
         fs::rename(&path, &old).map_err(Error::file("remove image", &path))?;
         sync_parent(&path)?;
+        tracing::trace!(target: "step", "image set aside");
         remove_if_there(&old)?;
+        tracing::trace!(target: "step", "image removed");
         records.push(Deleted::Deleted(id.to_string()));
         let kept: BTreeSet<Digest> = state
             .images
@@ -194,6 +218,7 @@ impl Store {
         for diff_id in diff_ids {
             self.inner.layers.release(diff_id);
         }
+        self.inner.blobs.forget_gone(&self.inner.layers)?;
         match known.meta.parent {
             Some(parent) if remove.prune_children && state.images.contains_key(&parent) => {
                 let remove = Remove { force: false, prune_children: true };
