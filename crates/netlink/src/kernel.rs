@@ -120,6 +120,7 @@ impl Kernel {
             };
             let count = rest.iter().take_while(same).count();
             let (run, tail) = rest.split_at(count);
+            tracing::trace!(target: "step", "network phase {}", first.phase());
             self.apply_run(run, &mut failures);
             rest = tail;
         }

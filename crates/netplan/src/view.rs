@@ -33,8 +33,10 @@ pub struct View {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// False with `--iptables=false`: no table of ours in the host's namespace.
+    /// False with `--iptables=false`: no IPv4 rule of ours in the host's namespace.
     pub firewall: bool,
+    /// False with `--ip6tables=false`: no IPv6 rule of ours in the host's namespace.
+    pub firewall6: bool,
     /// Switches `net.ipv4.ip_forward` on (`--ip-forward`).
     pub ip_forward: bool,
     /// Masquerades what leaves a bridge (`--ip-masq`).
@@ -58,6 +60,7 @@ impl Default for Host {
     fn default() -> Self {
         Self {
             firewall: true,
+            firewall6: true,
             ip_forward: true,
             masquerade: true,
             data_path: None,

@@ -152,6 +152,33 @@ fn a_container_on_a_bridge() {
     check("container.txt", &View::default(), &one_container());
 }
 
+/// `--iptables=false` and `--ip6tables=false` leave a family to the user.
+#[test]
+fn a_family_without_the_daemons_rules_has_none() {
+    let mut view = one_container();
+    for bridge in view.bridges.values_mut() {
+        bridge.addresses.push(cidr("fd00:17::1/64"));
+    }
+    let rules = |view: &View| -> Vec<String> {
+        let host = &desired(view)[&netplan::Namespace::Host];
+        let text = host.table.as_ref().map(|table| table.to_string()).unwrap_or_default();
+        let lines =
+            text.lines().filter(|line| line.starts_with("\t\t") && !line.contains("policy"));
+        lines.map(str::to_owned).collect()
+    };
+    let of_v6 = |rule: &String| rule.contains("nfproto ipv6") || rule.contains("ip6 ");
+    let both = rules(&view);
+    assert!(both.iter().any(of_v6) && !both.iter().all(of_v6));
+    view.host.firewall = false;
+    let six = rules(&view);
+    assert!(!six.is_empty() && six.iter().all(of_v6), "{six:?}");
+    (view.host.firewall, view.host.firewall6) = (true, false);
+    let four = rules(&view);
+    assert!(!four.is_empty() && !four.iter().any(of_v6), "{four:?}");
+    (view.host.firewall, view.host.firewall6) = (false, false);
+    assert!(rules(&view).is_empty());
+}
+
 #[test]
 fn a_container_that_ends() {
     let mut after = one_container();

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::oci;
 use crate::protocol::{CONFIG_FILE, SHIM_FILE, ShimSpec};
 use crate::runtime::Config;
-use crate::spec::{ContainerSpec, Namespace};
+use crate::spec::{ContainerSpec, Mount, MountKind, Namespace, Propagation};
 use crate::users;
 
 /// The small program that `--init` runs as process 1.
@@ -39,7 +39,11 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         .find(|p| !p.is_empty())
         .map_or(DEFAULT_PARENT, |p| p.as_str());
     let cgroup = format!("/{}/{}", parent.trim_matches('/'), spec.id);
-    let init = if spec.init { Some(write_init(config).map_err(failed)?) } else { None };
+    let init = match (&config.init_program, spec.init) {
+        (_, false) => None,
+        (Some(own), true) => Some(own.clone()),
+        (None, true) => Some(write_init(config).map_err(failed)?),
+    };
     let context = oci::Context {
         user: &user,
         cgroup: &cgroup,
@@ -69,6 +73,7 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         user: spec.user.clone(),
         groups: spec.groups.clone(),
         cwd: spec.cwd.clone(),
+        propagation: propagation(spec),
     };
     let dir = containers_dir(config).join(&spec.id);
     std::fs::create_dir_all(&dir).map_err(failed)?;
@@ -78,6 +83,17 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
     let shim_text = serde_json::to_vec(&shim).map_err(|e| failed(io::Error::other(e)))?;
     std::fs::write(dir.join(SHIM_FILE), shim_text).map_err(failed)?;
     Ok((dir, shim))
+}
+
+/// Nothing can be mounted below a file, so only directories count.
+fn propagation(spec: &ContainerSpec) -> Vec<(String, Propagation)> {
+    let of = |mount: &Mount| match &mount.kind {
+        MountKind::Bind { source, propagation, .. } if source.is_dir() => {
+            Some((mount.destination.clone(), *propagation))
+        }
+        _ => None,
+    };
+    spec.mounts.iter().filter_map(of).collect()
 }
 
 /// The init program, once per daemon, replaced only as a whole.

@@ -288,20 +288,14 @@ fn propagation_name(propagation: Propagation) -> &'static str {
     }
 }
 
-/// A mount can only be shared with the host when the root above it is.
+/// A mount can only be shared with the host when the root above it is. Otherwise every mount
+/// begins as a slave of the host's: what else it should be is set by `shim::propagate`.
 fn rootfs_propagation(spec: &ContainerSpec) -> Option<&'static str> {
-    let uses = |wanted: &[Propagation]| {
-        spec.mounts
-            .iter()
-            .any(|m| matches!(&m.kind, MountKind::Bind { propagation, .. } if wanted.contains(propagation)))
-    };
-    if uses(&[Propagation::Shared, Propagation::RShared]) {
-        Some("shared")
-    } else if uses(&[Propagation::Slave, Propagation::RSlave]) {
-        Some("rslave")
-    } else {
-        None
-    }
+    let shared = spec.mounts.iter().any(|mount| {
+        let wanted = [Propagation::Shared, Propagation::RShared];
+        matches!(&mount.kind, MountKind::Bind { propagation, .. } if wanted.contains(propagation))
+    });
+    shared.then_some("shared")
 }
 
 /// Device nodes to make and the cgroup's rules.

@@ -46,6 +46,9 @@ pub struct ShimSpec {
     pub user: String,
     pub groups: Vec<String>,
     pub cwd: String,
+    /// How mounts of directories propagate, by their place in the container.
+    #[serde(default)]
+    pub propagation: Vec<(String, crate::spec::Propagation)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -37,6 +37,8 @@ pub struct Config {
     pub shim_exe: PathBuf,
     /// Parent of the containers' cgroups, `/docker` when empty.
     pub cgroup_parent: String,
+    /// `--init-path`: the program for `--init` instead of the runtime's own.
+    pub init_program: Option<PathBuf>,
 }
 
 /// How a container or exec ended.
@@ -209,7 +211,9 @@ impl Runtime {
         let (config, spec_copy) = (self.inner.config.clone(), spec.clone());
         let prepared = tokio::task::spawn_blocking(move || {
             let (dir, shim) = bundle::prepare(&config, &spec_copy)?;
+            tracing::trace!(target: "step", "bundle written");
             let stream = spawn_shim(&config, &dir)?;
+            tracing::trace!(target: "step", "shim started");
             Ok::<_, Error>((dir, shim, stream))
         });
         let (dir, shim, stream) =
@@ -224,6 +228,7 @@ impl Runtime {
             Ok(Err(failure)) => return Err(Error::new(failure.kind, failure.text)),
             _ => return Err(Error::new(ErrorKind::System, "the container's shim did not start")),
         };
+        tracing::trace!(target: "step", "container made");
         handle.pid.store(pid, Ordering::Relaxed);
         self.serve_pending(&handle, None).await;
         Ok(Created { pid })
@@ -318,6 +323,7 @@ impl Runtime {
             handle.cgroup.kill_all();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        tracing::trace!(target: "step", "cgroup removed");
         // The shim may still be putting its own things away there.
         while let Err(error) = remove_bundle(&handle.bundle) {
             if tokio::time::Instant::now() > end {
@@ -325,6 +331,7 @@ impl Runtime {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        tracing::trace!(target: "step", "bundle removed");
         lock(&self.inner.containers).remove(id);
         Ok(())
     }

@@ -46,6 +46,7 @@ impl Bench {
             exec_root: dir.join("exec"),
             shim_exe: PathBuf::from(env!("CARGO_BIN_EXE_runtime-shim")),
             cgroup_parent: format!("/skep-test-{}", std::process::id()),
+            init_program: None,
         })
         .unwrap()
     }

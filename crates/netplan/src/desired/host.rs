@@ -36,11 +36,44 @@ pub(super) fn objects(view: &View) -> Objects {
         mesh6::add_host_end(view, &mut objects);
     }
     add_sysctls(&mut objects, view);
-    if view.host.firewall && !view.bridges.is_empty() {
-        objects.table = Some(Arc::new(table(view)));
+    let (v4, v6) = (view.host.firewall, view.host.firewall6);
+    // The daemon's rules for IPv6 alone are wanted only where there is IPv6.
+    if !view.bridges.is_empty() && (v4 || v6 && view.bridges.values().any(has_v6)) {
+        objects.table = Some(Arc::new(of_families(table(view), v4, v6)));
         add_flows(&mut objects.flows, view);
     }
     objects
+}
+
+fn has_v6(bridge: &Bridge) -> bool {
+    bridge.addresses.iter().any(|cidr| !cidr.is_v4())
+}
+
+/// Without the rules of a family that is left to the user (`--iptables=false`, `--ip6tables=false`).
+fn of_families(mut table: Table, v4: bool, v6: bool) -> Table {
+    if v4 && v6 {
+        return table;
+    }
+    for chain in &mut table.chains {
+        chain.rules.retain_mut(|rule| match rule.matches.iter().find_map(family) {
+            Some(is_v4) => is_v4 == v4,
+            None => {
+                rule.matches.insert(0, if v4 { Match::V4 } else { Match::V6 });
+                true
+            }
+        });
+    }
+    table
+}
+
+/// The family that a match is for, if it is for one: true is IPv4.
+fn family(part: &Match) -> Option<bool> {
+    match part {
+        Match::V4 => Some(true),
+        Match::V6 => Some(false),
+        Match::Saddr(cidr) | Match::Daddr(cidr) | Match::DaddrNot(cidr) => Some(cidr.is_v4()),
+        _ => None,
+    }
 }
 
 fn add_bridge(objects: &mut Objects, bridge: &Bridge) {
@@ -48,8 +81,7 @@ fn add_bridge(objects: &mut Objects, bridge: &Bridge) {
         return;
     }
     let mac = bridge.addresses.first().map(|cidr| Mac::for_ip(cidr.addr));
-    let v6 = bridge.addresses.iter().any(|cidr| !cidr.is_v4());
-    objects.links.insert(bridge.ifname.clone(), bridge_link(mac, bridge.mtu, v6));
+    objects.links.insert(bridge.ifname.clone(), bridge_link(mac, bridge.mtu, has_v6(bridge)));
     for address in &bridge.addresses {
         objects.addresses.insert((bridge.ifname.clone(), *address));
     }
@@ -68,8 +100,7 @@ fn add_sysctls(objects: &mut Objects, view: &View) {
     }
     let mut set = |path: String, value: &str| objects.sysctls.insert(path, value.to_owned());
     set("net/ipv4/ip_forward".to_owned(), "1");
-    let v6 = |bridge: &Bridge| bridge.addresses.iter().any(|cidr| !cidr.is_v4());
-    if view.bridges.values().any(v6) || mesh6::stands(view) {
+    if view.bridges.values().any(has_v6) || mesh6::stands(view) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
         for link in &view.host.advertised {
             set(format!("net/ipv6/conf/{link}/{ACCEPT_ADVERTISEMENTS}"), "2");

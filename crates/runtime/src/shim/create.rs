@@ -13,13 +13,14 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use rustix::mount::MountPropagationFlags;
 
 use super::stdio::{self, ChildStdio, Stdio};
 use super::{command, sys};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{CONFIG_FILE, ExecProcess, OCI_DIR, ShimSpec};
-use crate::spec::OciRuntime;
+use crate::spec::{OciRuntime, Propagation};
 
 const CONSOLE_SOCKET: &str = "console.sock";
 /// Name of libcontainer's socket on which a created container waits for its start.
@@ -153,8 +154,11 @@ fn build(spec: &ShimSpec, bundle: &Path) -> std::result::Result<i32, String> {
         .build()
         .map_err(chain)?;
     let pid = container.pid().map(|p| p.as_raw()).ok_or_else(|| "no process".to_owned())?;
-    // It waits for its start: nothing of the image has run yet.
-    confine_devices(spec).inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
+    // It waits for its start: nothing of the image has run yet. The second step leaves this process
+    // in the container's mount namespace, so it is the last.
+    confine_devices(spec)
+        .and_then(|()| propagate(pid, &spec.propagation))
+        .inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
     Ok(pid)
 }
 
@@ -166,6 +170,32 @@ fn confine_devices(spec: &ShimSpec) -> std::result::Result<(), String> {
     let document = read.and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()));
     let rules = document.map_err(|e| format!("{CONFIG_FILE}: {e}"))?;
     super::devices::confine(group, &rules).map_err(|e| format!("devices not confined: {e}"))
+}
+
+/// Sets how mounts propagate, inside the container's mount namespace: libcontainer 0.7 leaves that
+/// out. Called in the creating child, which ends after it.
+fn propagate(pid: i32, mounts: &[(String, Propagation)]) -> std::result::Result<(), String> {
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    let entered = sys::open_pid(pid).and_then(|pid| sys::enter(&pid, libc::CLONE_NEWNS));
+    entered.map_err(|error| format!("mount namespace of the container: {error}"))?;
+    for (destination, propagation) in mounts {
+        rustix::mount::mount_change(destination.as_str(), flags(*propagation))
+            .map_err(|error| format!("set the propagation of mount {destination}: {error}"))?;
+    }
+    Ok(())
+}
+
+fn flags(propagation: Propagation) -> MountPropagationFlags {
+    match propagation {
+        Propagation::Private => MountPropagationFlags::PRIVATE,
+        Propagation::RPrivate => MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+        Propagation::RSlave => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        Propagation::Shared => MountPropagationFlags::SHARED,
+        Propagation::RShared => MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    }
 }
 
 /// An error with its causes, each once.

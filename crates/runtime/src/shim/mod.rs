@@ -8,6 +8,7 @@ mod connection;
 mod create;
 mod devices;
 mod exec;
+mod exit;
 mod oom;
 mod serve;
 mod stdio;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::connection::{Attach, Connection, Kind};
+use super::exit::{reserve_exit, write_exit};
 use super::oom::OomWatch;
 use super::stdio::{Process, STDIN_BYTES_MAX};
 use super::{create, exec, sys};
@@ -26,6 +27,8 @@ const ENDED_EXECS_MAX: usize = 1_000;
 const CONNECTIONS_MAX: usize = 1_024;
 /// After this long without anything to do the shim makes itself small.
 const IDLE: Duration = Duration::from_secs(2);
+/// How often an exit status is tried to be written that the disk had no room for.
+const RETRY: Duration = Duration::from_secs(1);
 
 pub struct Shim {
     bundle: PathBuf,
@@ -41,6 +44,9 @@ pub struct Shim {
     started_at: Option<SystemTime>,
     ended_execs: Vec<(String, ExitStatus)>,
     quit_at: Option<Instant>,
+    /// The exit status that is not on the disk yet, and when to try again.
+    unwritten: Option<ExitStatus>,
+    retry_at: Option<Instant>,
     quit: bool,
     space: Vec<u8>,
     /// When to give memory back; `None` when that is done.
@@ -79,6 +85,8 @@ impl Shim {
             started_at: None,
             ended_execs: Vec::new(),
             quit_at: None,
+            unwritten: None,
+            retry_at: None,
             quit: false,
             space: Vec::new(),
             trim_at: None,
@@ -114,6 +122,7 @@ impl Shim {
         self.log = Some(
             LogWriter::open(&self.spec.log).map_err(|e| Error::system("log file not opened", e))?,
         );
+        reserve_exit().map_err(|e| Error::system("no room for the exit status", e))?;
         let made = create::create(&self.spec, &self.bundle)?;
         let pid = made.pid;
         let once = self.spec.stdin_once;
@@ -180,7 +189,7 @@ impl Shim {
 
     fn deadline(&self) -> Option<Instant> {
         let draining = self.processes.iter().filter(|p| !p.finished).filter_map(|p| p.drain_until);
-        draining.chain(self.quit_at).chain(self.trim_at).min()
+        draining.chain(self.quit_at).chain(self.trim_at).chain(self.retry_at).min()
     }
 
     fn clients_of<'a>(&'a self, process: &'a Process) -> impl Iterator<Item = &'a Connection> {
@@ -506,7 +515,10 @@ impl Shim {
             // The daemon died between making and starting: nobody knows this container.
             let _ = self.signal(None, libc::SIGKILL);
         }
-        if main_over {
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.keep_exit();
+        }
+        if main_over && self.unwritten.is_none() {
             let quit_at = *self.quit_at.get_or_insert(now + LINGER);
             let idle = self.connections.iter().all(|c| c.output.is_empty() && c.is_control());
             self.quit = (self.processes.len() == 1 && idle) || quit_at <= now;
@@ -530,7 +542,8 @@ impl Shim {
         let exec = process.exec.clone();
         match &exec {
             None => {
-                write_exit(&status);
+                self.unwritten = Some(status.clone());
+                self.keep_exit();
                 self.tell(&Message::Exited { status });
             }
             Some(id) => {
@@ -544,19 +557,23 @@ impl Shim {
         self.close_clients(&exec);
     }
 
+    /// Writes the exit status down; what cannot be written is tried again, and the shim stays
+    /// until it is, or until the daemon has taken the bundle away.
+    fn keep_exit(&mut self) {
+        let Some(status) = &self.unwritten else { return };
+        match write_exit(status) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // Standard error is the bundle's shim.log, as far as there is room.
+                eprintln!("exit status {} not written: {error}", status.code);
+                self.retry_at = Some(Instant::now() + RETRY);
+            }
+            _ => (self.unwritten, self.retry_at) = (None, None),
+        }
+    }
+
     fn clean(&mut self) {
         create::forget(&self.spec);
         let _ = std::fs::remove_file(SOCKET_FILE);
-    }
-}
-
-/// Whole or not at all: a daemon that was away reads it.
-fn write_exit(status: &ExitStatus) {
-    let temporary = "exit.json.new";
-    if let Ok(text) = serde_json::to_vec(status)
-        && std::fs::write(temporary, text).is_ok()
-    {
-        let _ = std::fs::rename(temporary, EXIT_FILE);
     }
 }
 
