@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use image::{
-    Credentials, Deleted, Image, Options, Platform, ProgressSender, Pruned, Reference, Registries,
-    Remove, Store, User,
+    Credentials, Deleted, Image, Platform, ProgressSender, Pruned, Reference, Remove, Store, User,
 };
 
 use crate::config::Config;
@@ -18,17 +17,15 @@ pub struct Images {
 
 impl Images {
     pub async fn open(config: &Config, events: Arc<events::Bus>) -> Result<Self> {
-        let options = Options {
-            registries: Registries {
-                insecure: config.insecure_registries.clone(),
-                mirrors: config.registry_mirrors.clone(),
-            },
-            downloads_max: config.max_concurrent_downloads,
-            uploads_max: config.max_concurrent_uploads,
-        };
+        let options = config.images();
         let root = config.data_root.join("image");
         let store = blocking(move || Ok(Store::open(&root, options)?)).await?;
         Ok(Self { store, events })
+    }
+
+    /// Other registries and limits, for pulls and pushes that begin from now on.
+    pub(crate) fn reload(&self, config: &Config) -> Result<()> {
+        Ok(self.store.reconfigure(config.images())?)
     }
 
     /// A call of the store that reads or writes the disk.

@@ -124,9 +124,15 @@ impl Volumes {
         let mut state = self.lock();
         if !volume.options.is_empty() && !is_mounted(&volume.mountpoint)? {
             mount_device(&volume)?;
+            tracing::trace!(target: "step", "volume mounted");
         }
         state.mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
         Ok(volume.mountpoint)
+    }
+
+    /// A container that an earlier daemon started has it mounted.
+    pub(crate) fn remember_mounted(&self, name: &str, container: &str) {
+        self.lock().mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
     }
 
     /// The container no longer runs; the last one unmounts the device.
@@ -208,7 +214,10 @@ impl Volumes {
         fs::write(&record, raw)
             .and_then(|()| fs::File::open(&record)?.sync_all())
             .during(&making)?;
-        fs::rename(&new, &target).during(&making)
+        tracing::trace!(target: "step", "volume written");
+        fs::rename(&new, &target).during(&making)?;
+        tracing::trace!(target: "step", "volume published");
+        Ok(())
     }
 
     fn delete(&self, volume: &Volume) -> Result<()> {
@@ -219,6 +228,7 @@ impl Volumes {
         let old = self.root.join(format!(".old-{}", volume.name));
         remove_if_there(&old)?;
         fs::rename(&path, &old).during(format!("remove volume {}", volume.name))?;
+        tracing::trace!(target: "step", "volume set aside");
         remove_if_there(&old)
     }
 
@@ -263,7 +273,7 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-fn random_name() -> String {
+pub(crate) fn random_name() -> String {
     use rand::RngCore;
     let mut bytes = [0u8; 32];
     rand::rng().fill_bytes(&mut bytes);

@@ -189,9 +189,19 @@ impl Host {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(&self) -> Result<()> {
+        self.start_with(&[], &[])
+    }
+
+    /// The same with further options, and variables in the daemon's environment.
+    pub fn start_with(&self, options: &[&str], variables: &[(&str, &str)]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
-        let mut daemon =
-            self.daemon().stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        let mut daemon = self
+            .daemon(options)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
         let answered = wait_until(DAEMON_MAX, || {
             if let Some(status) = daemon.try_wait()? {
                 bail!("the daemon of {} ended: {status}\n{}", self.name, self.log_tail(15));
@@ -204,7 +214,8 @@ impl Host {
         })
     }
 
-    fn daemon(&self) -> Command {
+    /// The daemon's command line on this host, ready to be started.
+    pub fn daemon(&self, options: &[&str]) -> Command {
         let at = |name: &str| self.folder.join(name).display().to_string();
         let mut words = Vec::new();
         if self.engine == Engine::Skep {
@@ -213,10 +224,16 @@ impl Host {
         } else {
             words.push("dockerd".into());
             words.extend(["--config-file".into(), at("daemon.json")]);
+            words.push("daemon".into());
+        }
+        words.extend(["--config-file".into(), at("daemon.json")]);
+        if self.engine == Engine::Dockerd {
             words.extend(["--storage-driver".into(), "overlay2".into()]);
         }
         words.extend(["-H".into(), self.docker_host(), "--data-root".into(), at("data")]);
         words.extend(["--exec-root".into(), at("exec"), "--pidfile".into(), at("pid")]);
+        words.extend(self.arguments.iter().cloned());
+        words.extend(options.iter().map(|word| (*word).to_owned()));
         self.inside(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
 

@@ -61,7 +61,8 @@ fn rustix_uname() -> (String, String, String) {
 }
 
 pub(super) async fn info(state: &ApiState) -> Value {
-    let (engine, config) = (&state.engine, &state.engine.config);
+    let (engine, config) = (&state.engine, state.engine.config());
+    let config = &*config;
     let node = state.cluster.node_info().await;
     let (hostname, kernel, machine) = rustix_uname();
     let phases: Vec<Phase> = engine.containers.all().iter().map(|c| c.phase()).collect();
@@ -118,7 +119,7 @@ pub(super) async fn info(state: &ApiState) -> Value {
         "Swarm": info_json(&node),
         "LiveRestoreEnabled": true,
         "Isolation": "",
-        "InitBinary": "skep",
+        "InitBinary": config.init_path.as_deref().map_or("skep".into(), |path| path.to_string_lossy()),
         "ContainerdCommit": { "ID": "", "Expected": "" },
         "RuncCommit": { "ID": "", "Expected": "" },
         "InitCommit": { "ID": "", "Expected": "" },

@@ -132,6 +132,13 @@ pub struct State {
     /// `docker stop` and `docker kill` end the restart policy's hold.
     pub stopped_by_user: bool,
     pub health: Option<Health>,
+    /// How the run ended, from when that is known until it has been cleaned up and told: the only
+    /// place where a crash in between leaves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<runtime::ExitStatus>,
+    /// `docker rm -v`, for a removal that a crash has cut short.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub remove_volumes: bool,
     /// On attachable networks of the swarm, while it runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub places: Vec<Place>,

@@ -34,13 +34,13 @@ impl Engine {
     /// Makes a container that has not been started; on an error nothing of it is left.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let mut request = request;
-        let mut warnings = validate::check(&mut request, &self.config)?;
+        let mut warnings = validate::check(&mut request, &self.config())?;
         let asked = request.config.image.clone().unwrap_or_default();
         let image = self.images.store.resolve(&asked)?;
         check_platform(&asked, request.platform.as_deref(), &image)?;
         merge::merge(&mut request.config, &image.config.run())?;
         validate::check_merged(&request.config)?;
-        oci::check_security(&request.host_config, &self.config)?;
+        oci::check_security(&request.host_config, &self.config())?;
         let networks = endpoints::wanted(&request)?;
         self.check_links(&request.host_config)?;
         let log = self.log_config(&request)?;
@@ -74,6 +74,7 @@ impl Engine {
     ) -> Result<Arc<Container>> {
         let directory = self.containers.root().join(id.as_str());
         crate::config::make_directory(&directory, 0o710)?;
+        tracing::trace!(target: "step", "container directory made");
         let store = self.images.store.clone();
         let (container_id, of) = (id.clone(), image.clone());
         blocking(move || Ok(store.prepare_rootfs(&container_id, &of).map(drop)?)).await?;
@@ -99,13 +100,17 @@ impl Engine {
             task: request.task,
         };
         record::write_state(&directory, &State::default())?;
+        tracing::trace!(target: "step", "container state written");
         record::write_spec(&directory, &spec)?;
+        tracing::trace!(target: "step", "container written");
+        record::forget_volumes(&directory)?;
         Ok(Arc::new(Container::new(directory, spec, State::default())))
     }
 
     /// What a failed create made; errors are told, not returned: the first error is the answer.
     async fn unmake(&self, id: &ContainerId) {
         let directory = self.containers.root().join(id.as_str());
+        self.drop_new_volumes(&directory);
         let store = self.images.store.clone();
         let container = id.clone();
         if let Err(error) = blocking(move || Ok(store.remove_rootfs(&container)?)).await {
@@ -130,6 +135,15 @@ impl Engine {
         Ok(())
     }
 
+    /// The anonymous volumes of a create that came to nothing go with it.
+    pub(super) fn drop_new_volumes(&self, directory: &std::path::Path) {
+        for name in record::new_volumes(directory) {
+            if let Err(error) = self.volumes.remove_anonymous(&name) {
+                tracing::warn!(volume = name, %error, "volume of a failed create stays");
+            }
+        }
+    }
+
     /// Docker's: the short id; with the host's network or UTS namespace the host's name, with
     /// another container's network that one's.
     fn default_hostname(&self, id: &ContainerId, host: &HostConfig) -> Result<String> {
@@ -152,11 +166,11 @@ impl Engine {
         let asked = request.host_config.log_config.clone().unwrap_or_default();
         let driver = asked.typ.filter(|driver| !driver.is_empty());
         let own = driver.is_some();
-        let driver = driver.unwrap_or_else(|| self.config.log_driver.clone());
+        let driver = driver.unwrap_or_else(|| self.config().log_driver.clone());
         let mut options: BTreeMap<String, String> =
             asked.config.unwrap_or_default().into_iter().collect();
-        if !own || driver == self.config.log_driver {
-            for (key, value) in &self.config.log_opts {
+        if !own || driver == self.config().log_driver {
+            for (key, value) in &self.config().log_opts {
                 options.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
@@ -215,6 +229,11 @@ pub(crate) fn fill_host_defaults(host: &mut HostConfig, config: &crate::Config) 
     }
     if host.ipc_mode.as_deref().unwrap_or_default().is_empty() {
         host.ipc_mode = Some(config.default_ipc_mode.clone());
+    }
+    let asked = host.cgroupns_mode.map(|mode| mode.to_string()).unwrap_or_default();
+    if let (true, Some(mode)) = (asked.is_empty(), config.default_cgroupns_mode.as_deref()) {
+        use bollard_stubs::models::HostConfigCgroupnsModeEnum as Mode;
+        host.cgroupns_mode = Some(if mode == "host" { Mode::HOST } else { Mode::PRIVATE });
     }
     if host.shm_size.unwrap_or_default() == 0 {
         host.shm_size = Some(config.default_shm_size);

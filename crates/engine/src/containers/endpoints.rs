@@ -145,9 +145,9 @@ impl Engine {
             mode,
             ports,
             ingress: spec.task.as_ref().map(|task| task.ingress.clone()).unwrap_or_default(),
-            dns: parse_dns(host.dns.as_deref(), &self.config.dns)?,
-            dns_search: or_default(&host.dns_search, &self.config.dns_search),
-            dns_options: or_default(&host.dns_options, &self.config.dns_opts),
+            dns: parse_dns(host.dns.as_deref(), &self.config().dns)?,
+            dns_search: or_default(&host.dns_search, &self.config().dns_search),
+            dns_options: or_default(&host.dns_options, &self.config().dns_opts),
             links: links(host.links.as_deref().unwrap_or_default()),
         })
     }

@@ -65,7 +65,10 @@ impl Engine {
                 return;
             }
             container.cancel_plans();
+            container.change_state(|state| state.ended = Some(status.clone()));
+            tracing::trace!(target: "step", "exit noted");
             self.tear_down(&container).await;
+            tracing::trace!(target: "step", "run torn down");
             self.note_exit(&container, &status)
         };
         if auto_remove && !container.keeps_next_exit() {
@@ -86,6 +89,7 @@ impl Engine {
         container.change_state(|state| {
             state.phase = if again { Phase::Restarting } else { Phase::Exited };
             state.pid = 0;
+            state.ended = None;
             state.exit_code = status.code;
             state.oom_killed |= status.oom;
             state.finished_at = Some(at);

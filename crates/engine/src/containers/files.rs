@@ -89,7 +89,7 @@ impl Engine {
 
     fn resolv_conf(&self, spec: &Spec, sandbox: &SandboxState) -> String {
         let own = spec.host_config.dns.as_ref().is_some_and(|dns| !dns.is_empty())
-            || !self.config.dns.is_empty();
+            || !self.config().dns.is_empty();
         match sandbox.netns {
             None if !own => host_file("/etc/resolv.conf"),
             _ => sandbox.resolv_conf.clone(),
@@ -132,8 +132,8 @@ impl Engine {
         if address != "host-gateway" {
             return Ok(vec![address.trim_matches(['[', ']']).to_owned()]);
         }
-        if !self.config.host_gateway_ips.is_empty() {
-            return Ok(self.config.host_gateway_ips.iter().map(IpAddr::to_string).collect());
+        if !self.config().host_gateway_ips.is_empty() {
+            return Ok(self.config().host_gateway_ips.iter().map(IpAddr::to_string).collect());
         }
         let bridge = self.network.find("bridge")?;
         let gateways: Vec<String> =
@@ -145,7 +145,7 @@ impl Engine {
     }
 
     fn secrets_directory(&self, id: &str) -> PathBuf {
-        self.config.exec_root.join("secrets").join(id)
+        self.config().exec_root.join("secrets").join(id)
     }
 
     /// Secrets and configs lie in a tmpfs of the container's own: never on a disk.

@@ -35,6 +35,14 @@ pub use validate::{check_request, size};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// Are these options of a log driver that skep has?
+pub(crate) fn check_log_options(
+    driver: &str,
+    options: &std::collections::BTreeMap<String, String>,
+) -> crate::Result<()> {
+    validate::log_options(driver, options).map(drop)
+}
+
 /// As Go prints a time in JSON; none is Go's zero.
 pub fn rfc3339(at: Option<OffsetDateTime>) -> String {
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| "0001-01-01T00:00:00Z".into())

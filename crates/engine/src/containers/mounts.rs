@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
-use bollard_stubs::models::{Mount, MountTmpfsOptions};
+use bollard_stubs::models::{HostConfig, Mount, MountTmpfsOptions};
 use model::ContainerId;
 use serde::{Deserialize, Serialize};
 
@@ -68,22 +68,9 @@ impl Engine {
             }
         }
         let driver = host.volume_driver.as_deref().unwrap_or_default();
-        let mut own = Vec::new();
-        for text in host.binds.iter().flatten() {
-            own.push(self.ready_volume(
-                parse_bind(text, driver)?,
-                BTreeMap::new(),
-                BTreeMap::new(),
-            )?);
-        }
-        for mount in host.mounts.iter().flatten() {
-            own.push(self.record_of_mount(mount, driver)?);
-        }
-        for (destination, options) in host.tmpfs.iter().flatten() {
-            own.push(tmpfs_record(destination, options)?);
-        }
-        check_targets(&own)?;
-        for record in own {
+        let own = parse_all(host, driver)?;
+        for (record, options, labels) in own {
+            let record = self.ready_volume(id, record, options, labels)?;
             wanted.insert(record.destination.clone(), record);
         }
         for destination in request.config.volumes.iter().flatten() {
@@ -96,7 +83,7 @@ impl Engine {
                     listed: true,
                     ..Default::default()
                 };
-                let record = self.ready_volume(record, BTreeMap::new(), BTreeMap::new())?;
+                let record = self.ready_volume(id, record, BTreeMap::new(), BTreeMap::new())?;
                 place.insert(record);
             }
         }
@@ -105,22 +92,10 @@ impl Engine {
         Ok(records)
     }
 
-    fn record_of_mount(&self, mount: &Mount, driver: &str) -> Result<MountRecord> {
-        let record = parse_mount(mount, driver)?;
-        let options = mount.volume_options.clone().unwrap_or_default();
-        let labels = options.labels.unwrap_or_default().into_iter().collect();
-        let driver_options = options
-            .driver_config
-            .and_then(|driver| driver.options)
-            .unwrap_or_default()
-            .into_iter()
-            .collect();
-        self.ready_volume(record, driver_options, labels)
-    }
-
     /// Makes the volume behind a record, if it is one, and fills in where it lies.
     fn ready_volume(
         &self,
+        id: &ContainerId,
         mut record: MountRecord,
         options: BTreeMap<String, String>,
         mut labels: BTreeMap<String, String>,
@@ -128,12 +103,13 @@ impl Engine {
         if record.kind != MountType::Volume {
             return Ok(record);
         }
-        let name = (!record.name.is_empty()).then_some(record.name.as_str());
-        record.anonymous = name.is_none();
-        if name.is_none() {
+        record.anonymous = record.name.is_empty();
+        if record.anonymous {
             labels.insert(ANONYMOUS_LABEL.into(), String::new());
+            record.name = crate::volumes::random_name();
+            super::record::note_volume(&self.containers.root().join(id.as_str()), &record.name)?;
         }
-        let volume = self.volumes.ensure(name, &record.driver, options, labels)?;
+        let volume = self.volumes.ensure(Some(&record.name), &record.driver, options, labels)?;
         record.name = volume.name;
         record.driver = volume.driver;
         record.source = volume.mountpoint.to_string_lossy().into_owned();
@@ -146,8 +122,10 @@ impl Engine {
         if !matches!(mode, "" | "ro" | "rw" | "z" | "Z" | "ro,z" | "ro,Z" | "rw,z" | "rw,Z") {
             return Err(Error::bad_parameter(format!("invalid mode: {mode}")));
         }
-        let other = self.container(name)?.spec();
+        // Not found would read as a missing image: the client would pull it and try again.
+        let other = self.container(name).map_err(|error| Error::bad_parameter(error.message))?;
         Ok(other
+            .spec()
             .mounts
             .iter()
             .filter(|record| record.kind != MountType::Tmpfs)
@@ -175,6 +153,7 @@ impl Engine {
         blocking(move || {
             let visit = store.visit(&id)?;
             for (volume, destination) in &fresh {
+                tracing::trace!(target: "step", "volume about to be filled");
                 image::copy::populate(visit.root(), destination, volume).map_err(|error| {
                     Error::from(error)
                         .context(format_args!("fill the volume of {destination} from the image"))
@@ -184,6 +163,28 @@ impl Engine {
         })
         .await
     }
+}
+
+/// A record, and the options and labels of its volume if that is to be made.
+type Wanted = (MountRecord, BTreeMap<String, String>, BTreeMap<String, String>);
+
+/// Everything the host configuration asks for: all of it is read before any of it is made.
+fn parse_all(host: &HostConfig, driver: &str) -> Result<Vec<Wanted>> {
+    let mut own: Vec<Wanted> = Vec::new();
+    for text in host.binds.iter().flatten() {
+        own.push((parse_bind(text, driver)?, BTreeMap::new(), BTreeMap::new()));
+    }
+    for mount in host.mounts.iter().flatten() {
+        let options = mount.volume_options.clone().unwrap_or_default();
+        let labels = options.labels.unwrap_or_default().into_iter().collect();
+        let given = options.driver_config.and_then(|driver| driver.options).unwrap_or_default();
+        own.push((parse_mount(mount, driver)?, given.into_iter().collect(), labels));
+    }
+    for (destination, options) in host.tmpfs.iter().flatten() {
+        own.push((tmpfs_record(destination, options)?, BTreeMap::new(), BTreeMap::new()));
+    }
+    check_targets(own.iter().map(|(record, ..)| record))?;
+    Ok(own)
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -412,7 +413,7 @@ fn tmpfs_record(destination: &str, options: &str) -> Result<MountRecord> {
 }
 
 /// Two mounts at one place are refused.
-pub(crate) fn check_targets(records: &[MountRecord]) -> Result<()> {
+pub(crate) fn check_targets<'a>(records: impl IntoIterator<Item = &'a MountRecord>) -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     for record in records {
         if !seen.insert(record.destination.as_str()) {

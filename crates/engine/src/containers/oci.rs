@@ -26,7 +26,7 @@ impl Engine {
         mounts: Vec<Mount>,
     ) -> Result<ContainerSpec> {
         let (config, host) = (&spec.config, &spec.host_config);
-        let security = security(host, &self.config)?;
+        let security = security(host, &self.config())?;
         Ok(ContainerSpec {
             id: spec.id.to_string(),
             rootfs,
@@ -63,11 +63,11 @@ impl Engine {
                 .cgroup_parent
                 .clone()
                 .filter(|parent| !parent.is_empty())
-                .unwrap_or_else(|| self.config.cgroup_parent.clone().unwrap_or_default()),
+                .unwrap_or_else(|| self.config().cgroup_parent.clone().unwrap_or_default()),
             devices: devices(host),
             device_cgroup_rules: host.device_cgroup_rules.clone().unwrap_or_default(),
             sysctls: host.sysctls.clone().unwrap_or_default().into_iter().collect(),
-            ulimits: ulimits(host, &self.config.default_ulimits),
+            ulimits: ulimits(host, &self.config().default_ulimits),
             oom_score_adj: host
                 .oom_score_adj
                 .and_then(|score| i32::try_from(score).ok())
@@ -78,7 +78,7 @@ impl Engine {
             no_new_privileges: security.no_new_privileges,
             seccomp: security.seccomp,
             apparmor: security.apparmor,
-            init: host.init.unwrap_or(self.config.init),
+            init: host.init.unwrap_or(self.config().init),
             stop_signal: stop::signal_number(
                 config.stop_signal.as_deref().filter(|text| !text.is_empty()).unwrap_or("SIGTERM"),
             )?,
@@ -154,9 +154,9 @@ impl Engine {
 
     fn oci_runtime(&self, host: &HostConfig) -> OciRuntime {
         let name = host.runtime.as_deref().unwrap_or_default();
-        match self.config.runtimes.get(name) {
+        match self.config().runtimes.get(name) {
             Some(path) => OciRuntime::Binary { path: path.clone(), args: Vec::new() },
-            None if name == "runc" && self.config.default_runtime != "runc" => {
+            None if name == "runc" && self.config().default_runtime != "runc" => {
                 OciRuntime::Binary { path: PathBuf::from("runc"), args: Vec::new() }
             }
             None => OciRuntime::BuiltIn,

@@ -1,11 +1,10 @@
 //! A container's two files: `config.json` (durable before it is acknowledged) and `state.json`.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::container::{Spec, State};
@@ -13,20 +12,26 @@ use crate::error::{IoContext, Result};
 
 const SPEC: &str = "config.json";
 const STATE: &str = "state.json";
+/// One block of most file systems: room that a state written over another has for sure.
+const STATE_BYTES: usize = 4096;
 
 /// Survives a power cut once this returns.
 pub(crate) fn write_spec(directory: &Path, spec: &Spec) -> Result<()> {
-    write(directory, SPEC, spec, true)
+    let text = serde_json::to_vec(spec).during("write the configuration")?;
+    replace(directory, SPEC, &text, 0o600, true)
 }
 
 /// Atomic, but not forced to the disk: after a power cut no container runs, whatever it says.
 pub(crate) fn write_state(directory: &Path, state: &State) -> Result<()> {
-    write(directory, STATE, state, false)
-}
-
-fn write<T: Serialize>(directory: &Path, name: &str, value: &T, durable: bool) -> Result<()> {
-    let text = serde_json::to_vec(value).during(format_args!("write {name}"))?;
-    replace(directory, name, &text, 0o600, durable)
+    let text = serde_json::to_vec(state).during("write the state")?;
+    let path = directory.join(STATE);
+    match try_replace(directory, STATE, &text, 0o600, false) {
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            overwrite(&path, &text)
+        }
+        done => done,
+    }
+    .during(format_args!("write {}", path.display()))
 }
 
 /// Replaces a file as a whole: the old one or the new one, never a mixture.
@@ -37,22 +42,84 @@ pub(crate) fn replace(
     mode: u32,
     durable: bool,
 ) -> Result<()> {
-    let path = directory.join(name);
+    try_replace(directory, name, text, mode, durable)
+        .during(format_args!("write {}", directory.join(name).display()))
+}
+
+fn try_replace(
+    directory: &Path,
+    name: &str,
+    text: &[u8],
+    mode: u32,
+    durable: bool,
+) -> std::io::Result<()> {
     let draft = directory.join(format!(".{name}.new"));
-    let attempt = || -> std::io::Result<()> {
-        let mut file =
-            File::options().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
-        file.write_all(text)?;
-        if durable {
-            file.sync_all()?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(mode).open(&draft)?;
+    file.write_all(text)?;
+    if durable {
+        file.sync_all()?;
+    }
+    std::fs::rename(&draft, directory.join(name))?;
+    if durable {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// On a full disk: over the old text, within the blocks that the file has. No crash-proof
+/// replacement, but better than what was true before.
+fn overwrite(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut padded = text.to_vec();
+    // White space after a JSON document means nothing, and a shorter text leaves no rest.
+    padded.resize(text.len().max(length.min(STATE_BYTES)), b' ');
+    file.write_all(&padded)?;
+    file.set_len(padded.len() as u64)
+}
+
+const NEW_VOLUMES: &str = "new-volumes";
+
+/// Notes the name of an anonymous volume before it is made: until the container is written, a
+/// crash would leave a volume that nobody knows of.
+pub(crate) fn note_volume(directory: &Path, name: &str) -> Result<()> {
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(directory.join(NEW_VOLUMES))
+        .during("note a new volume")?;
+    file.write_all(format!("{name}\n").as_bytes()).during("note a new volume")
+}
+
+/// The volumes that were noted and not forgotten.
+pub(crate) fn new_volumes(directory: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(directory.join(NEW_VOLUMES)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The container is written: its volumes are its own now.
+pub(crate) fn forget_volumes(directory: &Path) -> Result<()> {
+    match std::fs::remove_file(directory.join(NEW_VOLUMES)) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            Err(cause).during(format_args!("forget new volumes in {}", directory.display()))
         }
-        std::fs::rename(&draft, &path)?;
-        if durable {
-            File::open(directory)?.sync_all()?;
+        _ => Ok(()),
+    }
+}
+
+/// Removes a container's directory, what makes it a container first: a crash in between leaves
+/// the beginnings of one, which the next daemon clears away.
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    let removing = format!("remove {}", directory.display());
+    match std::fs::remove_file(directory.join(SPEC)) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            return Err(cause).during(&removing);
         }
-        Ok(())
-    };
-    attempt().during(format_args!("write {}", path.display()))
+        _ => {}
+    }
+    tracing::trace!(target: "step", "container unwritten");
+    std::fs::remove_dir_all(directory).during(&removing)
 }
 
 /// `None` where there is no such file: a crash before the container was acknowledged.
@@ -100,6 +167,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         write_state(folder.path(), &State::default()).expect("state");
         assert!(read(folder.path()).expect("readable").is_none(), "the create was never told");
+    }
+
+    #[test]
+    fn a_state_written_over_another_leaves_nothing_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let long = State { error: "e".repeat(500), ..Default::default() };
+        write_state(folder.path(), &long).expect("state");
+        let short = State { exit_code: 7, ..Default::default() };
+        let text = serde_json::to_vec(&short).expect("JSON");
+        overwrite(&folder.path().join(STATE), &text).expect("written over");
+        let read: State = read_file(&folder.path().join(STATE)).expect("valid").expect("there");
+        assert_eq!((read.exit_code, read.error.as_str()), (7, ""));
     }
 
     #[test]

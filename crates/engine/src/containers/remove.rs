@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::container::{Container, Phase};
 use super::mounts::MountType;
+use super::record;
 use crate::Engine;
-use crate::error::{Error, IoContext, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::images::blocking;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,12 +85,18 @@ impl Engine {
     ) -> Result<()> {
         container.cancel_plans();
         let created = container.phase() == Phase::Created;
-        container.change_state(|state| state.phase = Phase::Removing);
+        container.change_state(|state| {
+            state.phase = Phase::Removing;
+            state.remove_volumes |= volumes;
+        });
+        let volumes = container.state().remove_volumes;
+        tracing::trace!(target: "step", "removal noted");
         if !created {
             self.tear_down(container).await;
         } else if let Err(error) = self.network.stop(container.id()).await {
             tracing::warn!(container = %container.id(), %error, "network of the container stays");
         }
+        tracing::trace!(target: "step", "container torn down");
         let (engine, of) = (self.clone(), container.clone());
         let removed = blocking(move || engine.remove_files(&of, volumes)).await;
         if let Err(error) = removed {
@@ -114,8 +121,8 @@ impl Engine {
                 }
             }
         }
-        let directory = container.directory();
-        std::fs::remove_dir_all(directory).during(format_args!("remove {}", directory.display()))
+        tracing::trace!(target: "step", "volumes removed");
+        record::remove(container.directory())
     }
 
     /// Others may have it by `--volumes-from`.

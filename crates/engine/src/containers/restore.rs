@@ -28,6 +28,7 @@ impl Engine {
             .into_iter()
             .map(|adopted| (adopted.id.clone(), adopted))
             .collect();
+        self.remember_mounted(&adopted);
         for container in self.containers.all() {
             let found = adopted.remove(container.id().as_str());
             self.restore_container(&container, found).await;
@@ -57,14 +58,28 @@ impl Engine {
         Ok(())
     }
 
+    /// Volumes with a device stay mounted for the containers that run.
+    fn remember_mounted(&self, adopted: &BTreeMap<String, Adopted>) {
+        let runs = |container: &Container| {
+            adopted.get(container.id().as_str()).is_some_and(|found| found.exit.is_none())
+        };
+        for container in self.containers.all().into_iter().filter(|container| runs(container)) {
+            for record in container.spec().mounts.iter().filter(|record| !record.name.is_empty()) {
+                self.volumes.remember_mounted(&record.name, container.id());
+            }
+        }
+    }
+
     /// Reads every spec; a directory without one is the rest of a create or of a removal.
     fn load(&self) -> Result<()> {
         for directory in record::list(self.containers.root())? {
             match record::read(&directory) {
                 Ok(Some((spec, state))) => {
+                    record::forget_volumes(&directory)?;
                     self.containers.insert(Arc::new(Container::new(directory, spec, state)));
                 }
                 Ok(None) => {
+                    self.drop_new_volumes(&directory);
                     std::fs::remove_dir_all(&directory)
                         .during(format_args!("remove {}", directory.display()))?;
                 }
@@ -112,7 +127,8 @@ impl Engine {
             }
             (Phase::Running | Phase::Paused, None) => {
                 let at = std::time::SystemTime::now();
-                let status = ExitStatus { code: UNKNOWN_EXIT, oom: false, at };
+                let noted = container.state().ended;
+                let status = noted.unwrap_or(ExitStatus { code: UNKNOWN_EXIT, oom: false, at });
                 self.clone().exited(id, status).await;
             }
             (Phase::Created | Phase::Exited | Phase::Restarting, None) => {

@@ -95,9 +95,11 @@ impl Engine {
         })
         .await
         .map_err(failed)?;
+        tracing::trace!(target: "step", "container prepared");
         let created = self.runtime.create(&runtime_spec).await.map_err(runtime_error)?;
         let health = self.first_health(spec);
         self.runtime.start(&spec.id).await.map_err(runtime_error)?;
+        tracing::trace!(target: "step", "container started");
         container.change_state(|state| {
             state.phase = Phase::Running;
             state.pid = created.pid;
@@ -107,7 +109,9 @@ impl Engine {
             state.started_at = Some(OffsetDateTime::now_utc());
             state.stopped_by_user = false;
             state.health = health;
+            state.ended = None;
         });
+        tracing::trace!(target: "step", "start noted");
         self.publish(container, "start", []);
         self.watch_health(container);
         Ok(())

@@ -28,10 +28,18 @@ pub struct NetworkConfig {
     /// `--bip`: address and prefix of the default bridge.
     pub bip: Option<Cidr>,
     pub fixed_cidr: Option<Cidr>,
+    /// `--ipv6`: the default bridge has a subnet of IPv6 too.
+    pub ipv6: bool,
+    /// Its subnet; without one a unique local prefix is made up and kept (RFC 4193).
+    pub fixed_cidr_v6: Option<Cidr>,
+    /// `--default-gateway` and `--default-gateway-v6`: where containers on the default bridge
+    /// send what leaves it, instead of the bridge.
+    pub gateways: Vec<IpAddr>,
     /// `--default-address-pool base=…,size=…`; empty: Docker's own.
     pub pools: Vec<AddressPool>,
-    /// `--iptables`, `--ip-forward`, `--ip-masq`, `--icc`.
+    /// `--iptables`, `--ip6tables`, `--ip-forward`, `--ip-masq`, `--icc`.
     pub firewall: bool,
+    pub firewall6: bool,
     pub ip_forward: bool,
     pub ip_masq: bool,
     pub icc: bool,

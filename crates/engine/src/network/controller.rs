@@ -216,7 +216,9 @@ impl Controller {
     /// After a change of sandboxes; a reboot ends them all, so that no disk has to be waited for.
     pub fn save_sandboxes(&self) -> Result<(), NetworkError> {
         let records: Vec<&Record> = self.state.sandboxes.values().collect();
-        save(&sandboxes_file(&self.config), &records, false)
+        save(&sandboxes_file(&self.config), &records, false)?;
+        tracing::trace!(target: "step", "sandboxes written");
+        Ok(())
     }
 
     pub fn save_overlays(&self) -> Result<(), NetworkError> {
@@ -288,15 +290,19 @@ fn load<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Networ
         .map_err(|error| internal(format!("{} is damaged: {error}", path.display())))
 }
 
-/// Replaces the file as a whole.
+/// Replaces the file as a whole; one that says so already stays, which a full disk does not hinder.
 fn save(path: &Path, value: &impl serde::Serialize, durable: bool) -> Result<(), NetworkError> {
     let write = || -> std::io::Result<()> {
+        let text = serde_json::to_vec(value)?;
+        if std::fs::read(path).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
         let beside = path.with_extension("new");
         let mut file = std::fs::File::create(&beside)?;
-        std::io::Write::write_all(&mut file, &serde_json::to_vec(value)?)?;
+        std::io::Write::write_all(&mut file, &text)?;
         if durable {
             file.sync_all()?;
         }

@@ -15,6 +15,8 @@ use super::state::{
 
 /// Longest name of a link in Linux.
 const IFNAME_MAX: usize = 15;
+/// libnetwork's names of the auxiliary addresses that `--default-gateway` reserves.
+const GATEWAY_NAMES: [&str; 2] = ["DefaultGatewayIPv4", "DefaultGatewayIPv6"];
 
 impl Controller {
     /// `bridge`, `host` and `none` are on every host.
@@ -58,7 +60,8 @@ impl Controller {
         .into();
         let own = if name == "docker0" { None } else { self.foreign_address(&name)? };
         let bip = config.bip.or(own);
-        let pool = match (bip, network.pools.first()) {
+        let kept_v4 = network.pools.iter().find(|pool| pool.subnet.is_some_and(|s| s.is_v4()));
+        let pool = match (bip, kept_v4) {
             (Some(bip), _) => IpamPool {
                 subnet: Some(bip.network()),
                 gateway: Some(bip.addr),
@@ -71,8 +74,25 @@ impl Controller {
                 self.complete_pool(pool)?
             }
         };
+        let v6 = network.pools.iter().find(|pool| pool.subnet.is_some_and(|s| !s.is_v4())).cloned();
         network.pools = vec![pool];
-        Ok(network)
+        network.ipv6 = config.ipv6;
+        if config.ipv6 {
+            network.pools.push(default_v6(&network.id, config.fixed_cidr_v6, v6)?);
+        }
+        for pool in &mut network.pools {
+            set_default_gateway(pool, &config.gateways);
+        }
+        let foreign = config.gateways.iter().find(|gateway| {
+            !network.pools.iter().any(|pool| pool.subnet.is_some_and(|s| s.contains(**gateway)))
+        });
+        match foreign {
+            Some(gateway) => Err(NetworkError::new(
+                NetworkErrorKind::Invalid,
+                format!("default gateway ip {gateway} must be part of the bridge subnet"),
+            )),
+            None => Ok(network),
+        }
     }
 
     /// With `--bridge` the user's own bridge is used as it is: it has to be there.
@@ -265,6 +285,46 @@ fn own_prefix(id: &NetworkId) -> Option<Cidr> {
     let digits = id.get(..14)?;
     let (site, subnet) = digits.split_at(10);
     format!("fd{}:{}:{}:{subnet}::/64", &site[..2], &site[2..6], &site[6..]).parse().ok()
+}
+
+/// The default bridge's IPv6 side: the daemon's prefix, else the one it had, else a new one.
+fn default_v6(
+    id: &NetworkId,
+    fixed: Option<Cidr>,
+    kept: Option<IpamPool>,
+) -> Result<IpamPool, NetworkError> {
+    if fixed.is_some_and(|subnet| subnet.is_v4()) {
+        let text = "--fixed-cidr-v6: not a subnet of IPv6";
+        return Err(NetworkError::new(NetworkErrorKind::Invalid, text));
+    }
+    let kept_subnet = kept.as_ref().and_then(|pool| pool.subnet);
+    let subnet = fixed.map(|fixed| fixed.network()).or(kept_subnet);
+    let subnet = subnet.or_else(|| own_prefix(id));
+    let subnet = subnet.ok_or_else(|| internal(format!("no prefix can be made of id {id}")))?;
+    match kept {
+        Some(pool) if pool.subnet == Some(subnet) => Ok(pool),
+        _ => Ok(IpamPool {
+            subnet: Some(subnet),
+            gateway: ipam::first_host(&subnet),
+            ..IpamPool::default()
+        }),
+    }
+}
+
+/// Keeps the address for the router behind it, under the name that dockerd keeps it.
+fn set_default_gateway(pool: &mut IpamPool, gateways: &[IpAddr]) {
+    pool.aux_addresses.retain(|name, _| !GATEWAY_NAMES.contains(&name.as_str()));
+    let Some(subnet) = pool.subnet else { return };
+    if let Some(gateway) = gateways.iter().find(|gateway| subnet.contains(**gateway)) {
+        let name = GATEWAY_NAMES[usize::from(gateway.is_ipv6())];
+        pool.aux_addresses.insert(name.to_owned(), *gateway);
+    }
+}
+
+/// Where containers on a network send what leaves it.
+pub(super) fn way_out(pool: &IpamPool) -> Option<IpAddr> {
+    let other = GATEWAY_NAMES.iter().find_map(|name| pool.aux_addresses.get(*name));
+    other.copied().or(pool.gateway)
 }
 
 fn overlapping() -> NetworkError {

@@ -9,7 +9,7 @@ use netplan::{Namespace, SandboxId};
 use super::api::*;
 use super::controller::{Controller, internal};
 use super::ipam;
-use super::local::random_id;
+use super::local::{random_id, way_out};
 use super::names;
 use super::state::{Endpoint, Record};
 
@@ -199,7 +199,7 @@ impl Controller {
         addresses.sort_by_key(|cidr| !cidr.is_v4());
         let gateways = match network.internal {
             true => Vec::new(),
-            false => network.pools.iter().filter_map(|pool| pool.gateway).collect(),
+            false => network.pools.iter().filter_map(way_out).collect(),
         };
         Ok((network.id.clone(), network.name.clone(), addresses, gateways))
     }

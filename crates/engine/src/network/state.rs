@@ -146,6 +146,7 @@ impl State {
     pub fn view(&self, config: &NetworkConfig) -> View {
         let mut view = View { host: self.host.clone(), ..View::default() };
         view.host.firewall = config.firewall;
+        view.host.firewall6 = config.firewall6;
         view.host.ip_forward = config.ip_forward;
         view.host.masquerade = config.ip_masq;
         view.host.data_path = self.overlays.data_path;

@@ -17,7 +17,7 @@ pub fn describe(engine: &Engine, keys: &Keys) -> pb::NodeDescription {
         .collect();
     plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
     let labels = engine
-        .config
+        .config()
         .labels
         .iter()
         .map(|label| {
@@ -36,7 +36,7 @@ pub fn describe(engine: &Engine, keys: &Keys) -> pb::NodeDescription {
                 * 1_000_000_000,
             memory_bytes: memory_bytes(),
             generic: engine
-                .config
+                .config()
                 .node_generic_resources
                 .iter()
                 .filter_map(|text| generic(text))

@@ -68,7 +68,7 @@ pub async fn init(cluster: Arc<Cluster>, request: InitRequest) -> Result<String,
 async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, ControlError> {
     let addresses = address::resolve(
         &request.listen_addr,
-        &request.advertise_addr,
+        &advertised(cluster, &request.advertise_addr),
         &request.data_path_addr,
         None,
     )
@@ -146,6 +146,14 @@ pub async fn join(cluster: Arc<Cluster>, request: JoinRequest) -> Result<(), Con
     .unwrap_or_else(|error| Err(internal(error)))
 }
 
+/// What was asked for, else `--swarm-default-advertise-addr`.
+fn advertised(cluster: &Cluster, asked: &str) -> String {
+    match asked.is_empty() {
+        true => cluster.engine.config().swarm_default_advertise_addr.clone().unwrap_or_default(),
+        false => asked.to_owned(),
+    }
+}
+
 async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), ControlError> {
     let mut remotes = Vec::new();
     for remote in &request.remote_addrs {
@@ -153,7 +161,7 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
     }
     let addresses = address::resolve(
         &request.listen_addr,
-        &request.advertise_addr,
+        &advertised(cluster, &request.advertise_addr),
         &request.data_path_addr,
         remotes.first().map(String::as_str),
     )

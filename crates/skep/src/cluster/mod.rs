@@ -76,7 +76,7 @@ impl Cluster {
     /// Resumes what the disk says this node is.
     pub async fn open(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<Self> {
         let cluster = Arc::new(Self {
-            folder: Folder::below(&engine.config.data_root),
+            folder: Folder::below(&engine.config().data_root),
             engine,
             clock: Clock::start(),
             events: broadcast::channel(docker_api::swarm::api::EVENTS_BUFFERED_MAX).0,

@@ -91,7 +91,7 @@ impl Node {
             "" => advertise.ip(),
             text => text.parse().context("data path address")?,
         };
-        let name = gossip_name(&cluster.engine.config.exec_root)?;
+        let name = gossip_name(&cluster.engine.config().exec_root)?;
         let gossip_address = SocketAddr::new(advertise.ip(), GOSSIP_PORT);
         let config = ::gossip::Config::new(name.clone(), gossip_address, self::seed()?);
         let any: IpAddr = if advertise.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
@@ -116,7 +116,7 @@ impl Node {
             gossip_effects,
             resolver: Arc::new(resolver::Client::new(
                 &std::env::current_exe()?,
-                &cluster.engine.config.exec_root,
+                &cluster.engine.config().exec_root,
             )),
             data_path,
             managers: saved.managers.clone(),

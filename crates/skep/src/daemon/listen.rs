@@ -30,26 +30,57 @@ const HEADERS_MAX: Duration = Duration::from_secs(30);
 const PORT: u16 = 2375;
 const TLS_PORT: u16 = 2376;
 
-/// A socket that is bound and not served yet.
-pub enum Listener {
+/// A socket that is bound.
+enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener, Option<TlsAcceptor>),
 }
 
-/// Binds every socket that the settings name; without one, `unix:///run/skep.sock`.
+/// Every socket of the API, bound and not served yet.
+pub struct Sockets {
+    listeners: Vec<Listener>,
+    files: Files,
+}
+
+/// The files of unix sockets that this daemon made; they go with it.
+#[derive(Default)]
+pub struct Files(Vec<PathBuf>);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::debug!(path = %path.display(), %error, "the socket was not removed");
+            }
+        }
+    }
+}
+
+impl Sockets {
+    /// Answers on all of them until the process ends.
+    pub fn serve(self, api: &Api) -> Files {
+        for listener in self.listeners {
+            tokio::spawn(serve(listener, api.clone()));
+        }
+        self.files
+    }
+}
+
+/// Binds every socket that the settings name.
 ///
 /// # Errors
-/// The socket that cannot be bound, with the reason.
-pub async fn bind(settings: &Settings) -> Result<Vec<Listener>> {
-    let default = ["unix:///run/skep.sock".to_owned()];
-    let hosts = if settings.hosts.is_empty() { &default[..] } else { &settings.hosts };
+/// The socket that cannot be bound, with the reason; none is left then.
+pub async fn bind(settings: &Settings) -> Result<Sockets> {
     let tls = if settings.tls || settings.tls_verify { Some(acceptor(settings)?) } else { None };
-    let mut listeners = Vec::new();
-    for host in hosts {
+    let mut sockets = Sockets { listeners: Vec::new(), files: Files::default() };
+    for host in &settings.hosts {
         let bound = bind_one(host, settings, tls.as_ref()).await;
-        listeners.extend(bound.with_context(|| format!("failed to load listeners: {host}"))?);
+        sockets
+            .listeners
+            .extend(bound.with_context(|| format!("failed to load listeners: {host}"))?);
+        sockets.files.0.extend(host.strip_prefix("unix://").map(PathBuf::from));
     }
-    Ok(listeners)
+    Ok(sockets)
 }
 
 async fn bind_one(
@@ -68,7 +99,7 @@ async fn bind_one(
         return Ok(vec![Listener::Tcp(TcpListener::bind(address).await?, tls.cloned())]);
     }
     if host.starts_with("fd://") {
-        return handed_over();
+        return handed_over(tls);
     }
     bail!("only unix://, tcp:// and fd:// are sockets")
 }
@@ -103,8 +134,13 @@ fn unix(path: &Path, group: Option<&str>) -> Result<UnixListener> {
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    let group = group.map_or_else(|| group_id("docker").ok(), |name| group_id(name).ok());
-    if let Some(id) = group {
+    let id = match group {
+        // dockerd's default group need not be there.
+        None => group_id("docker").ok(),
+        Some("") => None,
+        Some(name) => Some(group_id(name)?),
+    };
+    if let Some(id) = id {
         std::os::unix::fs::chown(path, None, Some(id))?;
     }
     Ok(listener)
@@ -122,14 +158,17 @@ fn group_id(name: &str) -> Result<u32> {
         .with_context(|| format!("group {name} not found"))
 }
 
-/// The sockets that systemd opened for us (sd_listen_fds(3)).
-fn handed_over() -> Result<Vec<Listener>> {
+/// The sockets that systemd opened for us (sd_listen_fds(3)), unix or TCP.
+fn handed_over(tls: Option<&TlsAcceptor>) -> Result<Vec<Listener>> {
     let mut given = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();
     for number in 0..given.len() {
-        if let Some(listener) = given.take_unix_listener(number)? {
+        if let Ok(Some(listener)) = given.take_unix_listener(number) {
             listener.set_nonblocking(true)?;
             listeners.push(Listener::Unix(UnixListener::from_std(listener)?));
+        } else if let Some(listener) = given.take_tcp_listener(number)? {
+            listener.set_nonblocking(true)?;
+            listeners.push(Listener::Tcp(TcpListener::from_std(listener)?, tls.cloned()));
         }
     }
     if listeners.is_empty() {
@@ -168,7 +207,7 @@ fn roots(file: &PathBuf) -> Result<RootCertStore> {
 }
 
 /// Serves the API on a socket until the process ends.
-pub async fn serve(listener: Listener, api: Api) {
+async fn serve(listener: Listener, api: Api) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };

@@ -2,25 +2,30 @@
 
 mod settings;
 mod options;
+mod absent;
 mod values;
 mod listen;
 mod pidfile;
 mod metrics;
+mod log;
+mod steps;
+mod notify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use settings::Settings;
 
 pub use settings::command;
 
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    match Settings::parse(arguments).and_then(start) {
+    let started =
+        Settings::parse(arguments.clone()).and_then(|settings| start(settings, arguments));
+    match started {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("failed to start daemon: {error:#}");
@@ -29,12 +34,13 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn start(settings: Settings) -> Result<()> {
+fn start(settings: Settings, arguments: Vec<OsString>) -> Result<()> {
+    settings.engine.check()?;
     if settings.validate {
         println!("configuration OK");
         return Ok(());
     }
-    log(&settings)?;
+    let level = log::start(&settings)?;
     for warning in &settings.engine.warnings {
         tracing::warn!("{warning}");
     }
@@ -47,67 +53,107 @@ fn start(settings: Settings) -> Result<()> {
             .context("--oom-score-adjust")?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(settings))
+    runtime.block_on(run(Told { settings, arguments, level }))
 }
 
-fn log(settings: &Settings) -> Result<()> {
-    let level = if settings.engine.debug { "debug" } else { &settings.log_level };
-    let level = if level == "fatal" { "error" } else { level };
-    // Libraries speak up from warnings on; their debug lines would drown ours.
-    let filter = EnvFilter::try_new(format!("{level},h2=warn,hyper=warn,tower=warn,rustls=warn,netlink_proto=warn,libcontainer=warn,raft=warn"))
-        .with_context(|| format!("--log-level {level} is not one of debug, info, warn, error, fatal"))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(filter);
-    match settings.log_format.as_str() {
-        "json" => subscriber.json().init(),
-        _ => subscriber.init(),
-    }
-    Ok(())
+/// What the daemon was told, and how to hear it again.
+struct Told {
+    settings: Settings,
+    arguments: Vec<OsString>,
+    level: log::Level,
 }
 
-async fn run(settings: Settings) -> Result<()> {
-    let _pidfile = pidfile::Pidfile::write(&settings.pidfile)?;
-    let listeners = listen::bind(&settings).await?;
-    let engine = engine::Engine::open(settings.engine.clone()).await?;
+async fn run(mut told: Told) -> Result<()> {
+    // From here on a signal is heard, also while the daemon still starts.
+    let mut signals = Signals::listen()?;
+    let _pidfile = pidfile::Pidfile::write(&told.settings.pidfile)?;
+    let sockets = listen::bind(&told.settings).await?;
+    let engine = engine::Engine::open(told.settings.engine.clone()).await?;
     let counters = Arc::<transport::gate::Counters>::default();
     let cluster = crate::cluster::start(engine.clone(), counters.clone()).await;
-    if let Some(address) = &settings.metrics_addr {
-        metrics::serve(address, engine.clone(), counters)
+    if let Some(address) = &told.settings.metrics_addr {
+        metrics::serve(address, engine.clone(), cluster.clone(), counters)
             .await
             .with_context(|| format!("--metrics-addr {address}"))?;
     }
-    let api = docker_api::router(docker_api::ApiState { engine, cluster });
-    for listener in listeners {
-        tokio::spawn(listen::serve(listener, api.clone()));
-    }
+    let api = docker_api::router(docker_api::ApiState { engine: engine.clone(), cluster });
+    // The files of the sockets go when this does.
+    let _files = sockets.serve(&api);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the API answers");
-    let signal = wait_for_end().await?;
+    notify::tell("READY=1");
+    let signal = loop {
+        match signals.next().await {
+            Heard::End(signal) => break signal,
+            Heard::Reload => told.reload(&engine),
+        }
+    };
     // Containers, names and the data plane live on without the daemon.
     tracing::info!(signal, "the daemon ends; containers run on");
-    remove_sockets(&settings);
+    notify::tell("STOPPING=1");
     Ok(())
 }
 
-/// Until SIGTERM or SIGINT; SIGHUP is answered by dockerd with a reload, and here with a word.
-async fn wait_for_end() -> Result<&'static str> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut hup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = term.recv() => return Ok("SIGTERM"),
-            _ = int.recv() => return Ok("SIGINT"),
-            _ = hup.recv() => tracing::warn!("reloading daemon.json is not supported by skep yet: restart the daemon, containers run on"),
+impl Told {
+    /// SIGHUP: daemon.json again. What cannot be used changes nothing.
+    fn reload(&mut self, engine: &Arc<engine::Engine>) {
+        let again = Settings::parse_again(self.arguments.clone()).and_then(|settings| {
+            settings.engine.check()?;
+            engine.reload(&settings.engine)?;
+            self.level.follow(&settings)?;
+            Ok(settings)
+        });
+        let settings = match again {
+            Ok(settings) => settings,
+            Err(error) => {
+                tracing::error!("error reconfiguring the daemon, nothing is changed: {error:#}");
+                return;
+            }
+        };
+        let (now, later) = settings.changed(&self.settings);
+        for key in later {
+            tracing::warn!(
+                "{key} has changed in the configuration and takes effect when the daemon is restarted; containers run on"
+            );
         }
+        tracing::info!(changed = now.join(", "), "reloaded configuration");
+        // What waits is compared with what is in force the next time too.
+        self.settings.take_over(&settings);
     }
 }
 
-fn remove_sockets(settings: &Settings) {
-    for path in settings.hosts.iter().filter_map(|host| host.strip_prefix("unix://")) {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::debug!(path, %error, "the socket was not removed");
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    usr1: Signal,
+}
+
+enum Heard {
+    End(&'static str),
+    Reload,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn next(&mut self) -> Heard {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return Heard::End("SIGTERM"),
+                _ = self.int.recv() => return Heard::End("SIGINT"),
+                _ = self.hup.recv() => return Heard::Reload,
+                // dockerd writes its stacks; a daemon that ended instead would be a surprise.
+                _ = self.usr1.recv() => {
+                    tracing::warn!("SIGUSR1: skep has no stacks to write; --metrics-addr has figures, SIGHUP reloads");
+                }
+            }
         }
     }
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::settings::Settings;
 use super::values::{
-    boolean, bytes, count, exec_options, integer, map, parsed, pools, runtimes, storage_driver,
-    string, strings, ulimits,
+    boolean, bytes, count, exec_options, integer, log_driver, map, one_of, parsed, pools, runtimes,
+    storage_driver, string, strings, ulimits,
 };
 
 /// What a value looks like on the command line.
@@ -55,9 +55,6 @@ macro_rules! list {
 macro_rules! switch {
     ($($field:tt)+) => { Effect::Apply(|s, v| { s.$($field)+ = boolean(v)?; Ok(()) }) };
 }
-macro_rules! number {
-    ($($field:tt)+) => { Effect::Apply(|s, v| { s.$($field)+ = integer(v)?; Ok(()) }) };
-}
 macro_rules! address {
     ($($field:tt)+) => { Effect::Apply(|s, v| { s.$($field)+ = Some(parsed(v)?); Ok(()) }) };
 }
@@ -65,7 +62,7 @@ macro_rules! path {
     ($($field:tt)+) => { Effect::Apply(|s, v| { s.$($field)+ = PathBuf::from(string(v)?); Ok(()) }) };
 }
 
-const fn option(
+pub const fn option(
     flag: &'static str,
     key: &'static str,
     kind: Kind,
@@ -81,12 +78,32 @@ const fn short(letter: char, definition: Definition) -> Definition {
 
 use Kind::{List, Map, Number, Switch, Text};
 
-const NO_PLUGINS: Effect = Effect::Refused("skep runs no plugins");
-const NO_CONTAINERD: Effect = Effect::Refused("skep contains its runtime and uses no containerd");
 const NO_REMAP: Effect = Effect::Refused("user namespace remapping is not supported by skep yet");
 
-/// Every option, in the order of `dockerd --help`'s groups.
-pub const OPTIONS: &[Definition] = &[
+/// What a changed daemon.json changes at once (on SIGHUP): dockerd's list, by the names of the
+/// file. Everything else waits for the next start.
+pub const RELOADED: [&str; 12] = [
+    "debug",
+    "log-level",
+    "labels",
+    "insecure-registries",
+    "registry-mirrors",
+    "max-concurrent-downloads",
+    "max-concurrent-uploads",
+    "max-download-attempts",
+    "default-runtime",
+    "runtimes",
+    "default-shm-size",
+    "live-restore",
+];
+
+/// Every option of dockerd, those that act before those that are only named.
+pub fn options() -> impl Iterator<Item = &'static Definition> {
+    OPTIONS.iter().chain(super::absent::OPTIONS)
+}
+
+/// In the order of `dockerd --help`'s groups.
+const OPTIONS: &[Definition] = &[
     short(
         'H',
         option(
@@ -128,7 +145,10 @@ pub const OPTIONS: &[Definition] = &[
             "log-level",
             Text,
             "Set the logging level (debug, info, warn, error, fatal)",
-            text!(log_level),
+            Effect::Apply(|s, v| {
+                s.log_level = one_of(v, &["debug", "info", "warn", "error", "fatal"])?;
+                Ok(())
+            }),
         ),
     ),
     option(
@@ -136,7 +156,10 @@ pub const OPTIONS: &[Definition] = &[
         "log-format",
         Text,
         "Set the logging format (text, json)",
-        text!(log_format),
+        Effect::Apply(|s, v| {
+            s.log_format = one_of(v, &["text", "json"])?;
+            Ok(())
+        }),
     ),
     option(
         "raw-logs",
@@ -158,14 +181,19 @@ pub const OPTIONS: &[Definition] = &[
         "live-restore",
         Switch,
         "Containers outlive the daemon; they always do",
-        Effect::Apply(|_, _| Ok(())),
+        Effect::Apply(|s, v| {
+            if !boolean(v)? {
+                s.warn("live-restore=false", "containers run on when the daemon ends, always");
+            }
+            Ok(())
+        }),
     ),
     option(
         "shutdown-timeout",
         "shutdown-timeout",
         Number,
-        "Seconds that containers get to stop",
-        number!(engine.shutdown_timeout_seconds),
+        "Seconds that containers get to stop when the daemon ends",
+        Effect::Refused("containers run on when the daemon ends, and are not stopped"),
     ),
     option(
         "swarm-default-advertise-addr",
@@ -250,7 +278,7 @@ pub const OPTIONS: &[Definition] = &[
         "log-driver",
         Text,
         "Default driver for container logs",
-        text!(engine.log_driver),
+        Effect::Apply(log_driver),
     ),
     option(
         "log-opt",
@@ -284,14 +312,20 @@ pub const OPTIONS: &[Definition] = &[
         "default-ipc-mode",
         Text,
         "Default mode for containers ipc",
-        text!(engine.default_ipc_mode),
+        Effect::Apply(|s, v| {
+            s.engine.default_ipc_mode = one_of(v, &["private", "shareable"])?;
+            Ok(())
+        }),
     ),
     option(
         "default-cgroupns-mode",
         "default-cgroupns-mode",
         Text,
         "Default mode for containers cgroup namespace",
-        some_text!(engine.default_cgroupns_mode),
+        Effect::Apply(|s, v| {
+            s.engine.default_cgroupns_mode = Some(one_of(v, &["host", "private"])?);
+            Ok(())
+        }),
     ),
     option(
         "cgroup-parent",
@@ -430,7 +464,8 @@ pub const OPTIONS: &[Definition] = &[
         Number,
         "Set the containers network MTU",
         Effect::Apply(|s, v| {
-            s.engine.mtu = Some(u32::try_from(integer(v)?).map_err(|_| "not an MTU".to_owned())?);
+            let mtu = u32::try_from(integer(v)?).map_err(|_| format!("{v} is not an MTU"))?;
+            s.engine.mtu = (mtu != 0).then_some(mtu);
             Ok(())
         }),
     ),
@@ -473,7 +508,7 @@ pub const OPTIONS: &[Definition] = &[
     ),
     option(
         "host-gateway-ip",
-        "host-gateway-ips",
+        "host-gateway-ip",
         List,
         "IP address that host-gateway in --add-host resolves to",
         Effect::Apply(|s, v| {
@@ -507,56 +542,5 @@ pub const OPTIONS: &[Definition] = &[
         Text,
         "Hosts and addresses not to use the proxy for",
         some_text!(engine.no_proxy),
-    ),
-    option(
-        "api-cors-header",
-        "api-cors-header",
-        Text,
-        "Set CORS headers in the Engine API",
-        Effect::Refused("cross-origin access to the API is refused"),
-    ),
-    option(
-        "authorization-plugin",
-        "authorization-plugins",
-        List,
-        "Authorization plugins to load",
-        NO_PLUGINS,
-    ),
-    option(
-        "experimental",
-        "experimental",
-        Switch,
-        "Enable experimental features",
-        Effect::Refused("skep has no experimental features"),
-    ),
-    option("containerd", "containerd", Text, "containerd grpc address", NO_CONTAINERD),
-    option(
-        "containerd-namespace",
-        "containerd-namespace",
-        Text,
-        "Containerd namespace to use",
-        NO_CONTAINERD,
-    ),
-    option("cri-containerd", "cri-containerd", Switch, "Start containerd with cri", NO_CONTAINERD),
-    option(
-        "cpu-rt-period",
-        "cpu-rt-period",
-        Number,
-        "Limit the CPU real-time period for the parent cgroup",
-        Effect::Refused("real-time cgroups are not supported by skep"),
-    ),
-    option(
-        "cpu-rt-runtime",
-        "cpu-rt-runtime",
-        Number,
-        "Limit the CPU real-time runtime for the parent cgroup",
-        Effect::Refused("real-time cgroups are not supported by skep"),
-    ),
-    option(
-        "network-control-plane-mtu",
-        "network-control-plane-mtu",
-        Number,
-        "Network control plane MTU",
-        Effect::Refused("gossip packets stay below 1400 bytes whatever the uplink"),
     ),
 ];

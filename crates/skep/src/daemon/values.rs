@@ -25,6 +25,15 @@ pub fn boolean(value: &Value) -> Result<bool, String> {
     value.as_bool().ok_or_else(|| format!("{value} is neither true nor false"))
 }
 
+/// One of a few words.
+pub fn one_of(value: &Value, words: &[&str]) -> Result<String, String> {
+    let word = string(value)?;
+    match words.contains(&word.as_str()) {
+        true => Ok(word),
+        false => Err(format!("{word} is not one of {}", words.join(", "))),
+    }
+}
+
 pub fn integer(value: &Value) -> Result<i64, String> {
     value.as_i64().ok_or_else(|| format!("{value} is not a number"))
 }
@@ -78,6 +87,30 @@ pub fn storage_driver(settings: &mut Settings, value: &Value) -> Result<(), Stri
         return Err(format!("{driver}: skep stores images on overlay2 alone"));
     }
     Ok(()).map(|()| settings.engine.storage_driver = "overlay2".into())
+}
+
+/// Docker's drivers that skep does not have are named in a warning, and logs go to json files;
+/// anything else is a mistake.
+pub fn log_driver(settings: &mut Settings, value: &Value) -> Result<(), String> {
+    const OTHERS: [&str; 9] = [
+        "awslogs",
+        "etwlogs",
+        "fluentd",
+        "gcplogs",
+        "gelf",
+        "journald",
+        "logentries",
+        "splunk",
+        "syslog",
+    ];
+    let driver = string(value)?;
+    if OTHERS.contains(&driver.as_str()) {
+        settings.warn("log-driver", &format!("logs go to json-file, not to {driver}"));
+        settings.engine.log_driver = "json-file".into();
+        return Ok(());
+    }
+    settings.engine.log_driver = one_of(value, &["json-file", "local", "none"])?;
+    Ok(())
 }
 
 pub fn exec_options(settings: &mut Settings, value: &Value) -> Result<(), String> {

@@ -1,0 +1,46 @@
+//! The daemon's log on standard error; its level follows `debug` at a reload.
+
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+use super::settings::Settings;
+use super::steps::Steps;
+
+/// Libraries speak up from warnings on; their debug lines would drown ours.
+const LIBRARIES: &str =
+    "h2=warn,hyper=warn,tower=warn,rustls=warn,netlink_proto=warn,libcontainer=warn,raft=warn";
+
+/// Changes what is logged from now on.
+pub struct Level(reload::Handle<EnvFilter, Registry>);
+
+/// Starts the log; once for each process.
+///
+/// # Errors
+/// When something else logs already, or the steps' file cannot be opened.
+pub fn start(settings: &Settings) -> Result<Level> {
+    let (filter, handle) = reload::Layer::new(filter(settings)?);
+    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = match settings.log_format.as_str() {
+        "json" => format.json().with_filter(filter).boxed(),
+        _ => format.with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(lines).with(Steps::from_environment()?).try_init()?;
+    Ok(Level(handle))
+}
+
+impl Level {
+    pub fn follow(&self, settings: &Settings) -> Result<()> {
+        Ok(self.0.reload(filter(settings)?)?)
+    }
+}
+
+fn filter(settings: &Settings) -> Result<EnvFilter> {
+    let level = match settings.log_level.as_str() {
+        _ if settings.engine.debug => "debug",
+        "fatal" => "error",
+        level => level,
+    };
+    EnvFilter::try_new(format!("{level},{LIBRARIES}")).context("--log-level")
+}
