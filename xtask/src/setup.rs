@@ -18,6 +18,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("conntrack", "conntrack"),
     ("docker-registry", "docker-registry"),
     ("runc", "runc"),
+    ("openssl", "openssl"),
     ("iperf3", "iperf3"),
     ("iptables", "iptables"),
     ("ping", "iputils-ping"),

@@ -2,6 +2,10 @@
 
 mod cut;
 mod life;
+mod crash;
+mod daemon;
+mod full;
+mod images;
 mod local;
 mod mixed;
 mod names;
@@ -11,3 +15,4 @@ mod repair;
 mod overlay;
 mod restart;
 mod swarm;
+mod volumes;
