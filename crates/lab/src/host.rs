@@ -223,8 +223,6 @@ impl Host {
             words.extend(self.plan.daemon_args.iter().cloned());
         } else {
             words.push("dockerd".into());
-            words.extend(["--config-file".into(), at("daemon.json")]);
-            words.push("daemon".into());
         }
         words.extend(["--config-file".into(), at("daemon.json")]);
         if self.engine == Engine::Dockerd {
@@ -232,7 +230,6 @@ impl Host {
         }
         words.extend(["-H".into(), self.docker_host(), "--data-root".into(), at("data")]);
         words.extend(["--exec-root".into(), at("exec"), "--pidfile".into(), at("pid")]);
-        words.extend(self.arguments.iter().cloned());
         words.extend(options.iter().map(|word| (*word).to_owned()));
         self.inside(&words.iter().map(String::as_str).collect::<Vec<_>>())
     }
