@@ -210,7 +210,7 @@ fn security_options(config: &engine::Config, unified: bool) -> Vec<String> {
 }
 
 fn warnings(engine: &engine::Engine, features: &Features) -> Vec<String> {
-    let mut warnings = [engine.config.warnings.clone(), engine.network.warnings()].concat();
+    let mut warnings = [engine.config().warnings.clone(), engine.network.warnings()].concat();
     for (present, what) in [
         (features.memory, "memory limit"),
         (features.swap, "swap limit"),

@@ -324,7 +324,7 @@ fn figures_and_structured_logs(lab: &Lab) -> Result<()> {
         for expected in [
             "engine_daemon_container_states_containers{state=\"running\"} 1",
             "engine_images 1",
-            "network_steps_applied_total",
+            "skep_network_steps_applied_total",
             "swarm_node_manager 1",
             "swarm_manager_services_total 0",
         ] {

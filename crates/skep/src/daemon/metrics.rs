@@ -108,8 +108,16 @@ fn network_figures(registry: &mut Registry, engine: &Engine) {
     let counters = engine.network.counters();
     for (name, help, value) in [
         ("skep_network_sweeps", "Looks at the kernel's network", counters.sweeps),
-        ("skep_network_repairs", "Objects put right that nobody had asked to change", counters.repairs),
-        ("skep_network_steps_applied", "Changes made to the kernel's network", counters.steps_applied),
+        (
+            "skep_network_repairs",
+            "Objects put right that nobody had asked to change",
+            counters.repairs,
+        ),
+        (
+            "skep_network_steps_applied",
+            "Changes made to the kernel's network",
+            counters.steps_applied,
+        ),
         ("skep_network_steps_failed", "Changes that the kernel refused", counters.steps_failed),
         ("skep_network_flows_reset", "Connections ended with their backend", counters.flows_reset),
     ] {
