@@ -319,15 +319,53 @@ fn held(attachments: &[pb::NetworkAttachment], holder: Holder) -> Vec<(String, I
     held
 }
 
-/// What has to be looked at again after a change.
+/// What has to be looked at again after a change: the thing itself, and the node of a task that
+/// came to live there, or no longer does, or on other networks.
 pub fn affected(touched: &Touched) -> Vec<(Kind, String)> {
     let mut affected = vec![(touched.kind, touched.id.clone())];
-    for target in [&touched.old, &touched.new].into_iter().flatten() {
-        if let Target::Task(task) = target
-            && !task.node_id.is_empty()
-        {
-            affected.push((Kind::Node, task.node_id.clone()));
+    let lives = |target: &Option<Target>| match target {
+        Some(Target::Task(task)) if !task.node_id.is_empty() && !access::has_ended(task) => {
+            let networks = task.networks.iter().filter_map(|held| held.network.as_ref());
+            let networks: Vec<String> = networks.map(|network| network.id.clone()).collect();
+            Some((task.node_id.clone(), networks))
         }
+        _ => None,
+    };
+    let (before, after) = (lives(&touched.old), lives(&touched.new));
+    if before != after {
+        let nodes = [before, after].into_iter().flatten().map(|(node, _)| node);
+        affected.extend(nodes.map(|node| (Kind::Node, node)));
     }
     affected
+}
+
+/// What a change gave back to others.
+pub enum GivenBack {
+    /// Perhaps anything.
+    Anything,
+    /// Addresses in these networks, if any.
+    In(BTreeSet<String>),
+}
+
+/// A wish that never came true gives back what no object ever held: the end of a task or node
+/// gives back what it asked for, too.
+pub fn given_back(touched: &Touched) -> GivenBack {
+    let held = |target: &Option<Target>| match target {
+        Some(Target::Task(task)) => held_by_task(task),
+        Some(Target::Node(node)) => held_by_node(node),
+        _ => Vec::new(),
+    };
+    let ended = |target: &Option<Target>| match target {
+        Some(Target::Task(task)) => access::has_ended(task),
+        target => target.is_none(),
+    };
+    if !matches!(touched.kind, Kind::Task | Kind::Node) {
+        return GivenBack::Anything;
+    }
+    let (before, after) = (held(&touched.old), held(&touched.new));
+    if before.is_empty() && ended(&touched.new) && !ended(&touched.old) {
+        return GivenBack::Anything;
+    }
+    let gone = before.into_iter().filter(|claim| !after.contains(claim));
+    GivenBack::In(gone.map(|(network, _, _)| network).collect())
 }

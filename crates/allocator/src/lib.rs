@@ -20,7 +20,7 @@ use store::transaction::timestamp;
 use store::{Change, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
-use books::Books;
+use books::{Books, GivenBack};
 pub use books::{VNI_OPTION, vnis_of};
 pub use service::wanted_networks;
 use task::Wait;
@@ -33,8 +33,15 @@ pub struct Allocator {
     books: Option<Books>,
     /// What may lack something: looked at by each plan until nothing is missing.
     dirty: BTreeSet<(Rank, String)>,
-    /// Why a network or a service cannot be served; told on the tasks that want it.
-    stuck: BTreeMap<(Rank, String), String>,
+    /// What cannot be served: looked at again when something was given back.
+    stuck: BTreeMap<(Rank, String), Stuck>,
+}
+
+struct Stuck {
+    /// Told on the tasks that want the network or the service.
+    why: String,
+    /// Only an address of this network helps; `None` when anything may.
+    network: Option<String>,
 }
 
 /// The order in which things are allocated: services before tasks, so that a virtual address is
@@ -84,8 +91,9 @@ impl Allocator {
                 }
                 Outcome::Wish(change) => changes.push(change),
                 Outcome::Wait => {}
-                Outcome::Stuck(why) => {
-                    self.stuck.insert(key, why);
+                Outcome::Stuck(stuck) => {
+                    self.dirty.remove(&key);
+                    self.stuck.insert(key, stuck);
                 }
             }
         }
@@ -108,8 +116,20 @@ impl Allocator {
             if touched.kind == Kind::Network {
                 self.look_at_users(store, &touched.id);
             }
+            if !self.stuck.is_empty() {
+                self.look_at_stuck(&books::given_back(touched));
+            }
         }
         books
+    }
+
+    fn look_at_stuck(&mut self, given: &GivenBack) {
+        let helped = self.stuck.iter().filter(|(_, stuck)| match (given, &stuck.network) {
+            (GivenBack::Anything, _) => true,
+            (GivenBack::In(networks), None) => !networks.is_empty(),
+            (GivenBack::In(networks), Some(network)) => networks.contains(network),
+        });
+        self.dirty.extend(helped.map(|(key, _)| key.clone()));
     }
 
     fn look_at(&mut self, store: &Store, kind: Kind, id: String) {
@@ -165,7 +185,11 @@ enum Outcome {
     Wish(Change),
     /// Something else comes first.
     Wait,
-    Stuck(String),
+    Stuck(Stuck),
+}
+
+fn stuck(why: String) -> Outcome {
+    Outcome::Stuck(Stuck { why, network: None })
 }
 
 impl Allocator {
@@ -174,8 +198,8 @@ impl Allocator {
         for wanted in service.spec.iter().flat_map(wanted_networks) {
             let network = service::resolve(store, &wanted.target);
             let key = network.map(|network| (Rank::Network, network.id.clone()));
-            if let Some((network, why)) = network.zip(key.and_then(|key| self.stuck.get(&key))) {
-                return Outcome::Stuck(service::in_network(network, why));
+            if let Some((network, held)) = network.zip(key.and_then(|key| self.stuck.get(&key))) {
+                return stuck(service::in_network(network, &held.why));
             }
         }
         match service::endpoint(books, store, service) {
@@ -184,7 +208,7 @@ impl Allocator {
                 let service = pb::Service { endpoint, ..pb::Service::clone(service) };
                 Outcome::Wish(Change::update(service))
             }
-            Err(why) => Outcome::Stuck(why),
+            Err(why) => stuck(why),
         }
     }
 
@@ -194,7 +218,7 @@ impl Allocator {
         let Some(task) = task else { return Outcome::Done };
         let service = (Rank::Service, task.service_id.clone());
         let outcome = match (self.stuck.get(&service), self.dirty.contains(&service)) {
-            (Some(why), _) => Err(Wait::Because(why.clone())),
+            (Some(stuck), _) => Err(Wait::Because(stuck.why.clone())),
             (None, true) => Err(Wait::Soon),
             (None, false) => task::allocate(books, store, &timestamp(now), task),
         };
@@ -205,7 +229,7 @@ impl Allocator {
                 let mut told = pb::Task::clone(task);
                 let status = told.status.get_or_insert_default();
                 if status.err == why {
-                    return Outcome::Stuck(why);
+                    return stuck(why);
                 }
                 status.err = why;
                 status.timestamp = Some(timestamp(now));
@@ -220,7 +244,7 @@ fn plan_network(books: &mut Books, store: &Store, id: &str) -> Outcome {
         Some(network) if !network::is_allocated(network) => {
             match network::allocate(books, store, network) {
                 Ok(allocated) => Outcome::Wish(Change::update(allocated)),
-                Err(why) => Outcome::Stuck(why),
+                Err(why) => stuck(why),
             }
         }
         _ => Outcome::Done,
@@ -232,6 +256,6 @@ fn plan_node(books: &mut Books, store: &Store, id: &str) -> Outcome {
     match task::allocate_node(books, store, node) {
         (Some(node), _) => Outcome::Wish(Change::update(node)),
         (None, Ok(())) => Outcome::Done,
-        (None, Err(why)) => Outcome::Stuck(why),
+        (None, Err(stuck)) => Outcome::Stuck(stuck),
     }
 }

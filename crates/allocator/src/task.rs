@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use store::{Store, access};
 use wire::swarmkit as pb;
 
+use crate::Stuck;
 use crate::books::{Books, address_of};
 use crate::network;
 use crate::service::{self, in_network, resolve};
@@ -116,7 +117,7 @@ pub fn allocate_node(
     books: &mut Books,
     store: &Store,
     node: &pb::Node,
-) -> (Option<pb::Node>, Result<(), String>) {
+) -> (Option<pb::Node>, Result<(), Stuck>) {
     let holder = Holder::Node(node.id.clone());
     let mut attachments = Vec::new();
     let mut why = Ok(());
@@ -137,7 +138,11 @@ pub fn allocate_node(
                 addresses,
                 ..Default::default()
             }),
-            Err(full) => why = Err(in_network(network, &full)),
+            Err(full) => {
+                // With more than one of them full an address in any of them helps.
+                let only = why.is_ok().then(|| network.id.clone());
+                why = Err(Stuck { why: in_network(network, &full), network: only });
+            }
         }
     }
     if attachments == node.attachments {

@@ -204,6 +204,42 @@ fn an_exhausted_subnet_is_named_on_the_task_and_frees_itself() {
 }
 
 #[test]
+fn what_is_stuck_is_looked_at_only_when_an_address_comes_back() {
+    let mut world = World::new();
+    world.create(network("tiny", false, &["10.9.0.0/29"]));
+    world.create(service("s", &["tiny"], vec![]));
+    world.create(pb::Node { id: "n".into(), ..Default::default() });
+    for number in 1..=4 {
+        world.create(task(&world, &format!("t{number}"), "s"));
+    }
+    world.settle();
+    let mut assigned = pb::Task::clone(stored_task(&world, "t1"));
+    assigned.node_id = "n".into();
+    assigned.status.as_mut().unwrap().set_state(access::TaskState::Assigned);
+    world.commit(vec![Change::update(assigned)]);
+    world.settle();
+    let on_tiny = |world: &World| {
+        let node = world.store.get::<pb::Node>("n").unwrap();
+        node.attachments.iter().any(|held| held.addresses.iter().any(|a| a.starts_with("10.9.")))
+    };
+    assert!(!on_tiny(&world), "four tasks and a virtual address fill it");
+    assert!(world.allocator.dirty.is_empty());
+    assert_eq!(world.allocator.stuck.len(), 1);
+
+    let mut running = pb::Task::clone(stored_task(&world, "t1"));
+    running.status.as_mut().unwrap().set_state(access::TaskState::Running);
+    world.commit(vec![Change::update(running)]);
+    let touched = std::mem::take(&mut world.touched);
+    assert!(matches!(books::given_back(&touched[0]), GivenBack::In(none) if none.is_empty()));
+    assert!(world.allocator.plan(Instant::from_nanos(1), &world.store, &touched).is_empty());
+
+    world.end("t3");
+    world.settle();
+    assert!(on_tiny(&world));
+    assert!(world.allocator.stuck.is_empty());
+}
+
+#[test]
 fn a_new_leader_gives_nothing_twice() {
     let mut world = World::new();
     world.create(network("web", false, &[]));

@@ -205,13 +205,22 @@ impl<'a> Draft<'a> {
 
     /// Whether a task differs from what the service wants now.
     pub fn is_dirty(&self, task: &pb::Task) -> bool {
-        differs(self.store, self.service, task)
+        differs_from(self.store, self.service, &self.task_spec, task)
     }
 }
 
 /// Whether a task differs from what its service wants now. A change that leaves the task's own
 /// spec alone, such as another number of replicas, makes no task differ.
 pub fn differs(store: &Store, service: &pb::Service, task: &pb::Task) -> bool {
+    differs_from(store, service, &task_spec(service), task)
+}
+
+fn differs_from(
+    store: &Store,
+    service: &pb::Service,
+    task_spec: &pb::TaskSpec,
+    task: &pb::Task,
+) -> bool {
     if task.spec_version.is_some() && task.spec_version == service.spec_version {
         return false;
     }
@@ -219,12 +228,14 @@ pub fn differs(store: &Store, service: &pb::Service, task: &pb::Task) -> bool {
     if task.endpoint.as_ref().is_some_and(|endpoint| endpoint.spec.as_ref() != wanted) {
         return true;
     }
-    let task_spec = task_spec(service);
+    if task.spec.as_ref() == Some(task_spec) {
+        return false;
+    }
     let mut spec = task.spec.clone().unwrap_or_default();
     // Once the image is there, other credentials for it are no reason to start anew.
     let state = access::state(task);
     if (TaskState::Ready..=TaskState::Running).contains(&state) {
-        let options = pull_options(&task_spec).cloned();
+        let options = pull_options(task_spec).cloned();
         if let Some(pb::task_spec::Runtime::Container(container)) = &mut spec.runtime {
             container.pull_options = options;
         }
@@ -236,7 +247,7 @@ pub fn differs(store: &Store, service: &pb::Service, task: &pb::Task) -> bool {
     {
         spec.placement = task_spec.placement.clone();
     }
-    spec != task_spec
+    spec != *task_spec
 }
 
 fn key_of(service: &pb::Service, task: &pb::Task) -> SlotKey {

@@ -98,9 +98,11 @@ impl Orchestrator {
             Kind::Cluster => self.look_at_everything(store),
             _ => {}
         }
-        for target in [&touched.old, &touched.new].into_iter().flatten() {
-            if let Target::Task(task) = target {
-                self.dirty.insert(task.service_id.clone());
+        if concerns_service(store, touched) {
+            for target in [&touched.old, &touched.new].into_iter().flatten() {
+                if let Target::Task(task) = target {
+                    self.dirty.insert(task.service_id.clone());
+                }
             }
         }
         match (&touched.old, &touched.new) {
@@ -159,6 +161,49 @@ fn matters(node: &pb::Node) -> (Option<&pb::NodeSpec>, i32, i32, Option<&pb::Nod
         node.role,
         node.description.as_ref(),
     )
+}
+
+/// Whether a change of a task can change what its service wants. A task on its way to running does
+/// not: a service is not looked at as a whole for each report about each of its tasks.
+fn concerns_service(store: &Store, touched: &Touched) -> bool {
+    let (Some(Target::Task(old)), Some(Target::Task(new))) = (&touched.old, &touched.new) else {
+        return true;
+    };
+    fn endpoint(task: &pb::Task) -> Option<&pb::EndpointSpec> {
+        task.endpoint.as_ref()?.spec.as_ref()
+    }
+    let on_its_way = [old, new].into_iter().all(|task| {
+        task.desired_state() == TaskState::Running && access::state(task) <= TaskState::Running
+    }) && old.node_id == new.node_id
+        && old.spec_version == new.spec_version
+        && old.spec == new.spec
+        && endpoint(old) == endpoint(new);
+    if !on_its_way {
+        return true;
+    }
+    let begins_to_run =
+        access::state(old) < TaskState::Running && access::state(new) == TaskState::Running;
+    begins_to_run && (is_under_update(store, &new.service_id) || has_slot_mates(store, new))
+}
+
+/// Anything but an update that never began or is over.
+fn is_under_update(store: &Store, service: &str) -> bool {
+    use pb::update_status::UpdateState;
+    let service = store.get::<pb::Service>(service);
+    let status = service.and_then(|service| service.update_status.as_ref());
+    status.is_some_and(|status| {
+        let over = [UpdateState::Unknown, UpdateState::Completed, UpdateState::RollbackCompleted];
+        !over.contains(&status.state())
+    })
+}
+
+/// Whether the slot has other tasks, which may be retired or started when this one runs.
+fn has_slot_mates(store: &Store, task: &pb::Task) -> bool {
+    let is_mate = |other: &pb::Task| other.service_id == task.service_id && other.id != task.id;
+    match task.slot {
+        0 => store.tasks_of_node(&task.node_id).any(|other| is_mate(other)),
+        slot => store.tasks_of_slot(&task.service_id, slot).any(|other| is_mate(other)),
+    }
 }
 
 /// Tasks whose service is gone, or that never had one: attachments live until they are to be

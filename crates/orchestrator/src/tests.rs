@@ -432,3 +432,55 @@ fn a_new_leader_goes_on_without_touching_what_runs() {
     assert_eq!(world.running(), before);
     assert_eq!(world.update_state().0, pb::update_status::UpdateState::Completed);
 }
+
+#[test]
+fn a_service_is_not_looked_at_for_each_report_about_its_tasks() {
+    use TaskState::{Assigned, Failed, Running, Shutdown, Starting};
+    let task = |id: &str, state, desired| {
+        let mut task = pb::Task {
+            id: id.into(),
+            service_id: "s".into(),
+            slot: 1,
+            status: Some(pb::TaskStatus { state: state as i32, ..Default::default() }),
+            ..Default::default()
+        };
+        task.set_desired_state(desired);
+        task
+    };
+    let touched = |old: pb::Task, new: pb::Task| Touched {
+        kind: Kind::Task,
+        id: new.id.clone(),
+        old: Some(Target::Task(old)),
+        new: Some(Target::Task(new)),
+    };
+    let stands = |state| Change::create(task("t", state, Running));
+    let mut world = World::new(&[]);
+    world.commit(vec![stands(Starting)]);
+    for (old, new, desired, looks) in [
+        (Assigned, Starting, Running, false),
+        (Starting, Running, Running, false),
+        (Running, Running, Running, false),
+        (Running, Failed, Running, true),
+        (Running, Running, Shutdown, true),
+    ] {
+        let change = touched(task("t", old, Running), task("t", new, desired));
+        assert_eq!(concerns_service(&world.store, &change), looks, "{old:?} {new:?} {desired:?}");
+    }
+    let runs = touched(task("t", Starting, Running), task("t", Running, Running));
+    let created = Touched { old: None, ..runs.clone() };
+    assert!(concerns_service(&world.store, &created));
+    let placed = pb::Task { node_id: "n".into(), ..task("t", Assigned, Running) };
+    assert!(concerns_service(&world.store, &touched(task("t", Assigned, Running), placed)));
+
+    let mut status = pb::UpdateStatus::default();
+    status.set_state(pb::update_status::UpdateState::Updating);
+    let updating =
+        pb::Service { id: "s".into(), update_status: Some(status), ..Default::default() };
+    world.commit(vec![Change::create(updating)]);
+    assert!(concerns_service(&world.store, &runs), "an update goes on");
+    world.commit(vec![
+        Change::remove::<pb::Service>("s"),
+        Change::create(task("old", Running, Running)),
+    ]);
+    assert!(concerns_service(&world.store, &runs), "its predecessor can go");
+}

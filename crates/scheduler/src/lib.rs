@@ -7,11 +7,13 @@
 pub mod constraint;
 mod filter;
 mod generic;
+mod group;
 mod node;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +23,7 @@ use wire::swarmkit as pb;
 
 pub use constraint::{Constraint, ConstraintError};
 pub use filter::{Filter, runs_platform};
+use group::Group;
 use node::NodeInfo;
 
 /// Changes in one plan; what is beyond waits for the next.
@@ -33,8 +36,8 @@ pub struct Scheduler {
     nodes: BTreeMap<String, NodeInfo>,
     /// Nodes whose tasks changed since they were looked at.
     stale: BTreeSet<String>,
-    /// Tasks without a node that want one.
-    waiting: BTreeSet<String>,
+    /// Tasks that want a node, by service and id: those alike follow each other.
+    waiting: BTreeSet<(String, String)>,
 }
 
 impl Scheduler {
@@ -57,7 +60,7 @@ impl Scheduler {
         } else {
             self.stale = store.all::<pb::Node>().map(|node| node.id.clone()).collect();
             let waiting = store.all::<pb::Task>().filter(|task| is_waiting(task));
-            self.waiting = waiting.map(|task| task.id.clone()).collect();
+            self.waiting = waiting.map(|task| waiting_key(task)).collect();
         }
         for id in std::mem::take(&mut self.stale) {
             match store.get::<pb::Node>(&id) {
@@ -66,15 +69,16 @@ impl Scheduler {
             }
         }
         let mut changes = Vec::new();
-        for id in self.waiting.clone() {
-            let Some(task) = store.get::<pb::Task>(&id).filter(|task| is_waiting(task)) else {
-                self.waiting.remove(&id);
+        let mut group = None;
+        for key in self.waiting.clone() {
+            let Some(task) = store.get::<pb::Task>(&key.1).filter(|task| is_waiting(task)) else {
+                self.waiting.remove(&key);
                 continue;
             };
             if changes.len() >= PLAN_MAX {
                 break;
             }
-            if let Some(change) = self.decide(now, task) {
+            if let Some(change) = self.decide(now, task, &mut group) {
                 changes.push(change);
             }
         }
@@ -90,21 +94,34 @@ impl Scheduler {
         if touched.kind == Kind::Node {
             self.stale.insert(touched.id.clone());
         }
+        let same_load = match (&touched.old, &touched.new) {
+            (Some(Target::Task(old)), Some(Target::Task(new))) => node::weigh_the_same(old, new),
+            _ => false,
+        };
         for target in [&touched.old, &touched.new].into_iter().flatten() {
             let Target::Task(task) = target else { continue };
-            if !task.node_id.is_empty() {
+            if !task.node_id.is_empty() && !same_load {
                 self.stale.insert(task.node_id.clone());
             }
             if is_waiting(task) {
-                self.waiting.insert(task.id.clone());
+                self.waiting.insert(waiting_key(task));
             }
         }
     }
 
-    fn decide(&mut self, now: Instant, task: &pb::Task) -> Option<Change> {
-        let mut decided = task.clone();
+    /// `group` is kept between the tasks of one plan.
+    fn decide(
+        &mut self,
+        now: Instant,
+        task: &Arc<pb::Task>,
+        group: &mut Option<Group>,
+    ) -> Option<Change> {
+        let mut decided = pb::Task::clone(task);
         let chosen = if task.node_id.is_empty() {
-            self.choose(now, task)
+            if group.as_ref().is_none_or(|group| !group.is_of(task)) {
+                *group = Some(Group::new(now, task, self.nodes.values()));
+            }
+            group.as_ref()?.choose(&self.nodes)
         } else {
             let info = self.nodes.get(&task.node_id);
             let refusal = info.map_or(Some(Filter::Ready), |info| filter::refusal(task, info));
@@ -122,7 +139,14 @@ impl Scheduler {
                 status.message = message.to_owned();
                 status.err.clear();
                 // Until the wish is stored the node counts as taken; then it is read anew.
-                self.nodes.get_mut(&node)?.place(&mut decided);
+                let info = self.nodes.get_mut(&node)?;
+                if let Some(group) = group {
+                    group.leave(info);
+                }
+                info.place(&mut decided);
+                if let Some(group) = group {
+                    group.enter(info);
+                }
                 self.stale.insert(node);
             }
             Err(why) if status.err == why => return None,
@@ -133,52 +157,12 @@ impl Scheduler {
         }
         Some(Change::update(decided))
     }
-
-    /// The best node for a task, or the reason why there is none.
-    fn choose(&self, now: Instant, task: &pb::Task) -> Result<String, String> {
-        let mut refusals = BTreeMap::new();
-        let mut fit: Vec<&NodeInfo> = Vec::new();
-        for info in self.nodes.values() {
-            match filter::refusal(task, info) {
-                None => fit.push(info),
-                Some(filter) => *refusals.entry(filter).or_insert(0) += 1,
-            }
-        }
-        let placement = task.spec.as_ref().and_then(|spec| spec.placement.as_ref());
-        let preferences = placement.map(|p| p.preferences.as_slice()).unwrap_or_default();
-        for preference in preferences {
-            let Some(pb::placement_preference::Preference::Spread(spread)) = &preference.preference
-            else {
-                continue;
-            };
-            fit = least_used_group(&spread.spread_descriptor, &task.service_id, fit);
-        }
-        fit.into_iter()
-            .min_by_key(|info| {
-                let troubled = info.is_troubled(&task.service_id, now.as_nanos());
-                (troubled, info.of_service(&task.service_id), info.total, &info.node.id)
-            })
-            .map(|info| info.node.id.clone())
-            .ok_or_else(|| filter::explain(&refusals))
-    }
-}
-
-/// Of the nodes, those whose value of a spread preference has the fewest tasks of the service.
-fn least_used_group<'a>(
-    descriptor: &str,
-    service: &str,
-    nodes: Vec<&'a NodeInfo>,
-) -> Vec<&'a NodeInfo> {
-    let mut groups: BTreeMap<&str, (usize, Vec<&NodeInfo>)> = BTreeMap::new();
-    for info in nodes {
-        let group = groups.entry(info.spread_value(descriptor)).or_default();
-        group.0 += info.of_service(service);
-        group.1.push(info);
-    }
-    let least = groups.into_values().min_by_key(|(tasks, _)| *tasks);
-    least.map(|(_, nodes)| nodes).unwrap_or_default()
 }
 
 fn is_waiting(task: &pb::Task) -> bool {
     access::state(task) == access::TaskState::Pending && access::is_wanted(task)
+}
+
+fn waiting_key(task: &pb::Task) -> (String, String) {
+    (task.service_id.clone(), task.id.clone())
 }

@@ -103,3 +103,15 @@ impl NodeInfo {
         labels.and_then(|(labels, at)| labels.get(&descriptor[at..])).map_or("", String::as_str)
     }
 }
+
+/// Whether two states of a task take the same from the same node: [`NodeInfo`] stays right.
+pub fn weigh_the_same(old: &pb::Task, new: &pb::Task) -> bool {
+    let lives = |task| (access::is_wanted(task), access::has_ended(task));
+    old.node_id == new.node_id
+        && lives(old) == lives(new)
+        && !access::has_ended(new)
+        && old.service_id == new.service_id
+        && old.assigned_generic_resources == new.assigned_generic_resources
+        && filter::reservations(old) == filter::reservations(new)
+        && filter::host_ports(old).eq(filter::host_ports(new))
+}

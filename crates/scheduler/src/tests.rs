@@ -186,3 +186,32 @@ fn a_waiting_task_goes_as_soon_as_a_node_comes() {
     assert_eq!(count(&store, "a"), 1);
     assert_eq!(err(&store, "t"), "");
 }
+
+#[test]
+fn tasks_alike_fill_the_nodes_evenly_and_then_say_why_no_more_fit() {
+    let nodes = (1..=3).map(|number| node(&format!("n{number}"), &[])).collect();
+    let reserving = || {
+        let reservations = pb::Resources { nano_cpus: 1_000_000_000, ..Default::default() };
+        let resources =
+            pb::ResourceRequirements { reservations: Some(reservations), ..Default::default() };
+        pb::TaskSpec { resources: Some(resources), ..Default::default() }
+    };
+    let mut tasks = Vec::new();
+    for number in 0..14 {
+        let service = if number % 2 == 0 { "s" } else { "other" };
+        let id = format!("t{number:02}");
+        tasks.push(pb::Task { service_id: service.into(), ..task(&id, reserving()) });
+    }
+    let store = run(nodes, tasks);
+    for number in 1..=3 {
+        assert_eq!(store.tasks_of_node(&format!("n{number}")).count(), 4, "n{number}");
+        let others = store.tasks_of_node(&format!("n{number}")).filter(|t| t.service_id != "s");
+        assert!((2..=3).contains(&others.count()), "each service is spread by itself");
+    }
+    let left: Vec<_> = store.all::<pb::Task>().filter(|task| task.node_id.is_empty()).collect();
+    assert_eq!(left.len(), 2);
+    for task in left {
+        let why = "no suitable node (insufficient resources on 3 nodes)";
+        assert_eq!(err(&store, &task.id), why);
+    }
+}

@@ -37,7 +37,8 @@ impl Dispatcher {
             Err(failure) => return refuse(stream, failure),
         };
         let mut told = Assignments::default();
-        let changes = told.difference(store, node);
+        let tasks = store.tasks_of_node(node).map(|task| task.id.as_str()).collect();
+        let changes = told.difference(store, node, &tasks, true);
         let first = told.message(pb::assignments_message::Type::Complete, changes);
         known.assignments = Some((stream, told));
         vec![message(stream, Message::Assignments(first))]
@@ -61,23 +62,23 @@ impl Dispatcher {
 
     /// Tells each node that a change concerns what it did not know.
     pub(super) fn assign(&mut self, store: &Store, touched: &[Touched]) -> Vec<Effect> {
-        let mut nodes = BTreeSet::new();
-        let mut everyone = false;
+        let mut nodes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        let mounted = touched.iter().any(|it| matches!(it.kind, Kind::Secret | Kind::Config));
+        if mounted {
+            nodes.extend(self.sessions.keys().map(|node| (node.clone(), BTreeSet::new())));
+        }
         for touched in touched {
-            everyone |= matches!(touched.kind, Kind::Secret | Kind::Config);
             for target in [&touched.old, &touched.new].into_iter().flatten() {
                 if let Target::Task(task) = target {
-                    nodes.insert(task.node_id.as_str());
+                    nodes.entry(task.node_id.clone()).or_default().insert(&touched.id);
                 }
             }
         }
         let mut effects = Vec::new();
-        for (node, session) in &mut self.sessions {
-            if !everyone && !nodes.contains(node.as_str()) {
-                continue;
-            }
+        for (node, tasks) in &nodes {
+            let Some(session) = self.sessions.get_mut(node) else { continue };
             if let Some((stream, told)) = &mut session.assignments {
-                let mut changes = told.difference(store, node);
+                let mut changes = told.difference(store, node, tasks, mounted);
                 while !changes.is_empty() {
                     let rest = changes.split_off(changes.len().min(CHANGES_MAX));
                     let next = told.message(pb::assignments_message::Type::Incremental, changes);
@@ -121,33 +122,45 @@ impl Assignments {
         }
     }
 
-    /// The changes that bring the node up to date, which from now on it is: secrets and configs
-    /// before the tasks that use them, removals last.
-    fn difference(&mut self, store: &Store, node: &str) -> Vec<pb::AssignmentChange> {
-        let mut tasks = BTreeMap::new();
-        let mut needed = BTreeMap::new();
-        for task in store.tasks_of_node(node).filter(|task| is_assigned(task)) {
-            tasks.insert(task.id.clone(), task.clone());
-            // A task that has ended mounts nothing any more.
-            if access::state(task) <= TaskState::Running {
-                needs(store, task, &mut needed);
+    /// The changes that bring the node up to date with these tasks, which from now on it is:
+    /// secrets and configs before the tasks that use them, removals last. `mounted` when what
+    /// tasks mount may have changed too.
+    fn difference(
+        &mut self,
+        store: &Store,
+        node: &str,
+        touched: &BTreeSet<&str>,
+        mounted: bool,
+    ) -> Vec<pb::AssignmentChange> {
+        let mut updates = Vec::new();
+        let mut removals = Vec::new();
+        let mut mounted = mounted || !self.needed.is_empty();
+        for id in touched.iter().copied() {
+            let task = store.get::<pb::Task>(id);
+            match task.filter(|task| task.node_id == node && is_assigned(task)) {
+                Some(task) => {
+                    let told = self.tasks.insert(id.to_owned(), task.clone());
+                    if told.is_none_or(|told| must_be_told(&told, task)) {
+                        updates.push(updated(Item::Task(pb::Task::clone(task))));
+                    }
+                    mounted |= task.spec.as_ref().is_some_and(mounts);
+                }
+                None if self.tasks.remove(id).is_some() => {
+                    let task = pb::Task { id: id.to_owned(), ..Default::default() };
+                    removals.push(removed(Item::Task(task)));
+                }
+                None => {}
             }
         }
         let mut changes = Vec::new();
+        let needed = if mounted { self.needs(store) } else { BTreeMap::new() };
         for ((kind, id), version) in &needed {
             if self.needed.get(&(*kind, id.clone())) != Some(version) {
                 changes.extend(item(store, *kind, id).map(updated));
             }
         }
-        for (id, task) in &tasks {
-            if self.tasks.get(id).is_none_or(|told| must_be_told(told, task)) {
-                changes.push(updated(Item::Task(pb::Task::clone(task))));
-            }
-        }
-        for id in self.tasks.keys().filter(|id| !tasks.contains_key(*id)) {
-            let task = pb::Task { id: id.clone(), ..Default::default() };
-            changes.push(removed(Item::Task(task)));
-        }
+        changes.extend(updates);
+        changes.extend(removals);
         for (kind, id) in self.needed.keys().filter(|key| !needed.contains_key(*key)) {
             let gone = match kind {
                 Kind::Secret => Item::Secret(pb::Secret { id: id.clone(), ..Default::default() }),
@@ -155,9 +168,23 @@ impl Assignments {
             };
             changes.push(removed(gone));
         }
-        (self.tasks, self.needed) = (tasks, needed);
+        self.needed = needed;
         changes
     }
+
+    /// What the tasks of the node mount. One that has ended mounts nothing any more.
+    fn needs(&self, store: &Store) -> BTreeMap<(Kind, String), u64> {
+        let mut needed = BTreeMap::new();
+        for task in self.tasks.values().filter(|task| access::state(task) <= TaskState::Running) {
+            needs(store, task, &mut needed);
+        }
+        needed
+    }
+}
+
+fn mounts(spec: &pb::TaskSpec) -> bool {
+    let mut all = store::object::task_secrets(spec).chain(store::object::task_configs(spec));
+    all.next().is_some()
 }
 
 fn needs(store: &Store, task: &pb::Task, needed: &mut BTreeMap<(Kind, String), u64>) {

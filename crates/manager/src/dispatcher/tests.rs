@@ -198,6 +198,9 @@ fn assignments_are_complete_once_then_incremental_secrets_first() {
     assert_eq!(assigned(&world.commit(vec![Change::update(stop)])), ["2>3", "+t1"]);
     let gone = vec![Change::remove::<pb::Task>("t1"), Change::remove::<pb::Task>("t3")];
     assert_eq!(assigned(&world.commit(gone)), ["3>4", "-t1", "-t3", "-z-secret"]);
+    let early = vec![Change::create(task("t4", "n", Some("late")))];
+    assert_eq!(assigned(&world.commit(early)), ["4>5", "+t4"]);
+    assert_eq!(assigned(&world.commit(vec![secret("late")])), ["5>6", "+late"]);
 }
 
 #[test]
