@@ -2,6 +2,8 @@
 
 pub mod load;
 pub mod registry;
+pub mod terminal;
+pub mod transcript;
 
 use anyhow::{Context, Result, bail};
 use lab::{Engine, Host, Lab, Plan};

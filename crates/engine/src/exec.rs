@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use runtime::ExecSpec;
-use runtime::{AttachOptions, ErrorKind, PendingAttach};
+use runtime::{AttachOptions, PendingAttach};
 
 use crate::Engine;
 use crate::containers::Container;
@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 /// Ended ones can be asked about this long, as in Docker (moby daemon/exec.go).
 const KEPT: Duration = Duration::from_secs(300);
 const EXECS_MAX: usize = 10_000;
+/// Docker's code of an exec that did not start, whatever the reason (docker-py's tests rely on it).
+const CANNOT_EXECUTE: i32 = 126;
 
 /// Every exec of every container, by id.
 #[derive(Default)]
@@ -97,10 +99,10 @@ impl Engine {
         spec: ExecSpec,
         detach_keys: String,
     ) -> Result<String> {
-        let container = self.running_container(container)?;
         if spec.args.is_empty() {
             return Err(Error::bad_parameter("No exec command specified"));
         }
+        let container = self.running_container(container)?;
         let id = self.containers.new_id().into_string();
         let action = format!("exec_create: {}", spec.args.join(" "));
         let spec = ExecSpec { id: id.clone(), ..spec };
@@ -164,26 +166,17 @@ impl Engine {
         match self.runtime.exec(container, &spec).await {
             Ok(pid) => exec.lock().pid = pid,
             Err(error) => {
-                let code = match error.kind {
-                    ErrorKind::CommandNotFound => 127,
-                    _ => 126,
-                };
-                end(exec, code);
+                end(exec, CANNOT_EXECUTE);
                 return Err(error.into());
             }
         }
-        let (engine, exec) = (Arc::downgrade(self), exec.clone());
+        let exec = exec.clone();
         let waiting = self.runtime.clone();
         tokio::spawn(async move {
             let id = exec.spec.id.clone();
             let status = waiting.exec_wait(exec.container.id().as_str(), &id).await;
             let code = status.map_or(137, |status| status.code);
             end(&exec, code);
-            if let Some(engine) = engine.upgrade() {
-                let attributes =
-                    [("execID".to_owned(), id), ("exitCode".to_owned(), code.to_string())];
-                engine.publish(&exec.container, "exec_die", attributes);
-            }
         });
         Ok(())
     }

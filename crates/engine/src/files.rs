@@ -31,6 +31,8 @@ struct Place {
     root: PathBuf,
     path: String,
     read_only: bool,
+    /// Below a volume, a bind or a tmpfs.
+    in_mount: bool,
     /// Holds a stopped container's root mounted.
     _visit: Option<image::Visit>,
 }
@@ -83,7 +85,10 @@ impl Engine {
         blocking(move || {
             let place = engine.place(&container, &path, Access::Write)?;
             if place.read_only {
-                return Err(Error::forbidden("container rootfs is marked read-only"));
+                return Err(Error::forbidden(match place.in_mount {
+                    true => "mounted volume is marked read-only",
+                    false => "container rootfs is marked read-only",
+                }));
             }
             let owner = if own { owner(&container, &place.root)? } else { None };
             let options = image::copy::WriteOptions { no_overwrite_dir_non_dir: keep_kind, owner };
@@ -128,13 +133,23 @@ impl Engine {
         let pause = request.pause && container.is_running() && !container.is_paused();
         let pause = pause && still(self.pause(container.id()).await)?;
         let id = container.id().clone();
+        let message = commit.message.clone();
         let named = commit.reference.as_ref().map(Reference::familiar).unwrap_or_default();
         let made = self.images.run(move |store| store.commit(&id, &commit)).await;
         if pause {
             still(self.unpause(container.id()).await)?;
         }
         let image = made?;
-        self.publish(&container, "commit", [("comment".into(), named)]);
+        let image_id = image.id.to_string();
+        if !named.is_empty() {
+            self.images.event("tag", &image_id, &named);
+        }
+        self.publish(
+            &container,
+            "commit",
+            [("comment", message), ("imageID", image_id), ("imageRef", named)]
+                .map(|(key, value)| (key.to_owned(), value)),
+        );
         Ok(image)
     }
 
@@ -150,9 +165,10 @@ impl Engine {
             Some(mount) => mount.read_only,
             None => spec.host_config.readonly_rootfs.unwrap_or(false),
         };
+        let in_mount = below.is_some();
         if container.is_running() {
             let root = PathBuf::from(format!("/proc/{}/root", container.state().pid));
-            return Ok(Place { root, path: path.to_owned(), read_only, _visit: None });
+            return Ok(Place { root, path: path.to_owned(), read_only, in_mount, _visit: None });
         }
         if let Some(mount) = below.filter(|mount| mount.kind != MountType::Tmpfs) {
             let source = Path::new(&mount.source).join(&mount.subpath);
@@ -160,7 +176,7 @@ impl Engine {
             // A read puts the base name into the tar: the mount's own root has none.
             if source.is_dir() && !(rest.is_empty() && access == Access::Read) {
                 let path = format!("/{rest}{}", if path.ends_with('/') { "/" } else { "" });
-                return Ok(Place { root: source, path, read_only, _visit: None });
+                return Ok(Place { root: source, path, read_only, in_mount, _visit: None });
             }
         }
         let visit = self.images.store.visit(container.id())?;
@@ -168,6 +184,7 @@ impl Engine {
             root: visit.root().to_owned(),
             path: path.to_owned(),
             read_only,
+            in_mount,
             _visit: Some(visit),
         })
     }
@@ -199,7 +216,7 @@ fn told(error: image::Error, container: &Container, path: &str) -> Error {
     match error.kind {
         Kind::NotFound => Error::not_found(format!(
             "Could not find the file {path} in container {}",
-            container.id()
+            container.name()
         )),
         _ => error,
     }

@@ -75,7 +75,6 @@ impl Engine {
             _claims: claims,
             swarm: OnceLock::new(),
         });
-        engine.forward_network_events();
         engine.restore().await?;
         Ok(engine)
     }
@@ -101,29 +100,5 @@ impl Engine {
         attributes.push(("name", name));
         self.events.publish(events::Type::DAEMON, "reload", self.id.clone(), attributes);
         Ok(())
-    }
-
-    /// The network's changes become events like all others.
-    fn forward_network_events(&self) {
-        let mut changes = self.network.events();
-        let bus = Arc::downgrade(&self.events);
-        tokio::spawn(async move {
-            use tokio::sync::broadcast::error::RecvError;
-            loop {
-                let change = match changes.recv().await {
-                    Ok(change) => change,
-                    Err(RecvError::Lagged(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                };
-                let Some(bus) = bus.upgrade() else { return };
-                let mut attributes =
-                    vec![("name", change.name), ("type", change.driver.to_owned())];
-                if let Some(container) = change.container {
-                    attributes.push(("container", container.into_string()));
-                }
-                let id = change.network.into_string();
-                bus.publish(events::Type::NETWORK, change.action, id, attributes);
-            }
-        });
     }
 }

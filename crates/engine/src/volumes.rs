@@ -188,10 +188,14 @@ impl Volumes {
     ) -> Result<PrunedVolumes> {
         let mut pruned = PrunedVolumes::default();
         for volume in self.list() {
+            // What lies behind a device is not this host's to delete (moby volume/service `Prune`).
+            if !volume.options.is_empty() {
+                continue;
+            }
             if !wanted(&volume) || !users(&volume.name).is_empty() {
                 continue;
             }
-            let bytes = if volume.options.is_empty() { size(&volume.mountpoint) } else { 0 };
+            let bytes = size(&volume.mountpoint);
             self.remove(&volume.name, &[], true)?;
             pruned.deleted.push(volume.name.clone());
             pruned.bytes += bytes;

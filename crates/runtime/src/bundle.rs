@@ -44,10 +44,12 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         (Some(own), true) => Some(own.clone()),
         (None, true) => Some(write_init(config).map_err(failed)?),
     };
+    let groups = Cgroup::at(&cgroup);
     let context = oci::Context {
         user: &user,
         cgroup: &cgroup,
-        cgroup_v2: Cgroup::at(&cgroup).is_v2(),
+        cgroup_v2: groups.is_v2(),
+        cgroup_v1: groups.v1(),
         init: init.as_deref(),
     };
     let document = oci::config(spec, &context)?;

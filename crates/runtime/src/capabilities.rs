@@ -71,7 +71,7 @@ pub fn tweak(add: &[String], drop: &[String], privileged: bool) -> Result<Vec<St
     if privileged {
         return Ok(known.iter().map(|s| (*s).to_owned()).collect());
     }
-    let (add, drop) = (normalize(add)?, normalize(drop)?);
+    let (add, drop) = (normalize(add, "CapAdd")?, normalize(drop, "CapDrop")?);
     let all = |set: &[String]| set.iter().any(|c| c == "ALL");
     let start: Vec<&str> = match (all(&add), all(&drop)) {
         (true, _) => known.iter().copied().filter(|c| !drop.iter().any(|d| d == c)).collect(),
@@ -98,7 +98,12 @@ pub fn supported() -> Vec<&'static str> {
     ALL.iter().enumerate().filter(|(n, _)| bits & (1 << n) != 0).map(|(_, name)| *name).collect()
 }
 
-fn normalize(names: &[String]) -> Result<Vec<String>> {
+/// Refuses names that are no capabilities; `field` is what the client calls the list.
+pub fn check(names: &[String], field: &str) -> Result<()> {
+    normalize(names, field).map(drop)
+}
+
+fn normalize(names: &[String], field: &str) -> Result<Vec<String>> {
     let known = supported();
     let one = |name: &String| {
         let mut upper = name.trim().to_ascii_uppercase();
@@ -111,7 +116,7 @@ fn normalize(names: &[String]) -> Result<Vec<String>> {
         if known.contains(&upper.as_str()) {
             Ok(upper)
         } else {
-            Err(Error::invalid(format!("invalid CapAdd/CapDrop: unknown capability: \"{upper}\"")))
+            Err(Error::invalid(format!("invalid {field}: unknown capability: \"{upper}\"")))
         }
     };
     names.iter().map(one).collect()

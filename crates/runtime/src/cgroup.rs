@@ -58,6 +58,11 @@ impl Cgroup {
         self.unified.as_deref().or(self.v1.get(controller).map(PathBuf::as_path))
     }
 
+    /// The directories of v1 hierarchies by controller; two controllers may share one.
+    pub fn v1(&self) -> &BTreeMap<String, PathBuf> {
+        &self.v1
+    }
+
     /// Each directory once.
     pub fn dirs(&self) -> Vec<&Path> {
         let mut dirs: Vec<&Path> =

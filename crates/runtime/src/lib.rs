@@ -21,8 +21,10 @@ mod protocol;
 mod seccomp;
 
 pub use attach::{AttachOptions, PendingAttach};
+pub use capabilities::check as check_capabilities;
 pub use error::{Error, ErrorKind};
 pub use logs::{LogConfig, LogDriver, LogEntry, LogOptions, LogReader, LogStream};
+pub use oci::{MASKED_PATHS, READONLY_PATHS};
 pub use runtime::{Adopted, Config, Created, Event, ExitStatus, Runtime};
 pub use spec::{
     BlkioDevice, CgroupNs, ContainerSpec, Device, ExecSpec, IpcMode, Mount, MountKind, Namespace,

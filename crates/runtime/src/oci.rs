@@ -1,13 +1,14 @@
 //! From a [`ContainerSpec`] to the OCI runtime's `config.json`.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::spec::{
-    BlkioDevice, CgroupNs, ContainerSpec, Device, IpcMode, Mount, MountKind, Namespace,
+    BlkioDevice, CgroupNs, ContainerSpec, Device, IpcMode, Mount, MountKind, Namespace, OciRuntime,
     Propagation, Resources, UserSpec,
 };
 use crate::{capabilities, seccomp};
@@ -15,13 +16,16 @@ use crate::{capabilities, seccomp};
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where Docker puts its init too, so that scripts find it.
 pub const INIT_DESTINATION: &str = "/sbin/docker-init";
+const CGROUP_DESTINATION: &str = "/sys/fs/cgroup";
 const SHM_BYTES: u64 = 64 << 20;
 /// Periods and quotas of `--cpus`: 100 ms, as Docker.
 const CPU_PERIOD_US: i64 = 100_000;
 
-const MASKED: [&str; 11] = [
+/// Hidden in every container that is not privileged (moby's default specification).
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
@@ -32,7 +36,7 @@ const MASKED: [&str; 11] = [
     "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
-const READONLY: [&str; 5] =
+pub const READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What the spec needs that is found out by looking at the host.
@@ -40,6 +44,8 @@ pub struct Context<'a> {
     pub user: &'a UserSpec,
     pub cgroup: &'a str,
     pub cgroup_v2: bool,
+    /// On v1 and hybrid hosts: the container's own group in each hierarchy, by controller.
+    pub cgroup_v1: &'a BTreeMap<String, PathBuf>,
     /// The init program on the host, when asked for.
     pub init: Option<&'a Path>,
 }
@@ -63,8 +69,8 @@ pub fn config(spec: &ContainerSpec, context: &Context) -> Result<Value> {
         None if spec.privileged => json!([]),
         None => json!(default),
     };
-    linux["maskedPaths"] = paths(&spec.masked_paths, &MASKED);
-    linux["readonlyPaths"] = paths(&spec.readonly_paths, &READONLY);
+    linux["maskedPaths"] = paths(&spec.masked_paths, &MASKED_PATHS);
+    linux["readonlyPaths"] = paths(&spec.readonly_paths, &READONLY_PATHS);
     if let Some(profile) = seccomp::oci(&spec.seccomp, spec.privileged, &caps)? {
         linux["seccomp"] = profile;
     }
@@ -205,6 +211,9 @@ fn mounts(spec: &ContainerSpec, context: &Context) -> Value {
             list.push(json!({ "destination": destination, "type": kind, "source": kind, "options": options }));
         }
     }
+    if !replaced(CGROUP_DESTINATION) {
+        list.extend(cgroups(spec, context));
+    }
     if !replaced("/dev/shm") {
         list.extend(shm(spec));
     }
@@ -231,9 +240,31 @@ fn default_mounts(spec: &ContainerSpec) -> Vec<(&'static str, &'static str, Vec<
             own(&["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         ),
         ("/sys", "sysfs", own(&["nosuid", "noexec", "nodev", access])),
-        ("/sys/fs/cgroup", "cgroup", own(&[access, "nosuid", "noexec", "nodev"])),
         ("/dev/mqueue", "mqueue", own(&["nosuid", "noexec", "nodev"])),
     ]
+}
+
+/// The container's view of its control groups. On v1 libcontainer mounts the hierarchies writable
+/// whatever the options say, so each group is bound here on its own, as runc does it.
+fn cgroups(spec: &ContainerSpec, context: &Context) -> Vec<Value> {
+    let access = if spec.privileged { "rw" } else { "ro" };
+    let by_runtime = context.cgroup_v2 || spec.runtime != OciRuntime::BuiltIn;
+    if by_runtime || context.cgroup_v1.is_empty() {
+        let options = [access, "nosuid", "noexec", "nodev"];
+        return vec![
+            json!({ "destination": CGROUP_DESTINATION, "type": "cgroup", "source": "cgroup", "options": options }),
+        ];
+    }
+    let root = ["nosuid", "noexec", "nodev", "mode=755"];
+    let mut list = vec![
+        json!({ "destination": CGROUP_DESTINATION, "type": "tmpfs", "source": "tmpfs", "options": root }),
+    ];
+    for (name, group) in context.cgroup_v1 {
+        let options = ["bind", "rprivate", access, "nosuid", "noexec", "nodev"];
+        let destination = format!("{CGROUP_DESTINATION}/{name}");
+        list.push(json!({ "destination": destination, "type": "bind", "source": group, "options": options }));
+    }
+    list
 }
 
 fn shm(spec: &ContainerSpec) -> Option<Value> {
@@ -378,17 +409,17 @@ fn host_devices(dir: &Path) -> Vec<std::path::PathBuf> {
 }
 
 fn node(host: &Path, inside: &str) -> Result<(Value, &'static str, i64, i64)> {
-    let gone = |e: &dyn std::fmt::Display| {
+    let gone = |why: String| {
         Error::invalid(format!(
-            "error gathering device information while adding custom device \"{}\": {e}",
+            "error gathering device information while adding custom device \"{}\": {why}",
             host.display()
         ))
     };
-    let meta = std::fs::metadata(host).map_err(|e| gone(&e))?;
+    let meta = std::fs::metadata(host).map_err(|e| gone(plain(&e)))?;
     let kind = match meta.file_type() {
         t if t.is_char_device() => "c",
         t if t.is_block_device() => "b",
-        _ => return Err(gone(&"not a device node")),
+        _ => return Err(gone("not a device node".into())),
     };
     let number = meta.rdev();
     let (major, minor) =
@@ -473,11 +504,16 @@ fn block_io(r: &Resources) -> Result<Value> {
 
 fn throttle(device: &BlkioDevice, field: &str) -> Result<Value> {
     let number = std::fs::metadata(&device.path)
-        .map_err(|e| Error::invalid(format!("block device {}: {e}", device.path)))?
+        .map_err(|e| Error::invalid(format!("stat {}: {}", device.path, plain(&e))))?
         .rdev();
     Ok(
         json!({ "major": rustix::fs::major(number), "minor": rustix::fs::minor(number), field: device.rate }),
     )
+}
+
+/// An error in the words of Docker's clients, which look for `no such file or directory`.
+fn plain(error: &std::io::Error) -> String {
+    crate::shim::errno_text(error)
 }
 
 #[cfg(test)]
@@ -509,12 +545,40 @@ mod tests {
             ..Default::default()
         };
         let user = UserSpec::default();
-        let context = Context { user: &user, cgroup: "/docker/x", cgroup_v2: false, init: None };
+        let context = Context {
+            user: &user,
+            cgroup: "/docker/x",
+            cgroup_v2: false,
+            cgroup_v1: &BTreeMap::new(),
+            init: None,
+        };
         let list = mounts(&spec, &context);
         let shm: Vec<&Value> =
             list.as_array().unwrap().iter().filter(|m| m["destination"] == "/dev/shm").collect();
         assert_eq!(shm.len(), 1);
         assert_eq!(shm[0]["options"], json!(["nosuid", "nodev", "exec", "size=1m"]));
+    }
+
+    #[test]
+    fn groups_of_v1_are_bound_one_by_one_and_cannot_be_written() {
+        let groups =
+            BTreeMap::from([("memory".to_owned(), "/sys/fs/cgroup/memory/docker/x".into())]);
+        let user = UserSpec::default();
+        let context = Context {
+            user: &user,
+            cgroup: "/docker/x",
+            cgroup_v2: false,
+            cgroup_v1: &groups,
+            init: None,
+        };
+        let list = cgroups(&ContainerSpec::default(), &context);
+        assert_eq!(list[1]["destination"], "/sys/fs/cgroup/memory");
+        assert_eq!(list[1]["source"], "/sys/fs/cgroup/memory/docker/x");
+        assert!(list[1]["options"].as_array().unwrap().contains(&json!("ro")));
+        let privileged = ContainerSpec { privileged: true, ..Default::default() };
+        assert!(
+            cgroups(&privileged, &context)[1]["options"].as_array().unwrap().contains(&json!("rw"))
+        );
     }
 
     #[test]

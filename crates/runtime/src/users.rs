@@ -102,7 +102,7 @@ fn find_group(group: &str, name: &str) -> Result<u32> {
         Ok(gid) if gid <= ID_MAX => Ok(gid),
         Ok(_) => Err(Error::invalid("uids and gids must be in range 0-2147483647")),
         Err(_) => Err(Error::invalid(format!(
-            "Unable to find group {name}: no matching entries in group file"
+            "unable to find group {name}: no matching entries in group file"
         ))),
     }
 }
@@ -165,7 +165,7 @@ mod tests {
         check(
             "web:nogroup",
             &[],
-            "Unable to find group nogroup: no matching entries in group file",
+            "unable to find group nogroup: no matching entries in group file",
         );
         check("4294967295", &[], "uids and gids must be in range 0-2147483647");
     }

@@ -35,6 +35,7 @@ pub(crate) fn request(
         }
     }
     check_policy(&host)?;
+    check_words(&host)?;
     tidy_host(&mut host);
     let mut request = CreateRequest {
         name: query.text("name").map(str::to_owned),
@@ -47,10 +48,27 @@ pub(crate) fn request(
     if let Some(mac) = mac.filter(|mac| !mac.is_empty()) {
         container_mac(&mut request, mac);
     }
-    // Before 1.42 a client could not know of private cgroup namespaces and the like; Docker's own
-    // defaults for such clients are the daemon's, so there is nothing to do for them here.
-    let _ = version;
+    one_network_before_1_44(&request, version)?;
     Ok(request)
+}
+
+/// Old clients cannot mean more than one network at create: dockerd refused it until then.
+fn one_network_before_1_44(request: &CreateRequest, version: Version) -> Result<(), ApiError> {
+    let mut names: Vec<&str> = request
+        .networking
+        .endpoints_config
+        .iter()
+        .flatten()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if version >= Version(1, 44) || names.len() < 2 {
+        return Ok(());
+    }
+    names.sort_unstable();
+    Err(ApiError::bad_request(format!(
+        "Container cannot be connected to network endpoints: {}",
+        names.join(", ")
+    )))
 }
 
 /// Before API 1.44 the address stands beside the networks: it means the first one.
@@ -100,6 +118,33 @@ fn tidy_host(host: &mut Value) {
         && size.iter().any(|number| number.as_u64().is_none())
     {
         host.remove("ConsoleSize");
+    }
+}
+
+/// Words that the JSON reader would refuse without saying what they are of.
+fn check_words(host: &Value) -> Result<(), ApiError> {
+    let word = |value: Option<&Value>| {
+        value.and_then(Value::as_str).filter(|word| !word.is_empty()).map(str::to_owned)
+    };
+    for mount in host.get("Mounts").and_then(Value::as_array).into_iter().flatten() {
+        if let Some(kind) = word(mount.get("Type"))
+            && !matches!(kind.as_str(), "bind" | "volume" | "tmpfs" | "npipe" | "cluster" | "image")
+        {
+            return Err(ApiError::bad_request(format!(
+                "invalid mount config for type \"{kind}\": mount type unknown"
+            )));
+        }
+    }
+    if let Some(isolation) = word(host.get("Isolation")).filter(|word| word != "default") {
+        return Err(ApiError::bad_request(format!(
+            "Invalid isolation: \"{isolation}\" - linux only supports 'default'"
+        )));
+    }
+    match word(host.get("CgroupnsMode")) {
+        Some(mode) if !matches!(mode.as_str(), "host" | "private") => {
+            Err(ApiError::bad_request(format!("invalid cgroup namespace mode: {mode}")))
+        }
+        _ => Ok(()),
     }
 }
 

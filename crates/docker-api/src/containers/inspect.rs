@@ -44,7 +44,7 @@ pub fn container_json(engine: &Engine, container: &Container) -> Value {
         "ResolvConfPath": path("resolv.conf"),
         "HostnamePath": path("hostname"),
         "HostsPath": path("hosts"),
-        "LogPath": log_path(&spec),
+        "LogPath": if started { log_path(&spec) } else { String::new() },
         "Name": format!("/{}", spec.name),
         "RestartCount": state.restart_count,
         "Driver": "overlay2",
@@ -128,7 +128,7 @@ fn config(spec: &Spec) -> Value {
         "Hostname": "", "Domainname": "", "User": "",
         "AttachStdin": false, "AttachStdout": false, "AttachStderr": false,
         "Tty": false, "OpenStdin": false, "StdinOnce": false,
-        "Env": [], "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "",
+        "Env": null, "Cmd": null, "Image": "", "Volumes": null, "WorkingDir": "",
         "Entrypoint": null, "OnBuild": null, "Labels": {},
     });
     over(defaults, json!(spec.config))
@@ -136,9 +136,9 @@ fn config(spec: &Spec) -> Value {
 
 fn host_config(spec: &Spec) -> Value {
     let masked = if spec.host_config.privileged.unwrap_or_default() {
-        json!([[], []])
+        json!([null, null])
     } else {
-        json!([MASKED_PATHS, READONLY_PATHS])
+        json!([engine::containers::MASKED_PATHS, engine::containers::READONLY_PATHS])
     };
     let defaults = json!({
         "Binds": null, "ContainerIDFile": "", "LogConfig": { "Type": "json-file", "Config": {} },
@@ -168,23 +168,6 @@ fn default_cgroup_namespace() -> &'static str {
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     if unified { "private" } else { "host" }
 }
-
-/// As in moby's default OCI specification.
-const MASKED_PATHS: [&str; 11] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/firmware",
-];
-const READONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 fn graph_driver(engine: &Engine, spec: &Spec) -> Value {
     let mut data = Map::new();

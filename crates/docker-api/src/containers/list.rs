@@ -100,7 +100,7 @@ pub(crate) fn summary(engine: &Engine, spec: &Spec, state: &State) -> Value {
         "Names": [format!("/{}", spec.name)],
         "Image": if same { name } else { spec.image.clone() },
         "ImageID": spec.image,
-        "Command": words.join(" "),
+        "Command": words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
         "Created": spec.created.unix_timestamp(),
         "Ports": ports::summary(spec, sandbox.as_ref()),
         "Labels": spec.config.labels.clone().unwrap_or_default(),
@@ -110,6 +110,11 @@ pub(crate) fn summary(engine: &Engine, spec: &Spec, state: &State) -> Value {
         "NetworkSettings": { "Networks": ports::networks(spec, sandbox.as_ref()) },
         "Mounts": inspect::mounts(spec),
     })
+}
+
+/// A word of a command with a space in it is shown in quotes, as dockerd does.
+fn quoted(word: &str) -> String {
+    if word.contains(' ') { format!("'{word}'") } else { word.to_owned() }
 }
 
 /// `Up 3 minutes (healthy)`, `Exited (0) 2 hours ago`.
@@ -156,6 +161,23 @@ fn human(seconds: i64) -> String {
     }
 }
 
+/// A regular expression as Docker takes it; what is none is looked for as it stands
+/// (moby api/types/filters `Match`).
+struct NamePattern {
+    text: String,
+    pattern: Option<regex::Regex>,
+}
+
+impl NamePattern {
+    fn new(text: &str) -> Self {
+        Self { text: text.to_owned(), pattern: regex::Regex::new(text).ok() }
+    }
+
+    fn fits(&self, name: &str) -> bool {
+        name == self.text || self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(name))
+    }
+}
+
 /// The filters, with what they name looked up once.
 struct Wanted<'a> {
     filters: &'a Filters,
@@ -165,6 +187,7 @@ struct Wanted<'a> {
     ancestors: Option<Vec<String>>,
     exited: Vec<i32>,
     task: Option<bool>,
+    names: Vec<NamePattern>,
 }
 
 impl<'a> Wanted<'a> {
@@ -211,6 +234,7 @@ impl<'a> Wanted<'a> {
             ancestors: filters.has("ancestor").then(|| ancestors(engine, filters)),
             exited,
             task,
+            names: filters.values("name").map(NamePattern::new).collect(),
             filters,
         })
     }
@@ -229,7 +253,7 @@ impl<'a> Wanted<'a> {
         let labels = spec.config.labels.clone().unwrap_or_default();
         let health = state.health.as_ref().map_or("none", |health| health.status.as_str());
         let by_identity = self.filters.prefix("id", &spec.id)
-            && self.named(spec)?
+            && self.named(spec)
             && self.filters.labels("label", |key| labels.get(key).map(String::as_str));
         let by_state = self.filters.exact("status", state.phase.as_str())
             && self.filters.exact("health", health)
@@ -250,12 +274,11 @@ impl<'a> Wanted<'a> {
             && self.has_port(engine, spec)?)
     }
 
-    /// A part of the name, with or without slash; `^` and `$` anchor it.
-    fn named(&self, spec: &Spec) -> Result<bool, ApiError> {
-        if !self.filters.has("name") {
-            return Ok(true);
-        }
-        Ok(self.filters.values("name").any(|pattern| matches_name(pattern, &spec.name)))
+    /// The name with or without its slash; the filter is one pattern of several.
+    fn named(&self, spec: &Spec) -> bool {
+        let with_slash = format!("/{}", spec.name);
+        self.names.is_empty()
+            || self.names.iter().any(|name| name.fits(&spec.name) || name.fits(&with_slash))
     }
 
     fn has_volume(&self, spec: &Spec) -> bool {
@@ -324,41 +347,6 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Docker takes a regular expression; anchors, `.*` and `|` are what people write.
-fn matches_name(pattern: &str, name: &str) -> bool {
-    let with_slash = format!("/{name}");
-    pattern.split('|').any(|pattern| {
-        let from_start = pattern.strip_prefix('^');
-        let pattern = from_start.unwrap_or(pattern);
-        let to_end = pattern.strip_suffix('$');
-        let pattern = to_end.unwrap_or(pattern);
-        let fits = |name: &str| wildcard(pattern, name, from_start.is_some(), to_end.is_some());
-        fits(name) || fits(&with_slash)
-    })
-}
-
-/// Parts between `.*` in their order.
-fn wildcard(pattern: &str, text: &str, from_start: bool, to_end: bool) -> bool {
-    let parts: Vec<&str> = pattern.split(".*").collect();
-    let mut rest = text;
-    for (at, part) in parts.iter().enumerate() {
-        let last = at + 1 == parts.len();
-        if at == 0 && from_start {
-            let Some(after) = rest.strip_prefix(part) else { return false };
-            rest = after;
-            if last && to_end && !rest.is_empty() {
-                return false;
-            }
-        } else if last && to_end {
-            return rest.ends_with(part);
-        } else {
-            let Some(found) = rest.find(part) else { return false };
-            rest = &rest[found + part.len()..];
-        }
-    }
-    true
-}
-
 /// Ids of the named images and of every image made on top of them.
 fn ancestors(engine: &Engine, filters: &Filters) -> Vec<String> {
     let store = &engine.images.store;
@@ -393,8 +381,18 @@ mod tests {
             ("a.*c", "abbc", true),
             ("a.*d$", "abbc", false),
             ("x|web", "web", true),
+            ("(a|b)1", "b1", true),
+            (r"w\d", "w7", true),
+            ("[", "web", false),
         ] {
-            assert_eq!(matches_name(pattern, name), fits, "{pattern} {name}");
+            let pattern = NamePattern::new(pattern);
+            let with_slash = format!("/{name}");
+            assert_eq!(
+                pattern.fits(name) || pattern.fits(&with_slash),
+                fits,
+                "{} {name}",
+                pattern.text
+            );
         }
     }
 

@@ -209,6 +209,19 @@ fn security_options(config: &engine::Config, unified: bool) -> Vec<String> {
     options
 }
 
+/// Security options were bare names then, and the execution driver was still told.
+pub(super) fn as_before_1_25(info: &mut Value) {
+    let names: Vec<String> = info["SecurityOptions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|option| option.as_str()?.split(',').next()?.strip_prefix("name="))
+        .map(str::to_owned)
+        .collect();
+    info["SecurityOptions"] = json!(names);
+    info["ExecutionDriver"] = json!("<not supported>");
+}
+
 fn warnings(engine: &engine::Engine, features: &Features) -> Vec<String> {
     let mut warnings = [engine.config().warnings.clone(), engine.network.warnings()].concat();
     for (present, what) in [

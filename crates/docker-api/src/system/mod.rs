@@ -54,8 +54,16 @@ async fn version(_body: RawBody) -> Response {
     Json(info::version()).into_response()
 }
 
-async fn information(State(state): State<ApiState>, _body: RawBody) -> ApiResult {
-    Ok(Json(info::info(&state).await).into_response())
+async fn information(
+    State(state): State<ApiState>,
+    Extension(version): Extension<Version>,
+    _body: RawBody,
+) -> ApiResult {
+    let mut info = info::info(&state).await;
+    if version < Version(1, 25) {
+        info::as_before_1_25(&mut info);
+    }
+    Ok(Json(info).into_response())
 }
 
 async fn stream_events(

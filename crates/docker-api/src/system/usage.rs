@@ -12,7 +12,7 @@ use crate::{ApiError, ApiResult, ApiState, Parameters};
 pub(super) async fn usage(
     state: &ApiState,
     query: &Parameters,
-    _version: Version,
+    version: Version,
 ) -> ApiResult<Value> {
     let kinds: Vec<&str> = query.all("type").collect();
     for kind in &kinds {
@@ -26,7 +26,13 @@ pub(super) async fn usage(
         "BuilderSize": 0,
     });
     if wants("image") {
-        let (layers, images) = images(state).await?;
+        let (layers, mut images) = images(state).await?;
+        // Gone since 1.44, like the same field of the image's own objects.
+        if version < Version(1, 44) {
+            for image in &mut images {
+                image["VirtualSize"] = image["Size"].clone();
+            }
+        }
         answer["LayersSize"] = json!(layers);
         answer["Images"] = json!(images);
     }

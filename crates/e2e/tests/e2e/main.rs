@@ -1,5 +1,6 @@
 //! The docker CLI against real daemons on lab hosts; each module is a part of the product.
 
+mod containers;
 mod cut;
 mod life;
 mod crash;
@@ -10,9 +11,10 @@ mod local;
 mod mixed;
 mod names;
 mod networks;
+mod overlay;
 mod ports;
 mod repair;
-mod overlay;
 mod restart;
 mod swarm;
+mod terminals;
 mod volumes;

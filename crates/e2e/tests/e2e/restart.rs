@@ -2,9 +2,183 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use e2e::terminal::Terminal;
 use e2e::{answers, hosts_of_skep};
 use lab::host::wait_until;
+use lab::{Host, Lab, Plan};
+
+/// What a daemon that is there again may need to find out, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn is(host: &Host, container: &str, format: &str, expected: &str) -> Result<()> {
+    let now = || host.docker(&["inspect", "-f", format, container]);
+    wait_until(PATIENCE, || Ok(now()? == expected)).with_context(|| {
+        let now = now().unwrap_or_default();
+        format!("{container}: {now} instead of {expected}\n{}", host.log_tail(20))
+    })
+}
+
+/// Waits until a container that prints numbers has printed `least`; they must have no hole.
+fn counted(host: &Host, container: &str, least: usize) -> Result<()> {
+    let numbers = || -> Result<Vec<usize>> {
+        Ok(host
+            .docker(&["logs", container])?
+            .lines()
+            .filter_map(|l| l.trim().parse().ok())
+            .collect())
+    };
+    wait_until(PATIENCE, || Ok(numbers()?.len() >= least))?;
+    let numbers = numbers()?;
+    ensure!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "the log of {container} has a hole"
+    );
+    ensure!(numbers.first() == Some(&1), "the log of {container} has lost its beginning");
+    Ok(())
+}
+
+const COUNT: &str = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done";
+
+/// Containers in every relation to a daemon's end, made before it.
+fn before_the_end(host: &Host) -> Result<()> {
+    for tty in ["-d", "-dt"] {
+        host.docker(&["run", tty, "--name", &format!("count{tty}"), "httpd", "sh", "-c", COUNT])?;
+    }
+    host.docker(&[
+        "run",
+        "-d",
+        "--name",
+        "local",
+        "--log-driver",
+        "local",
+        "httpd",
+        "sh",
+        "-c",
+        COUNT,
+    ])?;
+    host.dk("run -dit --name shell httpd sh")?;
+    host.dk("run -d --name paused httpd")?;
+    host.dk("pause paused")?;
+    // These end while no daemon looks: each waits for a file that is made then.
+    let wait = |code: u8| format!("until test -e /go/go; do sleep 0.05; done; exit {code}");
+    std::fs::create_dir_all(host.folder.join("go"))?;
+    let bind = format!("{}:/go", host.folder.join("go").display());
+    for (name, extra, code) in [
+        ("plain", "--restart=no", 9),
+        ("removed", "--rm", 0),
+        ("retried", "--restart=on-failure:1", 3),
+        ("content", "--restart=on-failure:1", 0),
+    ] {
+        host.docker(&[
+            "run",
+            "-d",
+            "-v",
+            &bind,
+            "--name",
+            name,
+            extra,
+            "httpd",
+            "sh",
+            "-c",
+            &wait(code),
+        ])?;
+    }
+    let serving =
+        "test -e /go/go && exec httpd -f -p 80 -h /www; until test -e /go/go; do sleep 0.05; done";
+    host.docker(&[
+        "run",
+        "-d",
+        "-v",
+        &bind,
+        "--name",
+        "always",
+        "--restart=always",
+        "httpd",
+        "sh",
+        "-c",
+        serving,
+    ])?;
+    host.dk("run -d --name stopped --restart=unless-stopped httpd")?;
+    host.dk("stop -t 0 stopped").map(drop)
+}
+
+/// The processes of the four that wait have ended: seen from the host, no daemon asked.
+fn until_ended(host: &Host, pids: &[String]) -> Result<()> {
+    std::fs::write(host.folder.join("go/go"), "")?;
+    wait_until(PATIENCE, || Ok(pids.iter().all(|pid| host.exec(&["kill", "-0", pid]).is_err())))
+}
+
+fn after_the_end(host: &Host) -> Result<()> {
+    is(host, "plain", "{{.State.Status}}/{{.State.ExitCode}}", "exited/9")?;
+    wait_until(PATIENCE, || Ok(host.dk("ps -aq --filter name=removed")?.is_empty()))?;
+    is(host, "retried", "{{.State.Status}}/{{.State.ExitCode}}/{{.RestartCount}}", "exited/3/1")?;
+    is(host, "content", "{{.State.Status}}/{{.RestartCount}}", "exited/0")?;
+    is(host, "always", "{{.State.Status}}", "running")?;
+    is(host, "stopped", "{{.State.Status}}", "exited")?;
+    is(host, "paused", "{{.State.Status}}", "paused")?;
+    host.dk("unpause paused")?;
+    for container in ["count-d", "count-dt", "local"] {
+        let so_far = host.docker(&["logs", container])?.lines().count();
+        counted(host, container, so_far + 5)?;
+    }
+    // The streams of what ran all the time are there for who attaches now, and for exec.
+    let mut terminal = Terminal::open(host, "attach shell")?;
+    terminal.type_in("echo still$((1+1))\n")?;
+    terminal.expect("still2")?;
+    terminal.type_in("exit 7\n")?;
+    ensure!(terminal.end()? == 7, "the exit code is lost");
+    answers(host, "exec paused echo here", "here")?;
+    answers(host, "wait plain", "9")
+}
+
+fn the_daemon_goes_and_comes(lab: &Lab, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    let host = lab.host(1);
+    before_the_end(host)?;
+    let ending = ["plain", "removed", "retried", "content", "always"];
+    let pid = |name: &&str| host.docker(&["inspect", "-f", "{{.State.Pid}}", name]);
+    let pids = ending.iter().map(pid).collect::<Result<Vec<_>>>()?;
+    host.kill()?;
+    until_ended(host, &pids)?;
+    meanwhile()?;
+    host.start()?;
+    after_the_end(host)
+}
+
+#[test]
+fn a_killed_daemon_catches_up_when_it_is_back() -> Result<()> {
+    let lab = hosts_of_skep(1)?;
+    the_daemon_goes_and_comes(&lab, || Ok(()))?;
+    lab.down()
+}
+
+/// The program is another file when the daemon comes back; shims of the old one go on.
+#[test]
+fn a_newer_program_takes_over_from_an_older_one() -> Result<()> {
+    let mut plan = Plan::skep(1)?;
+    let folder = std::env::temp_dir().join(format!("skep-upgrade-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let program = folder.join("skep");
+    std::fs::copy(&plan.skep, &program)?;
+    let newer = std::mem::replace(&mut plan.skep, program.clone());
+    let tried = (|| {
+        let lab = Lab::up(&plan)?;
+        lab.import_httpd("httpd:latest")?;
+        the_daemon_goes_and_comes(&lab, || {
+            // As a package manager does: a new file takes the name, the old one lives on while it is used.
+            let draft = folder.join("skep.new");
+            std::fs::copy(&newer, &draft)?;
+            // Bytes behind an ELF file change nothing but make it another.
+            let mut file = std::fs::OpenOptions::new().append(true).open(&draft)?;
+            std::io::Write::write_all(&mut file, b"newer")?;
+            drop(file);
+            Ok(std::fs::rename(&draft, &program)?)
+        })?;
+        lab.down()
+    })();
+    std::fs::remove_dir_all(&folder)?;
+    tried
+}
 
 /// Docker ends containers with its daemon unless told otherwise, so this runs against skep only.
 #[test]

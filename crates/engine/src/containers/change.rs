@@ -61,7 +61,26 @@ impl Engine {
                 container.id()
             )));
         }
+        let cannot = |why: &str| {
+            Error::conflict(format!("Cannot update container {}: {why}", container.id()))
+        };
         let mut host = container.spec().host_config.clone();
+        if host.auto_remove.unwrap_or_default() && names_a_policy(&change) {
+            return Err(cannot(
+                "Restart policy cannot be updated because AutoRemove is enabled for the container",
+            ));
+        }
+        let mut alone = HostConfig { memory: change.memory, ..Default::default() };
+        validate::resources(&mut alone, &mut Vec::new())?;
+        // As dockerd has it: the two limits together make sense, one of them need not.
+        if change.memory.unwrap_or_default() > host.memory_swap.unwrap_or_default()
+            && host.memory_swap != Some(-1)
+            && change.memory_swap.unwrap_or_default() == 0
+        {
+            return Err(cannot(
+                "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
+            ));
+        }
         apply(&mut host, &change);
         let mut warnings = Vec::new();
         validate::resources(&mut host, &mut warnings)?;
@@ -120,10 +139,6 @@ fn apply(host: &mut HostConfig, change: &HostConfig) {
             }
         )* };
     }
-    let doubled = host.memory.unwrap_or_default().saturating_mul(2);
-    let swap_follows = host.memory_swap.unwrap_or_default() == doubled
-        && change.memory_swap.unwrap_or_default() == 0
-        && change.memory.unwrap_or_default() > host.memory.unwrap_or_default();
     numbers!(
         cpu_shares,
         memory,
@@ -138,12 +153,12 @@ fn apply(host: &mut HostConfig, change: &HostConfig) {
         pids_limit
     );
     texts!(cpuset_cpus, cpuset_mems);
-    if swap_follows {
-        host.memory_swap = None;
+    if names_a_policy(change) {
+        host.restart_policy = change.restart_policy.clone();
     }
-    if let Some(policy) = &change.restart_policy
-        && policy.name.is_some_and(|name| !name.as_ref().is_empty())
-    {
-        host.restart_policy = Some(policy.clone());
-    }
+}
+
+fn names_a_policy(change: &HostConfig) -> bool {
+    let name = change.restart_policy.as_ref().and_then(|policy| policy.name);
+    name.is_some_and(|name| !name.as_ref().is_empty())
 }

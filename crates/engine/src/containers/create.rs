@@ -8,7 +8,7 @@ use model::ContainerId;
 use time::OffsetDateTime;
 
 use super::container::{Container, Spec, State, TaskSpec};
-use super::{endpoints, merge, mounts, oci, record, validate};
+use super::{endpoints, logging, merge, mounts, oci, record, validate};
 use crate::Engine;
 use crate::error::{Error, IoContext, Result};
 use crate::images::blocking;
@@ -41,6 +41,7 @@ impl Engine {
         merge::merge(&mut request.config, &image.config.run())?;
         validate::check_merged(&request.config)?;
         oci::check_security(&request.host_config, &self.config())?;
+        self.check_others(&request.host_config)?;
         let networks = endpoints::wanted(&request)?;
         self.check_links(&request.host_config)?;
         let log = self.log_config(&request)?;
@@ -62,6 +63,16 @@ impl Engine {
         }
     }
 
+    /// Other containers that this one names have to exist; which state they are in counts at the start.
+    fn check_others(&self, host: &HostConfig) -> Result<()> {
+        for mode in [&host.ipc_mode, &host.pid_mode, &host.network_mode] {
+            if let Some(other) = mode.as_deref().and_then(|mode| mode.strip_prefix("container:")) {
+                self.container(other).map_err(|error| Error::bad_parameter(error.message))?;
+            }
+        }
+        Ok(())
+    }
+
     async fn make(
         &self,
         id: &ContainerId,
@@ -80,6 +91,15 @@ impl Engine {
         blocking(move || Ok(store.prepare_rootfs(&container_id, &of).map(drop)?)).await?;
         let mounts = self.resolve_mounts(id, &request, warnings).await?;
         mounts::check_targets(&mounts)?;
+        if let Some(template) = logging::tag_template(&request.host_config) {
+            let container = logging::Named {
+                id,
+                name: &name,
+                image: &image.id.to_string(),
+                config: &request.config,
+            };
+            log.attrs.insert("tag".into(), container.tag(template)?);
+        }
         if log.path.as_os_str().is_empty() {
             log.path = directory.join(format!("{id}-json.log"));
         }
@@ -160,54 +180,16 @@ impl Engine {
             None => Ok(id.chars().take(12).collect()),
         }
     }
-
-    /// The driver and its options: the request's, else the daemon's.
-    fn log_config(&self, request: &CreateRequest) -> Result<runtime::LogConfig> {
-        let asked = request.host_config.log_config.clone().unwrap_or_default();
-        let driver = asked.typ.filter(|driver| !driver.is_empty());
-        let own = driver.is_some();
-        let driver = driver.unwrap_or_else(|| self.config().log_driver.clone());
-        let mut options: BTreeMap<String, String> =
-            asked.config.unwrap_or_default().into_iter().collect();
-        if !own || driver == self.config().log_driver {
-            for (key, value) in &self.config().log_opts {
-                options.entry(key.clone()).or_insert_with(|| value.clone());
-            }
-        }
-        let mut log = validate::log_options(&driver, &options)?;
-        log.attrs = log_attributes(&request.config, &options);
-        Ok(log)
-    }
-}
-
-/// What `--log-opt labels=…` and `env=…` put on every line.
-fn log_attributes(
-    config: &ContainerConfig,
-    options: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
-    let mut attributes = BTreeMap::new();
-    let listed = |option: &str| {
-        let names = options.get(option).map(String::as_str).unwrap_or_default();
-        names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect::<Vec<_>>()
-    };
-    let labels = config.labels.clone().unwrap_or_default();
-    for name in listed("labels") {
-        if let Some(value) = labels.get(&name) {
-            attributes.insert(name, value.clone());
-        }
-    }
-    for name in listed("env") {
-        let variables = config.env.iter().flatten().filter_map(|variable| variable.split_once('='));
-        if let Some((_, value)) = variables.into_iter().find(|(key, _)| *key == name) {
-            attributes.insert(name, value.to_owned());
-        }
-    }
-    attributes
 }
 
 /// `--platform` must be what the image is for.
 fn check_platform(name: &str, wanted: Option<&str>, image: &image::Image) -> Result<()> {
     let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else { return Ok(()) };
+    if wanted.split('/').count() > 3 || wanted.split('/').any(str::is_empty) {
+        return Err(Error::bad_parameter(format!(
+            "\"{wanted}\": cannot parse platform specifier: use os/architecture[/variant]"
+        )));
+    }
     let mut parts = wanted.split('/');
     let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     let config = &image.config;
@@ -216,7 +198,7 @@ fn check_platform(name: &str, wanted: Option<&str>, image: &image::Image) -> Res
     {
         return Ok(());
     }
-    Err(crate::Error::not_found(format!(
+    Err(Error::not_found(format!(
         "image with reference {name} was found but does not provide the specified platform ({wanted}): it is for {}/{}",
         config.os, config.architecture
     )))

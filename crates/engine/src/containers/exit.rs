@@ -67,6 +67,7 @@ impl Engine {
             container.cancel_plans();
             container.change_state(|state| state.ended = Some(status.clone()));
             tracing::trace!(target: "step", "exit noted");
+            self.tell_end(&container, &status);
             self.tear_down(&container).await;
             tracing::trace!(target: "step", "run torn down");
             self.note_exit(&container, &status)
@@ -76,15 +77,25 @@ impl Engine {
         }
     }
 
-    /// Writes the end down, tells everybody, plans the next start. True when it is to be removed.
+    /// The event of an end; it comes before those of the networks and volumes that are let go.
+    fn tell_end(&self, container: &Container, status: &ExitStatus) {
+        let ran = ran(&container.state(), status);
+        self.publish(
+            container,
+            "die",
+            [
+                ("exitCode".to_owned(), status.code.to_string()),
+                ("execDuration".to_owned(), ran.as_secs().to_string()),
+            ],
+        );
+    }
+
+    /// Writes the end down, tells who waits, plans the next start. True when it is to be removed.
     fn note_exit(self: &Arc<Self>, container: &Arc<Container>, status: &ExitStatus) -> bool {
         let spec = container.spec();
         let at = OffsetDateTime::from(status.at);
         let before = container.state();
-        let ran = before
-            .started_at
-            .and_then(|started| Duration::try_from(at - started).ok())
-            .unwrap_or_default();
+        let ran = ran(&before, status);
         let again = !container.keeps_next_exit() && wants_restart(&spec, &before, status.code);
         container.change_state(|state| {
             state.phase = if again { Phase::Restarting } else { Phase::Exited };
@@ -102,14 +113,6 @@ impl Engine {
                 health.status = "unhealthy".into();
             }
         });
-        self.publish(
-            container,
-            "die",
-            [
-                ("exitCode".to_owned(), status.code.to_string()),
-                ("execDuration".to_owned(), ran.as_secs().to_string()),
-            ],
-        );
         container.tell_exit(status.code, "");
         if again {
             self.plan_restart(
@@ -130,8 +133,14 @@ impl Engine {
                 _ = cancelled.changed() => return,
                 () = tokio::time::sleep(delay) => {}
             }
+            engine.containers.restored().await;
             let _operation = container.operation.lock().await;
             if cancelled.has_changed().unwrap_or(true) || container.phase() != Phase::Restarting {
+                return;
+            }
+            // A stop that came while this start was due holds.
+            if container.state().stopped_by_user {
+                container.change_state(|state| state.phase = Phase::Exited);
                 return;
             }
             if let Err(error) = engine.start_locked(&container).await {
@@ -139,6 +148,13 @@ impl Engine {
             }
         });
     }
+}
+
+/// How long the run that ends with this status has taken.
+fn ran(state: &State, status: &ExitStatus) -> Duration {
+    let at = OffsetDateTime::from(status.at);
+    let took = state.started_at.and_then(|started| Duration::try_from(at - started).ok());
+    took.unwrap_or_default()
 }
 
 /// What the policy says after an exit with this code.

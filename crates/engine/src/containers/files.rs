@@ -99,7 +99,7 @@ impl Engine {
     fn hosts(&self, spec: &Spec, sandbox: &SandboxState) -> Result<String> {
         let mut text = match sandbox.netns {
             None => host_file("/etc/hosts"),
-            Some(_) => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n".to_owned(),
+            Some(_) => "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n".to_owned(),
         };
         if !text.ends_with('\n') {
             text.push('\n');

@@ -5,6 +5,7 @@ mod record;
 mod names;
 mod registry;
 mod create;
+mod logging;
 mod validate;
 mod merge;
 mod mounts;
@@ -28,7 +29,7 @@ pub use endpoints::{endpoint, parse_port};
 pub use mounts::{MountRecord, MountType};
 pub use registry::Containers;
 pub use remove::RemoveOptions;
-pub use runtime::LogDriver;
+pub use runtime::{LogDriver, MASKED_PATHS, READONLY_PATHS};
 pub use stop::{WaitFor, signal_number};
 pub use validate::{check_request, size};
 

@@ -232,6 +232,7 @@ pub(crate) fn parse_bind(text: &str, driver: &str) -> Result<MountRecord> {
 }
 
 fn apply_mode(record: &mut MountRecord, mode: &str) -> Result<()> {
+    check_mode(mode)?;
     for option in mode.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => record.read_only = true,
@@ -247,6 +248,23 @@ fn apply_mode(record: &mut MountRecord, mode: &str) -> Result<()> {
             }
             _ => return Err(Error::bad_parameter(format!("invalid mode: {mode}"))),
         }
+    }
+    Ok(())
+}
+
+/// Of each kind of option a mode may hold one (moby volume/mounts/linux_parser.go).
+fn check_mode(mode: &str) -> Result<()> {
+    const KINDS: [&[&str]; 4] = [
+        &["ro", "rw"],
+        &["z", "Z"],
+        &["private", "rprivate", "shared", "rshared", "slave", "rslave"],
+        &["consistent", "cached", "delegated"],
+    ];
+    let options: Vec<&str> = mode.split(',').filter(|option| !option.is_empty()).collect();
+    let twice =
+        KINDS.iter().any(|kind| options.iter().filter(|option| kind.contains(option)).count() > 1);
+    if twice {
+        return Err(Error::bad_parameter(format!("invalid mode: {mode}")));
     }
     Ok(())
 }
@@ -403,6 +421,7 @@ fn tmpfs_record(destination: &str, options: &str) -> Result<MountRecord> {
         });
         words.push(option.to_owned());
     }
+    check_tmpfs(options)?;
     Ok(MountRecord {
         kind: MountType::Tmpfs,
         destination,
@@ -410,6 +429,50 @@ fn tmpfs_record(destination: &str, options: &str) -> Result<MountRecord> {
         tmpfs_options: words,
         ..Default::default()
     })
+}
+
+/// What `mount(8)` knows for a tmpfs (moby pkg/mount `MergeTmpfsOptions`).
+fn check_tmpfs(options: &str) -> Result<()> {
+    const FLAGS: [&str; 27] = [
+        "defaults",
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "sync",
+        "async",
+        "dirsync",
+        "remount",
+        "mand",
+        "nomand",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "private",
+        "rprivate",
+        "bind",
+        "rbind",
+    ];
+    const VALUES: [&str; 6] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        let known = match option.split_once('=') {
+            Some((key, value)) => VALUES.contains(&key) && !value.is_empty(),
+            None => FLAGS.contains(&option),
+        };
+        if !known {
+            return Err(Error::bad_parameter(format!("invalid tmpfs option [\"{option}\"]")));
+        }
+    }
+    Ok(())
 }
 
 /// Two mounts at one place are refused.
@@ -473,6 +536,8 @@ mod tests {
         assert_eq!(bind("/b"), "Volume  -> /b ro=false ");
         assert_eq!(bind("a:b:c:d"), "invalid volume specification: 'a:b:c:d'");
         assert_eq!(bind("/a:/b:wat"), "invalid mode: wat");
+        assert_eq!(bind("/a:/b:ro,rw"), "invalid mode: ro,rw");
+        assert_eq!(bind("/a:/b:shared,private"), "invalid mode: shared,private");
         assert!(bind("./a:/b").contains("invalid characters for a local volume name"));
         assert!(bind("/a:b").starts_with("invalid volume specification: '/a:b'"));
         assert!(bind("/a:/").contains("destination can't be '/'"));
@@ -482,5 +547,7 @@ mod tests {
     fn tmpfs_options_yield_to_the_user_s() {
         let record = tmpfs_record("/t", "exec,size=1m").expect("a record");
         assert_eq!(record.tmpfs_options, ["nosuid", "nodev", "exec", "size=1m"]);
+        let error = tmpfs_record("/t", "colour").expect_err("no option of a tmpfs");
+        assert_eq!(error.message, "invalid tmpfs option [\"colour\"]");
     }
 }

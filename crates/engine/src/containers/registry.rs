@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use model::ContainerId;
 use rand::RngCore;
+use tokio::sync::watch;
 
 use super::container::Container;
 use super::names;
@@ -14,6 +15,9 @@ use crate::{Config, Engine};
 
 pub struct Containers {
     root: PathBuf,
+    /// True once a starting daemon knows what runs; until then nothing may be started: what is not
+    /// known to run is swept away.
+    restored: watch::Sender<bool>,
     tables: RwLock<Tables>,
 }
 
@@ -26,7 +30,21 @@ struct Tables {
 
 impl Containers {
     pub(crate) fn open(config: &Config) -> Result<Self> {
-        Ok(Self { root: config.containers_directory(), tables: RwLock::default() })
+        Ok(Self::at(config.containers_directory()))
+    }
+
+    fn at(root: PathBuf) -> Self {
+        Self { root, restored: watch::Sender::new(false), tables: RwLock::default() }
+    }
+
+    pub(crate) fn tell_restored(&self) {
+        self.restored.send_replace(true);
+    }
+
+    /// Until containers may be started.
+    pub(crate) async fn restored(&self) {
+        // The sender lives as long as this does.
+        let _ = self.restored.subscribe().wait_for(|restored| *restored).await;
     }
 
     pub(crate) fn root(&self) -> &std::path::Path {
@@ -168,7 +186,7 @@ mod tests {
     use time::OffsetDateTime;
 
     fn with(names: &[(&str, &str)]) -> Containers {
-        let containers = Containers { root: PathBuf::new(), tables: RwLock::default() };
+        let containers = Containers::at(PathBuf::new());
         for (id, name) in names {
             let spec = Spec {
                 id: ContainerId::new(*id),

@@ -53,7 +53,7 @@ impl Engine {
             Phase::Paused if !options.force => {
                 return refuse("paused", "must be unpaused first");
             }
-            Phase::Running | Phase::Paused => {
+            Phase::Running | Phase::Paused | Phase::Restarting => {
                 container.keep_next_exit(true);
                 if let Err(error) = self.kill(container.id(), None).await
                     && container.is_running()
@@ -62,7 +62,6 @@ impl Engine {
                     return Err(error);
                 }
             }
-            Phase::Restarting => self.stop_restarting(container).await,
             _ => {}
         }
         let _operation = container.operation.lock().await;

@@ -55,6 +55,7 @@ impl Engine {
         for container in all {
             self.resume_policy(&container);
         }
+        self.containers.tell_restored();
         Ok(())
     }
 
@@ -155,7 +156,12 @@ impl Engine {
             _ => false,
         };
         if again {
-            container.change_state(|state| state.phase = Phase::Restarting);
+            // An exit found above has planned the same with a delay.
+            container.cancel_plans();
+            container.change_state(|state| {
+                state.phase = Phase::Restarting;
+                state.stopped_by_user = false;
+            });
             self.plan_restart(container, Duration::ZERO);
         } else if state.phase == Phase::Exited && spec.host_config.auto_remove.unwrap_or_default() {
             let (engine, container) = (self.clone(), container.clone());

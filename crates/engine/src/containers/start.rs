@@ -25,6 +25,7 @@ impl Engine {
                         state.phase = Phase::Exited;
                     }
                     state.restart_count = 0;
+                    state.stopped_by_user = false;
                 });
             }
             self.start_locked(&container).await
@@ -107,7 +108,6 @@ impl Engine {
             state.error.clear();
             state.oom_killed = false;
             state.started_at = Some(OffsetDateTime::now_utc());
-            state.stopped_by_user = false;
             state.health = health;
             state.ended = None;
         });
@@ -154,7 +154,12 @@ fn start_error(error: Error) -> Error {
 /// The command's own mistakes have Docker's exit codes and status 400.
 fn runtime_error(error: runtime::Error) -> (i32, Error) {
     use runtime::ErrorKind;
-    let text = format!("failed to create task for container: {error}");
+    // What the daemon itself found out needs no such beginning, and Docker gives it none.
+    let by_runtime = error.text.starts_with("OCI runtime") || error.kind == ErrorKind::System;
+    let text = match by_runtime {
+        true => format!("failed to create task for container: {error}"),
+        false => error.text.clone(),
+    };
     match error.kind {
         ErrorKind::CommandNotFound => (127, Error::bad_parameter(text)),
         ErrorKind::CommandNotExecutable => (126, Error::bad_parameter(text)),

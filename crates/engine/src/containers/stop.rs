@@ -41,14 +41,37 @@ impl Engine {
         seconds: Option<i64>,
         signal: Option<i32>,
     ) -> Result<()> {
-        match container.phase() {
-            Phase::Running | Phase::Paused => {}
-            Phase::Restarting => {
-                self.stop_restarting(container).await;
-                return Ok(());
+        // Between two looks the restart policy may have started it, or an exit may have come.
+        let mut stopped = false;
+        loop {
+            match container.phase() {
+                Phase::Running | Phase::Paused => {
+                    self.stop_running(container, seconds, signal).await?;
+                }
+                Phase::Restarting => self.stop_restarting(container).await,
+                _ if stopped => break,
+                _ => return Err(Error::not_modified("container already stopped")),
             }
-            _ => return Err(Error::not_modified("container already stopped")),
+            stopped = true;
         }
+        self.publish(container, "stop", []);
+        let removed = container.spec().host_config.auto_remove.unwrap_or_default();
+        if removed && !container.keeps_next_exit() {
+            // Who stops a container of `--rm` expects that its name is free.
+            let mut life = container.life();
+            let patience = Duration::from_secs(KILLED_SECONDS_MAX);
+            let _ = tokio::time::timeout(patience, life.wait_for(|life| life.removed)).await;
+        }
+        Ok(())
+    }
+
+    /// Asks with the signal, then insists with SIGKILL.
+    async fn stop_running(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        seconds: Option<i64>,
+        signal: Option<i32>,
+    ) -> Result<()> {
         let spec = container.spec();
         let own = spec.config.stop_signal.as_deref().filter(|text| !text.is_empty());
         let signal = match signal {
@@ -71,7 +94,6 @@ impl Engine {
                 )));
             }
         }
-        self.publish(container, "stop", []);
         Ok(())
     }
 
@@ -84,7 +106,6 @@ impl Engine {
                 state.phase = Phase::Exited;
                 state.stopped_by_user = true;
             });
-            self.publish(container, "stop", []);
         }
     }
 
@@ -94,16 +115,22 @@ impl Engine {
             Some(signal) => signal_number(signal)?,
             None => SIGKILL,
         };
+        let spec = container.spec();
+        let own = spec.config.stop_signal.as_deref().filter(|text| !text.is_empty());
+        let ends = number == SIGKILL
+            || own.is_none_or(|own| signal_number(own).is_ok_and(|own| own == number));
+        if ends && container.phase() == Phase::Restarting {
+            self.stop_restarting(&container).await;
+            if !container.is_running() {
+                return Ok(());
+            }
+        }
         if !container.is_running() {
             return Err(Error::conflict(format!(
                 "cannot kill container: {name}: container {} is not running",
                 container.id()
             )));
         }
-        let spec = container.spec();
-        let own = spec.config.stop_signal.as_deref().filter(|text| !text.is_empty());
-        let ends = number == SIGKILL
-            || own.is_none_or(|own| signal_number(own).is_ok_and(|own| own == number));
         if ends {
             container.change_state(|state| state.stopped_by_user = true);
         }

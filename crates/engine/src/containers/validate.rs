@@ -40,14 +40,9 @@ pub(crate) fn check(request: &mut CreateRequest, config: &Config) -> Result<Vec<
     if host.network_mode.as_deref() == Some("host") && published {
         warnings.push("Published ports are discarded when using host network mode".to_owned());
     }
-    for pair in host.extra_hosts.iter().flatten() {
-        let valid = pair.split_once(':').is_some_and(|(name, address)| {
-            !name.is_empty() && (address == "host-gateway" || is_address(address))
-        });
-        if !valid {
-            return Err(Error::bad_parameter(format!("bad format for add-host: \"{pair}\"")));
-        }
-    }
+    extra_hosts(host)?;
+    runtime::check_capabilities(&host.cap_add.clone().unwrap_or_default(), "CapAdd")?;
+    runtime::check_capabilities(&host.cap_drop.clone().unwrap_or_default(), "CapDrop")?;
     for variable in request.config.env.iter().flatten() {
         if variable.is_empty() || variable.starts_with('=') {
             return Err(Error::bad_parameter(format!("invalid environment variable: {variable}")));
@@ -59,6 +54,23 @@ pub(crate) fn check(request: &mut CreateRequest, config: &Config) -> Result<Vec<
         return Err(Error::bad_parameter(format!("unknown or invalid runtime name: {runtime}")));
     }
     Ok(warnings)
+}
+
+/// `name:address` and `name:host-gateway`.
+fn extra_hosts(host: &HostConfig) -> Result<()> {
+    for pair in host.extra_hosts.iter().flatten() {
+        let split =
+            pair.split_once(':').filter(|(name, address)| !name.is_empty() && !address.is_empty());
+        let Some((_, address)) = split else {
+            return Err(Error::bad_parameter(format!("bad format for add-host: \"{pair}\"")));
+        };
+        if address != "host-gateway" && !is_address(address) {
+            return Err(Error::bad_parameter(format!(
+                "invalid IP address in add-host: \"{address}\""
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn is_address(text: &str) -> bool {
@@ -189,14 +201,6 @@ fn modes(host: &HostConfig) -> Result<()> {
     if !matches!(user, "" | "host") {
         return Err(Error::bad_parameter(format!("invalid user namespace mode: {user}")));
     }
-    if host
-        .isolation
-        .is_some_and(|isolation| !matches!(isolation.to_string().as_str(), "" | "default"))
-    {
-        return Err(Error::bad_parameter(
-            "invalid isolation: only 'default' is supported on linux",
-        ));
-    }
     if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
         return Err(Error::unsupported("device requests (--gpus)"));
     }
@@ -227,6 +231,10 @@ pub(crate) fn resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Re
         return bad(
             "You should always set the Memory limit when using Memoryswap limit, see usage",
         );
+    }
+    // The client's word for "as the host has it".
+    if host.memory_swappiness == Some(-1) {
+        host.memory_swappiness = None;
     }
     if host.memory_swappiness.is_some_and(|percent| !(-1..=100).contains(&percent)) {
         return bad(&format!(
@@ -303,7 +311,7 @@ fn cpu(host: &HostConfig) -> Result<()> {
         let set = set.as_deref().unwrap_or_default();
         let Some(highest) = highest_of_set(set) else {
             let flag = if what == "CPUs" { "cpus" } else { "mems" };
-            return bad(&format!("Invalid value {set} for cpuset {flag}"));
+            return bad(&format!("Invalid value {set} for cpuset {flag}: invalid format: {set}"));
         };
         if what == "CPUs" && highest >= available as i64 {
             return bad(&format!(
@@ -371,11 +379,23 @@ pub(crate) fn log_options(
                     Error::bad_parameter("max-file cannot be less than 1".to_owned())
                 })?;
             }
+            ("compress", runtime::LogDriver::JsonFile | runtime::LogDriver::Local) => {
+                if !matches!(value.as_str(), "1" | "t" | "true" | "0" | "f" | "false") {
+                    return Err(Error::bad_parameter(format!(
+                        "error reading compress log option: strconv.ParseBool: parsing \"{value}\": invalid syntax"
+                    )));
+                }
+            }
             (
-                "compress" | "labels" | "labels-regex" | "env" | "env-regex" | "tag",
+                "labels" | "labels-regex" | "env" | "env-regex" | "tag",
                 runtime::LogDriver::JsonFile | runtime::LogDriver::Local,
             ) => {}
-            ("mode", _) if matches!(value.as_str(), "blocking" | "non-blocking") => {}
+            ("mode", _) if matches!(value.as_str(), "" | "blocking" | "non-blocking") => {}
+            ("mode", _) => {
+                return Err(Error::bad_parameter(format!(
+                    "logger: logging mode not supported: {value}"
+                )));
+            }
             ("max-buffer-size", _) => {}
             (_, runtime::LogDriver::None) => {}
             _ => {

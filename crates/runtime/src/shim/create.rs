@@ -216,6 +216,8 @@ fn chain(error: impl std::error::Error) -> String {
 /// In Docker's words, with the part that matters to its user and not the way it came.
 fn creation_error(text: &str) -> Error {
     let cause = text.find("exec: \"").map_or(text, |at| &text[at..]);
+    // libcontainer adds what it could not tidy up at once; the group is removed later on anyway.
+    let cause = cause.split(". error during cleanup").next().unwrap_or(cause);
     let text =
         format!("OCI runtime create failed: unable to start container process: {cause}: unknown");
     Error::new(command::kind_of(cause), text)

@@ -14,6 +14,8 @@ mod serve;
 mod stdio;
 mod sys;
 
+pub(crate) use command::errno_text;
+
 use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
