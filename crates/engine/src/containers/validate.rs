@@ -337,31 +337,32 @@ fn highest_of_set(text: &str) -> Option<i64> {
     Some(highest)
 }
 
+fn log_driver(name: &str) -> Result<runtime::LogDriver> {
+    Ok(match name {
+        "json-file" => runtime::LogDriver::JsonFile,
+        "local" => runtime::LogDriver::Local,
+        "none" => runtime::LogDriver::None,
+        "syslog" | "journald" | "gelf" | "fluentd" | "awslogs" | "splunk" | "etwlogs"
+        | "gcplogs" | "logentries" => {
+            return Err(Error::unsupported(format_args!(
+                "log driver {name} (json-file, local and none are)"
+            )));
+        }
+        other => {
+            return Err(Error::bad_parameter(format!(
+                "logger: no log driver named '{other}' is registered"
+            )));
+        }
+    })
+}
+
 /// The log driver and its options, checked.
 pub(crate) fn log_options(
     driver: &str,
     options: &BTreeMap<String, String>,
 ) -> Result<runtime::LogConfig> {
-    let mut log = runtime::LogConfig {
-        driver: match driver {
-            "json-file" => runtime::LogDriver::JsonFile,
-            "local" => runtime::LogDriver::Local,
-            "none" => runtime::LogDriver::None,
-            "syslog" | "journald" | "gelf" | "fluentd" | "awslogs" | "splunk" | "etwlogs"
-            | "gcplogs" | "logentries" => {
-                return Err(Error::unsupported(format_args!(
-                    "log driver {driver} (json-file, local and none are)"
-                )));
-            }
-            other => {
-                return Err(Error::bad_parameter(format!(
-                    "logger: no log driver named '{other}' is registered"
-                )));
-            }
-        },
-        max_file: 1,
-        ..Default::default()
-    };
+    let mut log =
+        runtime::LogConfig { driver: log_driver(driver)?, max_file: 1, ..Default::default() };
     if log.driver == runtime::LogDriver::Local {
         (log.max_size, log.max_file) = (20 << 20, 5);
     }
