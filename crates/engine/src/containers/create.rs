@@ -146,6 +146,9 @@ impl Engine {
     /// `--link` names containers that are there.
     fn check_links(&self, host: &HostConfig) -> Result<()> {
         for link in host.links.iter().flatten() {
+            if link.is_empty() || link.matches(':').count() > 1 {
+                return Err(Error::bad_parameter(format!("bad format for links: {link}")));
+            }
             let name = link.split(':').next().unwrap_or_default().trim_start_matches('/');
             self.container(name).map_err(|error| {
                 // 400, not 404: the client takes that for a missing image.
