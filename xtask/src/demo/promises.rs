@@ -38,7 +38,8 @@ impl Demo {
         let folder = suite::target_folder()?;
         let log = folder.join(format!("demo-{name}.log"));
         let file = fs::File::create(&log)?;
-        let process = Command::new(std::env::current_exe()?)
+        // Not current_exe(): the build step may have put a newer file in this one's place.
+        let process = Command::new(folder.join("xtask"))
             .arg("demo")
             .args(words)
             .env("SKEP_BIN", std::env::var_os("SKEP_BIN").unwrap_or(folder.join("skep").into()))
