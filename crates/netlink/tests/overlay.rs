@@ -63,9 +63,9 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
         engine: engines[usize::from(n) - 1],
     };
     ingress.ingress = Some(Ingress {
-        ports: [8080, 90]
-            .map(|published| IngressPort {
-                proto: Proto::Tcp,
+        ports: [(Proto::Tcp, 8080), (Proto::Tcp, 90), (Proto::Udp, 53), (Proto::Udp, 90)]
+            .map(|(proto, published)| IngressPort {
+                proto,
                 published,
                 backends: vec![task(1), task(2)],
             })
@@ -104,9 +104,14 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
         ],
         resolver: None,
         published: vec![],
-        ingress: [(8080, 80), (90, 90)]
-            .map(|(published, target)| IngressTarget { proto: Proto::Tcp, published, target })
-            .into(),
+        ingress: [
+            (Proto::Tcp, 8080, 80),
+            (Proto::Tcp, 90, 90),
+            (Proto::Udp, 53, 5353),
+            (Proto::Udp, 90, 90),
+        ]
+        .map(|(proto, published, target)| IngressTarget { proto, published, target })
+        .into(),
     };
     let router = Sandbox {
         links: vec![
@@ -242,6 +247,74 @@ fn with_backends(n: u8, backends: &[(&str, bool)]) -> View {
         .map(|(address, ready)| Backend { address: ip(address), ready: *ready })
         .collect();
     view
+}
+
+/// The server is bound to every address, as most are: which one it answers from is the kernel's choice.
+#[test]
+fn udp_answers_come_from_where_they_were_asked() {
+    use std::net::{SocketAddr, UdpSocket};
+    let ([one, two, client], _switch) = hosts();
+    let skep = [NodeEngine::Skep; 2];
+    let mixed = [NodeEngine::Skep, NodeEngine::Docker];
+    let mut views = [view(1, skep), view(2, skep), view(1, mixed)];
+    for view in &mut views {
+        let ingress = view.overlays.get_mut(INGRESS).unwrap().ingress.as_mut().unwrap();
+        ingress
+            .ports
+            .iter_mut()
+            .for_each(|port| port.backends.retain(|b| b.address == ip("10.0.0.12")));
+    }
+    one.apply(&views[0]);
+    two.apply(&views[1]);
+    let wait = Some(std::time::Duration::from_secs(5));
+    let open = |any: &str| {
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(wait)?;
+        Ok(socket)
+    };
+    let outside = |host: &Host| {
+        netlink::namespace::visit(&host.path(), || open("0.0.0.0:0")).expect("a client")
+    };
+    // Larger than a link takes at once: what is sent is cut for the way that it really takes.
+    let long = [7u8; 4000];
+    let ask = |asker: &UdpSocket, at: &str, server: &UdpSocket, source: Option<&str>| {
+        let mut buffer = [0u8; 5000];
+        asker.send_to(b"question", at).unwrap();
+        let (_, from) = server.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{at}: {e}"));
+        if let Some(source) = source {
+            assert_eq!(from.ip(), ip(source), "{at}");
+        }
+        for answer in [&b"answer"[..], &long] {
+            server.send_to(answer, from).unwrap();
+            let (length, by) = asker.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{at}: {e}"));
+            assert_eq!((by, length), (at.parse::<SocketAddr>().unwrap(), answer.len()), "{at}");
+        }
+        from
+    };
+    for (published, bound) in [(53, "0.0.0.0:5353"), (90, "0.0.0.0:90")] {
+        let server = inside(&two, || open(bound));
+        for at in [format!("192.0.2.1:{published}"), format!("192.0.2.2:{published}")] {
+            ask(&outside(&client), &at, &server, Some("192.0.2.3"));
+        }
+        for at in [format!("127.0.0.1:{published}"), format!("192.0.2.2:{published}")] {
+            ask(&outside(&two), &at, &server, None);
+        }
+        ask(&inside(&two, || open("0.0.0.0:0")), &format!("192.0.2.1:{published}"), &server, None);
+        // A receiving node that puts its own ingress address in the client's place.
+        one.apply(&views[2]);
+        let seen = ask(&outside(&client), &format!("192.0.2.1:{published}"), &server, None);
+        assert_eq!(seen.ip(), ip("10.0.0.3"));
+        one.apply(&views[0]);
+        // What the server sends on its own account from the same port leaves by the way out.
+        let far = outside(&client);
+        let to = SocketAddr::new(ip("192.0.2.3"), far.local_addr().unwrap().port());
+        server.send_to(b"hello", to).unwrap();
+        let mut buffer = [0u8; 16];
+        let (_, from) = far.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip(), ip("192.0.2.2"));
+        far.send_to(b"back", from).unwrap();
+        server.recv_from(&mut buffer).unwrap();
+    }
 }
 
 #[test]

@@ -210,6 +210,21 @@ fn the_mesh_over_ipv6() {
 }
 
 #[test]
+fn a_task_serves_a_udp_port_of_the_mesh() {
+    let mut before = one_task();
+    before.host.ipv6 = true;
+    let gateway = before.bridges.get_mut("g").unwrap();
+    gateway.addresses.push(cidr("fd00:18::1/64"));
+    let task = before.sandboxes.get_mut(&SandboxId("task1".into())).unwrap();
+    task.links[2].addresses.push(cidr("fd00:18::3/64"));
+    task.links[2].gateways.push("fd00:18::1".parse().unwrap());
+    let mut after = before.clone();
+    let task = after.sandboxes.get_mut(&SandboxId("task1".into())).unwrap();
+    task.ingress.push(IngressTarget { proto: Proto::Udp, published: 53, target: 5353 });
+    check("mesh-udp.txt", &before, &after);
+}
+
+#[test]
 fn a_far_task_that_moves_to_another_host_and_one_that_dies() {
     let mut after = one_task();
     let web = after.overlays.get_mut("webwebwebwebweb").unwrap();

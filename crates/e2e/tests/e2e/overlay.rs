@@ -2,7 +2,7 @@
 //! is listed, what is refused.
 
 use std::collections::BTreeSet;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,7 +25,7 @@ fn overlay_networks() -> Result<()> {
             ("names have addresses of both families", names_have_addresses_of_both_families),
             ("tasks reach each other over IPv6", tasks_reach_each_other_over_ipv6),
             ("a published port answers everywhere", a_published_port_answers_everywhere),
-            ("dynamic and host ports", dynamic_and_host_ports),
+            ("udp, dynamic and host ports", udp_dynamic_and_host_ports),
             ("a port that something else has is named", a_port_that_something_else_has_is_named),
             ("containers come and go on an overlay", containers_come_and_go_on_an_overlay),
             ("every node lists the same", every_node_lists_the_same),
@@ -173,10 +173,10 @@ fn a_published_port_answers_everywhere(lab: &Lab) -> Result<()> {
     host.dk("service rm lone").map(drop)
 }
 
-fn dynamic_and_host_ports(lab: &Lab) -> Result<()> {
-    let host = lab.host(1);
+fn udp_dynamic_and_host_ports(lab: &Lab) -> Result<()> {
+    let (host, far) = (lab.host(1), lab.host(2));
     host.dk(&format!(
-        "{CREATE} --name ports --constraint node.hostname==sathish-vm2 -p 80 \
+        "{CREATE} --name ports --constraint node.hostname==sathish-vm2 -p 5300:5353/udp -p 80 \
          -p published=8002,target=80,mode=host -p 7000-7002:80-82 httpd"
     ))?;
     let format = "{{range .Endpoint.Ports}}{{.TargetPort}}>{{.PublishedPort}} {{end}}";
@@ -192,6 +192,25 @@ fn dynamic_and_host_ports(lab: &Lab) -> Result<()> {
     let seen = seen_from_outside(lab, "192.168.68.110", 8002)?;
     ensure!(seen == "[::ffff:192.168.68.1]", "{seen}");
     ensure!(seen_from_outside(lab, "192.168.68.109", 8002).is_err(), "host mode is one host's");
+    let netns = far.netns_of(&task_on(far, "ports")?)?;
+    let server = far.within(&netns, || Ok(UdpSocket::bind("[::]:5353")?))?;
+    server.set_read_timeout(Some(SOON))?;
+    for address in ["192.168.68.109:5300", "192.168.68.110:5300", "[fd00:68::109]:5300"] {
+        let to: SocketAddr = address.parse()?;
+        let client = within(&format!("/run/netns/{}", lab.router), || {
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            Ok(UdpSocket::bind(any)?)
+        })?;
+        client.set_read_timeout(Some(SOON))?;
+        client.send_to(b"question", to)?;
+        let mut buffer = [0; 64];
+        let (_, from) = server.recv_from(&mut buffer).context(address)?;
+        let source = from.ip().to_canonical().to_string();
+        ensure!(["192.168.68.1", "fd00:68::1"].contains(&source.as_str()), "{address}: {from}");
+        server.send_to(b"answer", from)?;
+        let (length, from) = client.recv_from(&mut buffer).context(address)?;
+        ensure!(from == to && &buffer[..length] == b"answer", "{address}: from {from}");
+    }
     host.dk("service rm ports").map(drop)
 }
 

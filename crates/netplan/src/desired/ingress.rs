@@ -11,7 +11,8 @@ use crate::table::{
     PRIORITY_SRCNAT, Table,
 };
 use crate::view::{
-    Ingress, IngressBackend, IngressNode, IngressPort, Link, NodeEngine, Overlay, Sandbox, View,
+    Ingress, IngressBackend, IngressNode, IngressPort, Link, NodeEngine, Overlay, Proto, Sandbox,
+    View,
 };
 
 /// The mark of flows that came in through a node, and the table that leads back: the node's
@@ -100,7 +101,7 @@ fn add_port(
         held.push(Match::Established);
         refuse.rule(held, Action::Accept);
     }
-    let reset = matches!(port.proto, crate::view::Proto::Tcp);
+    let reset = matches!(port.proto, Proto::Tcp);
     let action = if reset { Action::RejectReset } else { Action::RejectUnreachable };
     refuse.rule(matches(), action);
 }
@@ -132,12 +133,23 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
     }
     let mut redirect = Chain::base("redirect", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
     let twins = mesh6::twins(view, link);
+    let answering = [true, false].map(|v4| (v4, answering(view, sandbox, v4)));
+    let answering = BTreeMap::from(answering);
     for own in link.addresses.iter().filter(|cidr| cidr.is_v4()).chain(&twins) {
         for port in &sandbox.ingress {
             let to = Match::Daddr(Cidr::host(own.addr));
             let matches =
                 vec![Match::IifName(name()), to, Match::Dport(port.proto, port.published)];
-            redirect.rule(matches, Action::Redirect(port.target));
+            let udp = port.proto == Proto::Udp;
+            let ways = if udp { answering[&own.is_v4()].as_slice() } else { &[] };
+            for (clients, answers_from) in ways {
+                let mut matches = matches.clone();
+                matches.extend((clients.prefix != 0).then_some(Match::Saddr(*clients)));
+                redirect.rule(matches, Action::Dnat(vec![*answers_from], Some(port.target)));
+            }
+            if ways.last().is_none_or(|(clients, _)| clients.prefix != 0) {
+                redirect.rule(matches, Action::Redirect(port.target));
+            }
         }
     }
     // On the ingress network a task offers its published ports and nothing else.
@@ -159,6 +171,26 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
             table.chains.push(chain);
         }
     }
+}
+
+/// Clients, and the address from which a UDP server that is bound to every address answers them: its
+/// kernel chooses it by the route to the client (ip(7)), before the flow's mark can tell of another.
+/// A request has to arrive at that address, or its answer does not belong to its flow.
+fn answering(view: &View, sandbox: &Sandbox, v4: bool) -> Vec<(Cidr, IpAddr)> {
+    let mut ways = Vec::new();
+    for link in &sandbox.links {
+        let twins = mesh6::twins(view, link);
+        let own: Vec<&Cidr> =
+            link.addresses.iter().chain(&twins).filter(|own| own.is_v4() == v4).collect();
+        let Some(first) = own.first() else { continue };
+        ways.extend(own.iter().map(|own| (own.network(), own.addr)));
+        let further = link.routes.iter().map(|(subnet, _)| subnet.network());
+        let out = link.gateways.iter().map(|gateway| any(gateway.is_ipv4()));
+        let led = further.chain(out).filter(|dst| dst.is_v4() == v4);
+        ways.extend(led.map(|dst| (dst, first.addr)));
+    }
+    ways.sort_by_key(|(dst, _)| std::cmp::Reverse(dst.prefix));
+    ways
 }
 
 /// The addresses by which a node takes replies back.
