@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
 use store::transaction::timestamp;
-use store::{Change, Kind, Store, Touched, access};
+use store::{Change, Kind, Store, Target, Touched, access};
 use wire::swarmkit as pb;
 
 use books::{Books, GivenBack};
@@ -111,6 +111,9 @@ impl Allocator {
         for touched in touched {
             books.apply(touched);
             for (kind, id) in books::affected(touched) {
+                if kind == Kind::Node && touched.kind == Kind::Task && is_served(store, touched) {
+                    continue;
+                }
                 self.look_at(store, kind, id);
             }
             if touched.kind == Kind::Network {
@@ -172,6 +175,19 @@ impl Allocator {
         let nodes = store.all::<pb::Node>().map(|node| node.id.clone());
         self.dirty.extend(nodes.map(|id| (Rank::Node, id)));
     }
+}
+
+/// Whether a task came to a node that has addresses in all its networks already.
+fn is_served(store: &Store, touched: &Touched) -> bool {
+    let Some(Target::Task(task)) = &touched.new else { return false };
+    let was_there = |old: &Target| matches!(old, Target::Task(old) if !old.node_id.is_empty());
+    let Some(node) = store.get::<pb::Node>(&task.node_id) else { return false };
+    let has = |id: &str| {
+        let mut held = node.attachments.iter().filter(|held| !held.addresses.is_empty());
+        held.any(|held| held.network.as_ref().is_some_and(|network| network.id == id))
+    };
+    let mut networks = task.networks.iter().filter_map(|wanted| wanted.network.as_ref());
+    !touched.old.as_ref().is_some_and(was_there) && networks.all(|network| has(&network.id))
 }
 
 fn needs_allocation(task: &pb::Task) -> bool {

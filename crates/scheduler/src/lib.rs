@@ -34,8 +34,10 @@ const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
 pub struct Scheduler {
     read: bool,
     nodes: BTreeMap<String, NodeInfo>,
-    /// Nodes whose tasks changed since they were looked at.
+    /// Nodes that changed, or their tasks, since they were looked at.
     stale: BTreeSet<String>,
+    /// Placements of the last plan, which their nodes count already.
+    wished: BTreeMap<String, pb::Task>,
     /// Tasks that want a node, by service and id: those alike follow each other.
     waiting: BTreeSet<(String, String)>,
 }
@@ -47,6 +49,7 @@ impl Scheduler {
             read: false,
             nodes: BTreeMap::new(),
             stale: BTreeSet::new(),
+            wished: BTreeMap::new(),
             waiting: BTreeSet::new(),
         }
     }
@@ -62,6 +65,9 @@ impl Scheduler {
             let waiting = store.all::<pb::Task>().filter(|task| is_waiting(task));
             self.waiting = waiting.map(|task| waiting_key(task)).collect();
         }
+        // What did not come true is taken back.
+        let denied = std::mem::take(&mut self.wished).into_values().map(|task| task.node_id);
+        self.stale.extend(denied);
         for id in std::mem::take(&mut self.stale) {
             match store.get::<pb::Node>(&id) {
                 Some(node) => drop(self.nodes.insert(id, NodeInfo::new(store, node))),
@@ -95,7 +101,9 @@ impl Scheduler {
             self.stale.insert(touched.id.clone());
         }
         let same_load = match (&touched.old, &touched.new) {
-            (Some(Target::Task(old)), Some(Target::Task(new))) => node::weigh_the_same(old, new),
+            (Some(Target::Task(old)), Some(Target::Task(new))) => {
+                node::weigh_the_same(old, new) || self.came_true(old, new)
+            }
             _ => false,
         };
         for target in [&touched.old, &touched.new].into_iter().flatten() {
@@ -107,6 +115,17 @@ impl Scheduler {
                 self.waiting.insert(waiting_key(task));
             }
         }
+    }
+
+    /// Whether a placement is stored as it was wished.
+    fn came_true(&mut self, old: &pb::Task, new: &pb::Task) -> bool {
+        let wished = self.wished.get(&new.id);
+        let came = old.node_id.is_empty()
+            && wished.is_some_and(|wished| node::weigh_the_same(wished, new));
+        if came {
+            self.wished.remove(&new.id);
+        }
+        came
     }
 
     /// `group` is kept between the tasks of one plan.
@@ -138,7 +157,6 @@ impl Scheduler {
                 let message = if task.node_id.is_empty() { ASSIGNED } else { CONFIRMED };
                 status.message = message.to_owned();
                 status.err.clear();
-                // Until the wish is stored the node counts as taken; then it is read anew.
                 let info = self.nodes.get_mut(&node)?;
                 if let Some(group) = group {
                     group.leave(info);
@@ -147,7 +165,12 @@ impl Scheduler {
                 if let Some(group) = group {
                     group.enter(info);
                 }
-                self.stale.insert(node);
+                if task.node_id.is_empty() {
+                    self.wished.insert(task.id.clone(), decided.clone());
+                } else {
+                    // The store counts it on this node already.
+                    self.stale.insert(node);
+                }
             }
             Err(why) if status.err == why => return None,
             Err(why) => {

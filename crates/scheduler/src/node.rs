@@ -12,7 +12,7 @@ use crate::{filter, generic};
 const FAILURES_WORTH: u64 = 300_000_000_000;
 const FAILURES_MAX: usize = 5;
 
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NodeInfo {
     pub node: Arc<pb::Node>,
     /// Tasks of each service that run here or are about to.

@@ -68,6 +68,10 @@ fn run(nodes: Vec<pb::Node>, tasks: Vec<pb::Task>) -> Store {
         changes = scheduler.plan(Instant::from_nanos(version), &store, &touched);
         touched.clear();
         if changes.is_empty() {
+            for node in store.all::<pb::Node>() {
+                let kept = scheduler.nodes.get(&node.id);
+                assert_eq!(kept, Some(&NodeInfo::new(&store, node)), "kept as if read anew");
+            }
             return store;
         }
     }
@@ -190,12 +194,6 @@ fn a_waiting_task_goes_as_soon_as_a_node_comes() {
 #[test]
 fn tasks_alike_fill_the_nodes_evenly_and_then_say_why_no_more_fit() {
     let nodes = (1..=3).map(|number| node(&format!("n{number}"), &[])).collect();
-    let reserving = || {
-        let reservations = pb::Resources { nano_cpus: 1_000_000_000, ..Default::default() };
-        let resources =
-            pb::ResourceRequirements { reservations: Some(reservations), ..Default::default() };
-        pb::TaskSpec { resources: Some(resources), ..Default::default() }
-    };
     let mut tasks = Vec::new();
     for number in 0..14 {
         let service = if number % 2 == 0 { "s" } else { "other" };
@@ -214,4 +212,37 @@ fn tasks_alike_fill_the_nodes_evenly_and_then_say_why_no_more_fit() {
         let why = "no suitable node (insufficient resources on 3 nodes)";
         assert_eq!(err(&store, &task.id), why);
     }
+}
+
+#[test]
+fn a_placement_that_did_not_come_true_is_wished_again_and_takes_nothing_meanwhile() {
+    let mut store = Store::default();
+    let mut scheduler = Scheduler::new(ChaCha8Rng::seed_from_u64(1));
+    let commit = |store: &mut Store, changes: Vec<Change>, version| {
+        let mut transaction = Transaction::new(store);
+        changes.into_iter().for_each(|change| transaction.apply(change).unwrap());
+        let actions = transaction.finish(Instant::from_nanos(version), version);
+        store.apply(actions)
+    };
+    let mut objects = vec![Change::create(node("n1", &[])), Change::create(node("n2", &[]))];
+    objects.extend((0..8).map(|number| Change::create(task(&format!("t{number}"), reserving()))));
+    let touched = commit(&mut store, objects, 1);
+    let now = Instant::from_nanos(2);
+    let first = scheduler.plan(now, &store, &touched);
+    assert_eq!(first.len(), 8);
+    assert_eq!(scheduler.plan(now, &store, &[]), first);
+    let touched = commit(&mut store, first, 2);
+    assert!(scheduler.plan(now, &store, &touched).is_empty());
+    let touched = commit(&mut store, vec![Change::create(task("t9", reserving()))], 3);
+    let changes = scheduler.plan(now, &store, &touched);
+    commit(&mut store, changes, 4);
+    assert_eq!(err(&store, "t9"), "no suitable node (insufficient resources on 2 nodes)");
+}
+
+/// One of a node's four processors.
+fn reserving() -> pb::TaskSpec {
+    let reservations = pb::Resources { nano_cpus: 1_000_000_000, ..Default::default() };
+    let resources =
+        pb::ResourceRequirements { reservations: Some(reservations), ..Default::default() };
+    pb::TaskSpec { resources: Some(resources), ..Default::default() }
 }
