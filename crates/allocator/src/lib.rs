@@ -194,6 +194,16 @@ fn needs_allocation(task: &pb::Task) -> bool {
     access::state(task) < access::TaskState::Pending && access::is_wanted(task)
 }
 
+/// Why a task that is not stored yet could not have its addresses now; `None` when it could, or
+/// when what it needs is still on its way. Reads the whole store.
+pub fn refusal(store: &Store, task: &pb::Task) -> Option<String> {
+    let now = prost_types::Timestamp::default();
+    match task::allocate(&mut Books::read(store), store, &now, task) {
+        Err(Wait::Because(why)) => Some(why),
+        Ok(_) | Err(Wait::Soon) => None,
+    }
+}
+
 /// What came of looking at one object.
 enum Outcome {
     /// It has all it needs.

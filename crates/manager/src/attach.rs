@@ -45,6 +45,9 @@ pub(crate) fn attach<'a>(
         desired_state: pb::TaskState::Running as i32,
         ..Default::default()
     };
+    if let Some(why) = allocator::refusal(store, &task) {
+        return Err(Failure::new(Code::FailedPrecondition, why));
+    }
     let mut transaction = Transaction::new(store);
     transaction.create(task).map_err(|error| Failure::new(Code::Internal, error.to_string()))?;
     Ok((transaction, id))

@@ -247,6 +247,8 @@ fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
         "guest",
     ])?;
     ensure!(inspected.split(' ').all(|one| found.contains(one)), "{inspected} {found:?}");
+    refused(first, "run --rm --network web --ip 10.0.1.77 httpd true", "10.0.1.77 is in use")?;
+    refused(first, "run --rm --network web --ip 10.7.7.7 httpd true", "none of the network's")?;
     refused(first, "network rm web", "in use")?;
     // One that runs is connected, and gives its place back.
     first.dk("run -d --name plain httpd")?;

@@ -372,6 +372,31 @@ fn calls_need_the_right_certificate() {
 }
 
 #[test]
+fn an_address_that_a_container_cannot_have_is_named() {
+    let mut rig = Rig::new(14);
+    let driver = pb::Driver { name: "overlay".into(), ..Default::default() };
+    let spec = pb::NetworkSpec {
+        annotations: annotations("web"),
+        driver_config: Some(driver),
+        attachable: true,
+        ..Default::default()
+    };
+    let network = rig.control(pb::CreateNetworkRequest { spec: Some(spec) }).unwrap();
+    let id = network.network.unwrap().id;
+    let mut attach = |address: &str| {
+        let addresses = vec![address.to_owned()];
+        let config =
+            pb::NetworkAttachmentConfig { target: id.clone(), addresses, ..Default::default() };
+        let request = pb::AttachNetworkRequest { config: Some(config), container_id: "c".into() };
+        rig.call("node1", manager_of("node1"), Call::AttachNetwork(request))
+    };
+    assert!(attach("10.0.1.77").is_ok());
+    refused(attach("10.0.1.77"), Code::FailedPrecondition, "10.0.1.77 is in use already");
+    refused(attach("10.7.7.7"), Code::FailedPrecondition, "none of the network's subnets");
+    assert!(attach("10.0.1.99").is_ok());
+}
+
+#[test]
 fn a_removed_node_is_revoked_and_its_tasks_orphaned() {
     let mut rig = Rig::new(12);
     let token = rig.cluster().root_ca.unwrap().join_tokens.unwrap().worker;

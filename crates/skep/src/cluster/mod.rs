@@ -72,6 +72,10 @@ pub struct Cluster {
     pub(crate) changing: Mutex<()>,
 }
 
+/// How long an address that the managers refuse is asked for again.
+const PLACE_WAIT: Duration = Duration::from_secs(5);
+const PLACE_LOOK: Duration = Duration::from_millis(250);
+
 impl Cluster {
     /// Resumes what the disk says this node is.
     pub async fn open(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<Self> {
@@ -226,7 +230,19 @@ impl Cluster {
             pb::NetworkAttachmentConfig { target, aliases, addresses, ..Default::default() };
         let request = pb::AttachNetworkRequest { config: Some(config), container_id };
         let far = node.any_manager().ok_or_else(no_leader)?;
-        let answer = far.resource_allocator().attach_network(request).await.map_err(refused)?;
+        // What another container held a moment ago may still be on its way back to the managers.
+        let until = tokio::time::Instant::now() + PLACE_WAIT;
+        let answer = loop {
+            match far.resource_allocator().attach_network(request.clone()).await.map_err(refused) {
+                Err(error)
+                    if error.code == ControlCode::FailedPrecondition
+                        && tokio::time::Instant::now() < until =>
+                {
+                    tokio::time::sleep(PLACE_LOOK).await;
+                }
+                answered => break answered?,
+            }
+        };
         let id = answer.into_inner().attachment_id;
         match tokio::time::timeout(Duration::from_secs(20), node.agent.attachment(id.clone())).await
         {
