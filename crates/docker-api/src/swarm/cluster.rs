@@ -1,5 +1,6 @@
 //! The swarm itself: its spec, its state, and the bodies of init and join.
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 use wire::swarmkit as pb;
 use wire::swarmkit::node_spec::Availability;
@@ -111,7 +112,7 @@ fn merge_ca(body: &Obj<'_>, ca: &mut pb::CaConfig) -> Result<(), Fault> {
     if expiry != 0 {
         if expiry < CERT_EXPIRY_MIN {
             return Err(Fault::bad(format!(
-                "rpc error: code = InvalidArgument desc = minimum certificate expiry time must be: {CERT_EXPIRY_MIN_TEXT}"
+                "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: {CERT_EXPIRY_MIN_TEXT}"
             )));
         }
         ca.node_cert_expiry = Some(duration(expiry));
@@ -153,10 +154,41 @@ pub fn read_init(body: &Value) -> Result<InitRequest, Fault> {
         availability: body.word("Availability", AVAILABILITIES)?,
     };
     body.done()?;
-    if request.data_path_port != 0 && !(1024..=49151).contains(&request.data_path_port) {
-        return Err(Fault::bad("invalid data path port: port must be between 1024 and 49151"));
-    }
+    check_init(&request)?;
     Ok(request)
+}
+
+/// Refuses what dockerd 20.10 refuses before a swarm begins, in its words; it answers 500 to bad numbers and pools.
+fn check_init(request: &InitRequest) -> Result<(), Fault> {
+    let failed = |message| Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+    let name = request.spec.annotations.as_ref().map_or("", |annotations| &annotations.name);
+    if !["", "default"].contains(&name) {
+        return Err(Fault::bad("swarm spec must be named \"default\""));
+    }
+    let port = request.data_path_port;
+    if port != 0 && !(1024..=49151).contains(&port) {
+        return failed(format!("Datapath port number is not in valid range (1024-49151) : {port}"));
+    }
+    let size = if request.subnet_size == 0 { DEFAULT_MASK } else { request.subnet_size };
+    for pool in &request.default_addr_pool {
+        let Some(bits) = prefix_length(pool) else {
+            return failed(format!("invalid base pool {pool}: invalid CIDR address: {pool}"));
+        };
+        if size < bits {
+            return failed(format!(
+                "invalid CIDR: \"{pool}\". Subnet size is too small for pool: {size}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The length of the prefix of `address/length`; none where that is no CIDR address.
+fn prefix_length(cidr: &str) -> Option<u32> {
+    let (address, length) = cidr.split_once('/')?;
+    let address: std::net::IpAddr = address.parse().ok()?;
+    let length: u32 = length.parse().ok()?;
+    (length <= if address.is_ipv4() { 32 } else { 128 }).then_some(length)
 }
 
 fn with_lock(mut spec: pb::ClusterSpec, lock: bool) -> pb::ClusterSpec {

@@ -138,7 +138,30 @@ fn the_swarm_begins_with_dockers_defaults_and_keeps_what_is_not_changed() {
     assert_eq!(shown["Dispatcher"]["HeartbeatPeriod"], json!(5_000_000_000_i64));
     let short = json!({"Spec": {"CAConfig": {"NodeCertExpiry": 1}}});
     assert!(cluster::read_init(&short).unwrap_err().message.contains("1h0m0s"));
-    assert!(cluster::read_init(&json!({"DataPathPort": 80})).is_err());
+}
+
+#[test]
+fn a_swarm_that_dockerd_refuses_to_begin_is_refused_in_its_words() {
+    for (body, status, words) in [
+        (
+            json!({"DataPathPort": 80}),
+            500,
+            "Datapath port number is not in valid range (1024-49151) : 80",
+        ),
+        (json!({"DefaultAddrPool": ["x"]}), 500, "invalid base pool x: invalid CIDR address: x"),
+        (
+            json!({"DefaultAddrPool": ["10.0.0.0/24"], "SubnetSize": 16}),
+            500,
+            "invalid CIDR: \"10.0.0.0/24\". Subnet size is too small for pool: 16",
+        ),
+        (json!({"Spec": {"Name": "other"}}), 400, "swarm spec must be named \"default\""),
+    ] {
+        let fault = cluster::read_init(&body).unwrap_err();
+        assert_eq!((fault.status.as_u16(), fault.message.as_str()), (status, words), "{body}");
+    }
+    let good =
+        json!({"Spec": {"Name": "default"}, "DefaultAddrPool": ["10.0.0.0/8"], "SubnetSize": 24});
+    assert!(cluster::read_init(&good).is_ok());
 }
 
 #[test]
