@@ -276,7 +276,8 @@ impl Manager {
     }
 }
 
-fn is_read(request: &Request) -> bool {
+/// Whether it only asks: any manager can answer it from its own copy of the store.
+pub fn is_read(request: &Request) -> bool {
     let method = request.method();
     method.starts_with("Get") || method.starts_with("List")
 }

@@ -17,6 +17,7 @@ mod streams;
 mod succession;
 mod start;
 
+pub use calls::is_read;
 pub use event::{
     Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Message, Open, Reply, StreamId,
     Ticket,

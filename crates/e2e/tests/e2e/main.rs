@@ -8,6 +8,7 @@ mod daemon;
 mod full;
 mod images;
 mod local;
+mod managers;
 mod mixed;
 mod names;
 mod networks;

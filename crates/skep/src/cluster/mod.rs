@@ -42,6 +42,8 @@ use saved::Folder;
 pub const GOSSIP_PORT: u16 = 7946;
 /// An election takes seconds: calls wait for its end rather than fail.
 const LEADER_WAIT: Duration = Duration::from_secs(10);
+/// A question waits this long for a leader, and as long for its answer.
+const READ_WAIT: Duration = Duration::from_secs(3);
 const LOG_MESSAGES_WAITING_MAX: usize = 256;
 
 /// What this node is at the moment.
@@ -123,35 +125,39 @@ impl Cluster {
     async fn led(
         &self,
     ) -> Result<(Arc<Node>, manager_task::Handle, manager::Leader), ControlError> {
-        let node = self.member()?;
-        let manager = node.manager().ok_or_else(ControlError::worker)?;
-        let mut leader = manager.leader.clone();
-        let known = tokio::time::timeout(LEADER_WAIT, leader.wait_for(Option::is_some)).await;
-        match known {
-            Ok(Ok(leader)) => match leader.clone() {
-                Some(leader) => Ok((node, manager, leader)),
-                None => Err(no_leader()),
-            },
-            _ => Err(no_leader()),
-        }
+        let (node, manager) = self.managing()?;
+        let leader = leader_within(&manager, LEADER_WAIT).await.ok_or_else(no_leader)?;
+        Ok((node, manager, leader))
     }
 
+    fn managing(&self) -> Result<(Arc<Node>, manager_task::Handle), ControlError> {
+        let node = self.member()?;
+        let manager = node.manager().ok_or_else(ControlError::worker)?;
+        Ok((node, manager))
+    }
+
+    /// A leader answers. A question is answered from this manager's own copy when none is known or
+    /// none answers in time, so that whoever has to mend a swarm can see it.
     async fn ask(&self, request: Request) -> Result<Response, ControlError> {
-        let (node, manager, leader) = self.led().await?;
-        if leader.here {
-            let call = manager::Call::Control(request);
-            return match manager.call(node.caller(), call).await {
-                Ok(manager::Answer::Control(response)) => Ok(response),
-                Ok(_) => Err(ControlError::new(
-                    ControlCode::Internal,
-                    "the answer belongs to another call",
-                )),
-                Err(failure) => Err(refused(manager_task::status(failure))),
-            };
+        if !manager::is_read(&request) {
+            let (node, manager, leader) = self.led().await?;
+            if leader.here {
+                return ask_here(&node, &manager, request).await;
+            }
+            return far(&node, &leader)?.control(request).await.map_err(refused);
         }
-        let far =
-            transport::client::Manager::new(leader.address, node.keys.clone()).map_err(refused)?;
-        far.control(request).await.map_err(refused)
+        let (node, manager) = self.managing()?;
+        if let Some(leader) = leader_within(&manager, READ_WAIT).await
+            && !leader.here
+        {
+            let asked = far(&node, &leader)?;
+            match tokio::time::timeout(READ_WAIT, asked.control(request.clone())).await {
+                Ok(Err(status)) if status.code() == transport::Code::Unavailable => {}
+                Ok(answer) => return answer.map_err(refused),
+                Err(_) => {}
+            }
+        }
+        ask_here(&node, &manager, request).await
     }
 
     async fn logs(
@@ -164,8 +170,7 @@ impl Cluster {
             manager.logs(node.caller(), request, stream).await;
             ReceiverStream::new(batches).boxed()
         } else {
-            let far = transport::client::Manager::new(leader.address, node.keys.clone())
-                .map_err(refused)?;
+            let far = far(&node, &leader)?;
             far.logs().subscribe_logs(request).await.map_err(refused)?.into_inner().boxed()
         };
         Ok(batches
@@ -287,11 +292,38 @@ fn manager_warnings(managers: u64, control_available: bool) -> Vec<String> {
     warnings
 }
 
+/// The leader, if one is known by then.
+async fn leader_within(manager: &manager_task::Handle, wait: Duration) -> Option<manager::Leader> {
+    let mut leader = manager.leader.clone();
+    let known = tokio::time::timeout(wait, leader.wait_for(Option::is_some)).await;
+    known.ok()?.ok()?.clone()
+}
+
+fn far(node: &Node, leader: &manager::Leader) -> Result<transport::client::Manager, ControlError> {
+    transport::client::Manager::new(&leader.address, node.keys.clone()).map_err(refused)
+}
+
+async fn ask_here(
+    node: &Node,
+    manager: &manager_task::Handle,
+    request: Request,
+) -> Result<Response, ControlError> {
+    match manager.call(node.caller(), manager::Call::Control(request)).await {
+        Ok(manager::Answer::Control(response)) => Ok(response),
+        Ok(_) => {
+            Err(ControlError::new(ControlCode::Internal, "the answer belongs to another call"))
+        }
+        Err(failure) => Err(refused(manager_task::status(failure))),
+    }
+}
+
+/// SwarmKit's words, and what to do when the others do not come back.
 fn no_leader() -> ControlError {
     ControlError::new(
         ControlCode::Unavailable,
         "The swarm does not have a leader. It's possible that too few managers are online. \
-         Make sure more than half of the managers are online.",
+         Make sure more than half of the managers are online. If the others are lost for good, \
+         'docker swarm init --force-new-cluster' here goes on with this manager alone.",
     )
 }
 

@@ -1,0 +1,57 @@
+//! Three managers of skep: a lost leader is replaced; with two lost the third still answers and serves.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::load::until_running;
+use e2e::{hosts_of_skep, refused};
+use lab::host::wait_until;
+use lab::{Host, Lab};
+
+/// For another leader, and for the replacement of tasks whose host is gone.
+const SETTLED_MAX: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_runs_outlives_the_managers() -> Result<()> {
+    let lab = hosts_of_skep(3)?;
+    lab.swarm(3)?;
+    let survivor = lab.host(2);
+    survivor.dk("service create -q --no-resolve-image --name web --replicas 3 -p 80:80 httpd")?;
+    until_running(survivor, "web", 3)?;
+    let before = containers(survivor)?;
+    lab.host(1).power_off()?;
+    wait_until(SETTLED_MAX, || Ok(leader(survivor)?.is_some_and(|name| name != lab.host(1).name)))
+        .context("no other leader")?;
+    survivor.dk("config create again /etc/hostname")?;
+    lab.host(3).power_off()?;
+    without_a_quorum(&lab, survivor)?;
+    ensure!(containers(survivor)? == before, "tasks began anew on the manager that stayed");
+    survivor
+        .dk(&format!("swarm init --force-new-cluster --advertise-addr {}", survivor.address))?;
+    until_running(survivor, "web", 3).context("after --force-new-cluster")?;
+    survivor.dk("config create restored /etc/hostname")?;
+    lab.down()
+}
+
+/// Questions are answered and the port serves; a change says what is wrong and what to do.
+fn without_a_quorum(lab: &Lab, survivor: &Host) -> Result<()> {
+    wait_until(SETTLED_MAX, || Ok(leader(survivor)?.is_none()))
+        .context("a leader without a quorum")?;
+    ensure!(survivor.dk("service ls --format {{.Name}}")?.trim() == "web");
+    survivor.dk("service ps web")?;
+    survivor.dk("network inspect ingress")?;
+    refused(survivor, "service scale -d web=4", "--force-new-cluster")?;
+    let page = lab.host(2).sh("wget -q -O - http://127.0.0.1/")?;
+    ensure!(page.contains("It works!"), "{page}");
+    Ok(())
+}
+
+fn containers(host: &Host) -> Result<String> {
+    host.dk("ps -q --no-trunc --filter label=com.docker.swarm.service.name=web")
+}
+
+/// The leader that is there to answer, as `node ls` tells it.
+fn leader(host: &Host) -> Result<Option<String>> {
+    let nodes = host.dk("node ls --format {{.Hostname}}={{.ManagerStatus}}")?;
+    Ok(nodes.lines().find_map(|line| line.strip_suffix("=Leader").map(str::to_owned)))
+}
