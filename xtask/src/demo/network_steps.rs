@@ -170,16 +170,21 @@ impl Walk<'_> {
 fn check_definition(network: &Value, text: &str) -> Result<()> {
     let kind = network["Scope"] == "swarm" && network["Driver"] == "overlay";
     must(kind, "scope swarm, driver overlay", text)?;
-    let config = &network["IPAM"]["Config"][0];
-    let subnet = config["Subnet"] == "10.0.1.0/24" && config["Gateway"] == "10.0.1.1";
-    must(subnet, "10.0.1.0/24 via 10.0.1.1", text)?;
+    must(has_subnet(network, "10.0.1.0/24", "10.0.1.1"), "10.0.1.0/24 via 10.0.1.1", text)?;
     let vni = &network["Options"]["com.docker.network.driver.overlay.vxlanid_list"];
     must(vni == "4097", "VNI 4097", text)
 }
 
 fn check_ipv6(network: &Value, text: &str) -> Result<()> {
-    let second = network["IPAM"]["Config"][1]["Subnet"] == "fd00:77::/64";
+    let second = has_subnet(network, "fd00:77::/64", "fd00:77::1");
     must(network["EnableIPv6"] == true && second, "IPv6, fd00:77::/64", text)
+}
+
+/// A subnet that was asked for stands before one that the managers chose.
+fn has_subnet(network: &Value, subnet: &str, gateway: &str) -> bool {
+    let configs = network["IPAM"]["Config"].as_array();
+    let found = |config: &Value| config["Subnet"] == subnet && config["Gateway"] == gateway;
+    configs.is_some_and(|configs| configs.iter().any(found))
 }
 
 fn check_peers(hosts: &[Host], network: &Value, text: &str) -> Result<()> {
