@@ -180,7 +180,7 @@ fn check_ipv6(network: &Value, text: &str) -> Result<()> {
     must(network["EnableIPv6"] == true && second, "IPv6, fd00:77::/64", text)
 }
 
-/// A subnet that was asked for stands before one that the managers chose.
+/// The docker command sends several subnets in no order of its own.
 fn has_subnet(network: &Value, subnet: &str, gateway: &str) -> bool {
     let configs = network["IPAM"]["Config"].as_array();
     let found = |config: &Value| config["Subnet"] == subnet && config["Gateway"] == gateway;
