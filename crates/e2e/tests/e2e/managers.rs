@@ -25,7 +25,9 @@ fn what_runs_outlives_the_managers() -> Result<()> {
     survivor.dk("config create again /etc/hostname")?;
     lab.host(3).power_off()?;
     without_a_quorum(&lab, survivor)?;
-    ensure!(containers(survivor)? == before, "tasks began anew on the manager that stayed");
+    // What the lost hosts ran may have come here, too.
+    let now = containers(survivor)?;
+    ensure!(before.lines().all(|id| now.contains(id)), "of {before} these run: {now}");
     survivor
         .dk(&format!("swarm init --force-new-cluster --advertise-addr {}", survivor.address))?;
     until_running(survivor, "web", 3).context("after --force-new-cluster")?;
