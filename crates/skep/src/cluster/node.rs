@@ -291,7 +291,7 @@ async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     let mut attempts = 0;
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 20 => {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 100 => {
                 attempts += 1;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
