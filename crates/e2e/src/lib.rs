@@ -15,14 +15,17 @@ pub fn hosts(count: usize) -> Result<Lab> {
     if std::env::var("E2E_ENGINE").is_ok_and(|engine| engine == "dockerd") {
         plan.engines = vec![Engine::Dockerd; count];
     }
-    let lab = Lab::up(&plan)?;
-    lab.import_httpd("httpd:latest")?;
-    Ok(lab)
+    hosts_of(&plan)
 }
 
 /// Like [`hosts`], for what only skep promises.
 pub fn hosts_of_skep(count: usize) -> Result<Lab> {
-    let lab = Lab::up(&Plan::skep(count)?)?;
+    hosts_of(&Plan::skep(count)?)
+}
+
+/// Hosts as a plan has them, with the document's image and no swarm.
+pub fn hosts_of(plan: &Plan) -> Result<Lab> {
+    let lab = Lab::up(plan)?;
     lab.import_httpd("httpd:latest")?;
     Ok(lab)
 }
@@ -33,8 +36,7 @@ pub fn swarm_of_skep(count: usize, change: impl FnOnce(&mut Plan)) -> Result<Lab
     let mut plan = Plan { ipv6: true, ..Plan::skep(count)? };
     plan.daemon_args = vec!["--metrics-addr".into(), "127.0.0.1:9323".into()];
     change(&mut plan);
-    let lab = Lab::up(&plan)?;
-    lab.import_httpd("httpd:latest")?;
+    let lab = hosts_of(&plan)?;
     lab.swarm(1)?;
     Ok(lab)
 }
@@ -60,6 +62,13 @@ pub fn answers(host: &Host, line: &str, expected: &str) -> Result<()> {
         bail!("docker {line}: expected {expected:?}, got {answer:?}");
     }
     Ok(())
+}
+
+/// A running task of the service on this host.
+pub fn task_on(host: &Host, service: &str) -> Result<String> {
+    let filter = format!("label=com.docker.swarm.service.name={service}");
+    let tasks = host.docker(&["ps", "-q", "--filter", &filter])?;
+    Ok(tasks.lines().next().with_context(|| format!("no task of {service} here"))?.to_owned())
 }
 
 /// Runs every case and reports all that failed, each by its name.

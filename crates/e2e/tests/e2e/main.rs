@@ -13,6 +13,7 @@ mod mixed;
 mod names;
 mod networks;
 mod overlay;
+mod overlay_paths;
 mod ports;
 mod repair;
 mod restart;

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::{cases, refused, swarm_of_skep};
+use e2e::{cases, refused, swarm_of_skep, task_on};
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
 use serde_json::Value;
@@ -42,13 +42,6 @@ fn overlay_networks() -> Result<()> {
 
 const CREATE: &str = "service create -q --no-resolve-image --detach=false";
 const SOON: Duration = Duration::from_secs(20);
-
-/// A running task of the service on this host.
-fn task_on(host: &Host, service: &str) -> Result<String> {
-    let filter = format!("label=com.docker.swarm.service.name={service}");
-    let tasks = host.docker(&["ps", "-q", "--filter", &filter])?;
-    Ok(tasks.lines().next().with_context(|| format!("no task of {service} here"))?.to_owned())
-}
 
 /// What nslookup found, the server's own address left out.
 fn looked_up(host: &Host, container: &str, name: &str) -> Result<BTreeSet<String>> {
