@@ -14,6 +14,7 @@ use crate::database::envelope;
 use crate::*;
 
 mod answers;
+mod many;
 
 const TABLE: &str = ENDPOINT_TABLE;
 
@@ -38,14 +39,21 @@ struct World {
     now: Instant,
     dice: ChaCha8Rng,
     nodes: Vec<Option<Gossip>>,
+    /// When each node is due next, and the same in order.
+    due: Vec<Option<Instant>>,
+    timers: BTreeSet<(Instant, usize)>,
     /// Pairs that do not hear each other.
     cut: BTreeSet<(usize, usize)>,
+    /// Nodes below and from this one do not hear each other.
+    split: Option<usize>,
     loss: f64,
     under_way: BTreeMap<(Instant, u64), (usize, Event)>,
     count: u64,
     /// Who waits for the reply of an accepted stream.
     streams: BTreeMap<StreamId, (usize, DialId, bool)>,
     effects: Vec<(Instant, usize, Effect)>,
+    /// Of hundreds of nodes nobody wants to see every effect.
+    forgetful: bool,
 }
 
 impl World {
@@ -54,12 +62,16 @@ impl World {
             now: Instant::from_nanos(1_000_000_000_000),
             dice: ChaCha8Rng::seed_from_u64(seed),
             nodes: Vec::new(),
+            due: Vec::new(),
+            timers: BTreeSet::new(),
             cut: BTreeSet::new(),
+            split: None,
             loss: 0.0,
             under_way: BTreeMap::new(),
             count: 0,
             streams: BTreeMap::new(),
             effects: Vec::new(),
+            forgetful: false,
         }
     }
 
@@ -77,6 +89,7 @@ impl World {
     fn start(&mut self, node: usize, name: &str) {
         if self.nodes.len() <= node {
             self.nodes.resize_with(node + 1, || None);
+            self.due.resize(node + 1, None);
         }
         let config = Config::new(name, address(node), self.dice.random());
         self.nodes[node] = Some(Gossip::new(config));
@@ -86,6 +99,7 @@ impl World {
 
     fn stop(&mut self, node: usize) {
         self.nodes[node] = None;
+        self.mark_due(node, None);
         self.under_way.retain(|_, (to, _)| *to != node);
     }
 
@@ -95,8 +109,19 @@ impl World {
 
     fn give(&mut self, node: usize, event: Event) {
         let Some(gossip) = &mut self.nodes[node] else { return };
-        for effect in gossip.step(self.now, event) {
+        let effects = gossip.step(self.now, event);
+        let due = gossip.deadline();
+        self.mark_due(node, due);
+        for effect in effects {
             self.carry_out(node, effect);
+        }
+    }
+
+    fn mark_due(&mut self, node: usize, due: Option<Instant>) {
+        let before = std::mem::replace(&mut self.due[node], due);
+        if before != due {
+            before.map(|at| self.timers.remove(&(at, node)));
+            due.map(|at| self.timers.insert((at, node)));
         }
     }
 
@@ -106,11 +131,15 @@ impl World {
     }
 
     fn hears(&self, from: usize, to: usize) -> bool {
-        !self.cut.contains(&(from.min(to), from.max(to)))
+        let apart = self.split.is_some_and(|split| (from < split) != (to < split));
+        !apart && !self.cut.contains(&(from.min(to), from.max(to)))
     }
 
     fn at(&self, address: SocketAddr) -> Option<usize> {
-        (0..self.nodes.len()).find(|node| self::address(*node) == address)
+        let IpAddr::V4(ip) = address.ip() else { return None };
+        let [_, _, high, low] = ip.octets();
+        let node = usize::from(high) << 8 | usize::from(low);
+        (node < self.nodes.len() && self::address(node) == address).then_some(node)
     }
 
     fn carry_out(&mut self, from: usize, effect: Effect) {
@@ -152,6 +181,7 @@ impl World {
                     self.later(delay, to, Event::StreamFailed { dial });
                 }
             }
+            _ if self.forgetful => {}
             effect => self.effects.push((self.now, from, effect)),
         }
     }
@@ -159,13 +189,7 @@ impl World {
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
-            let deadline = |node: &Option<Gossip>| node.as_ref().and_then(Gossip::deadline);
-            let timer = self
-                .nodes
-                .iter()
-                .enumerate()
-                .filter_map(|(node, gossip)| Some((deadline(gossip)?, node)))
-                .min();
+            let timer = self.timers.first().copied();
             let delivery = self.under_way.keys().next().copied();
             match (timer, delivery) {
                 (Some((at, node)), next) if at <= end && next.is_none_or(|(then, _)| at < then) => {
