@@ -3,10 +3,12 @@
 pub mod lookup;
 pub mod message;
 pub mod names;
+pub mod prebuilt;
 
 pub use lookup::answer;
 pub use message::{Carrier, Code, Kind, Query, Question, Reject};
 pub use names::{Names, Upstream, Zone};
+pub use prebuilt::{Prebuilt, Reply};
 
 use std::net::IpAddr;
 

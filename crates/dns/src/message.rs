@@ -3,7 +3,13 @@
 
 use std::net::IpAddr;
 
+use crate::prebuilt::Reply;
+
 const HEADER: usize = 12;
+/// Of a record before its data: a pointer to the name, type, class, TTL, length.
+const RECORD: usize = 12;
+/// The bit of a reply that says that records were left out (TC), in the third byte.
+pub(crate) const TRUNCATED: u8 = 0x02;
 /// RFC 1035 section 2.3.4.
 const NAME_BYTES_MAX: usize = 255;
 /// What a reply over UDP may hold when the asker does not say (RFC 1035 section 4.2.1).
@@ -187,14 +193,12 @@ impl Query {
 
     /// A reply without records.
     pub fn reply(&self, code: Code) -> Vec<u8> {
-        let mut reply = Reply::new(self, usize::MAX, code);
-        reply.finish(self);
-        reply.bytes
+        Writer::new(self, usize::MAX, code).finish(self).bytes
     }
 
     /// A reply with addresses; those that do not fit are left out and the reply says so.
-    pub fn reply_addresses(&self, addresses: &[IpAddr], carrier: Carrier) -> Vec<u8> {
-        let mut reply = Reply::new(self, self.room(carrier), Code::NoError);
+    pub fn reply_addresses(&self, addresses: &[IpAddr], carrier: Carrier) -> Reply {
+        let mut reply = Writer::new(self, self.room(carrier), Code::NoError);
         for address in addresses {
             let fits = match address {
                 IpAddr::V4(address) => reply.push(TYPE_A, &address.octets()),
@@ -204,13 +208,12 @@ impl Query {
                 break;
             }
         }
-        reply.finish(self);
-        reply.bytes
+        reply.finish(self)
     }
 
     /// A reply with names.
-    pub fn reply_pointers(&self, names: &[String], carrier: Carrier) -> Vec<u8> {
-        let mut reply = Reply::new(self, self.room(carrier), Code::NoError);
+    pub fn reply_pointers(&self, names: &[String], carrier: Carrier) -> Reply {
+        let mut reply = Writer::new(self, self.room(carrier), Code::NoError);
         for name in names {
             if let Some(data) = name_bytes(name)
                 && !reply.push(TYPE_PTR, &data)
@@ -218,8 +221,7 @@ impl Query {
                 break;
             }
         }
-        reply.finish(self);
-        reply.bytes
+        reply.finish(self)
     }
 }
 
@@ -247,13 +249,15 @@ fn name_bytes(name: &str) -> Option<Vec<u8>> {
 }
 
 /// A reply being written.
-struct Reply {
+struct Writer {
     bytes: Vec<u8>,
     room: usize,
     records: u16,
+    /// The bytes of each record so far; `None` once they differ.
+    record: Option<usize>,
 }
 
-impl Reply {
+impl Writer {
     fn new(query: &Query, room: usize, code: Code) -> Self {
         let mut bytes = Vec::with_capacity(HEADER + query.asked.len() + 64);
         bytes.extend_from_slice(&query.id.to_be_bytes());
@@ -263,13 +267,13 @@ impl Reply {
         bytes.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, 0]);
         bytes.extend_from_slice(&query.asked);
         let opt = if query.edns.is_some() { OPT_RECORD.len() } else { 0 };
-        Self { bytes, room: room.saturating_sub(opt), records: 0 }
+        Self { bytes, room: room.saturating_sub(opt), records: 0, record: Some(0) }
     }
 
     /// Adds a record for the name asked about; false, with the truncation bit set, if it does not fit.
     fn push(&mut self, kind: u16, data: &[u8]) -> bool {
-        if self.bytes.len() + 12 + data.len() > self.room {
-            self.bytes[2] |= 0x02;
+        if self.bytes.len() + RECORD + data.len() > self.room {
+            self.bytes[2] |= TRUNCATED;
             return false;
         }
         // A pointer to the question's name.
@@ -279,16 +283,21 @@ impl Reply {
         self.bytes.extend_from_slice(&TTL_SECONDS.to_be_bytes());
         self.bytes.extend_from_slice(&(data.len() as u16).to_be_bytes());
         self.bytes.extend_from_slice(data);
+        let size = RECORD + data.len();
+        self.record = self.record.filter(|before| self.records == 0 || *before == size);
+        self.record = self.record.map(|_| size);
         self.records += 1;
         true
     }
 
-    fn finish(&mut self, query: &Query) {
+    fn finish(mut self, query: &Query) -> Reply {
         self.bytes[6..8].copy_from_slice(&self.records.to_be_bytes());
+        let records = HEADER + query.asked.len()..self.bytes.len();
         if query.edns.is_some() {
             self.bytes[11] = 1;
             self.bytes.extend_from_slice(&OPT_RECORD);
         }
+        Reply { bytes: self.bytes, records, record: self.record.unwrap_or_default() }
     }
 }
 

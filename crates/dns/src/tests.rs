@@ -118,7 +118,7 @@ fn the_rest_goes_to_the_servers_or_nowhere() {
 fn a_reply_repeats_the_question_as_it_was_spelt() {
     let asked = packet("wEb", 1);
     let query = parse(&asked).unwrap();
-    let reply = query.reply_addresses(&[Ipv4Addr::new(10, 0, 1, 5).into()], Carrier::Udp);
+    let reply = query.reply_addresses(&[Ipv4Addr::new(10, 0, 1, 5).into()], Carrier::Udp).bytes;
     assert_eq!(&reply[..2], &[0x12, 0x34]);
     assert_eq!(&reply[2..12], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
     assert_eq!(&reply[12..asked.len()], &asked[12..]);
@@ -130,11 +130,11 @@ fn what_does_not_fit_is_cut_and_said() {
     let many: Vec<IpAddr> = (0..1_000u32).map(|n| Ipv4Addr::from(0x0a00_0000 + n).into()).collect();
     let asked = packet("tasks.web", 1);
     let query = parse(&asked).unwrap();
-    let small = query.reply_addresses(&many, Carrier::Udp);
+    let small = query.reply_addresses(&many, Carrier::Udp).bytes;
     assert!(small.len() <= 512 && small.len() > 496);
     assert_eq!(small[2] & 2, 2);
     assert_eq!(usize::from(small[7]), (512 - asked.len()) / 16);
-    let whole = query.reply_addresses(&many, Carrier::Tcp);
+    let whole = query.reply_addresses(&many, Carrier::Tcp).bytes;
     assert_eq!(whole[2] & 2, 0);
     assert_eq!(u16::from_be_bytes([whole[6], whole[7]]), 1_000);
 
@@ -142,7 +142,7 @@ fn what_does_not_fit_is_cut_and_said() {
     with_edns[11] = 1;
     with_edns.extend_from_slice(&[0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
     let query = parse(&with_edns).unwrap();
-    let reply = query.reply_addresses(&many, Carrier::Udp);
+    let reply = query.reply_addresses(&many, Carrier::Udp).bytes;
     assert!(reply.len() <= 4_096 && reply.len() > 4_080 - 16);
     assert_eq!(reply[11], 1);
     assert_eq!(&reply[reply.len() - 11..reply.len() - 8], &[0, 0, 41]);
@@ -178,8 +178,67 @@ proptest! {
         question.extend_from_slice(&bytes);
         if let Ok(query) = parse(&question) {
             let _ = answer(&names(true), &query.question);
-            let reply = query.reply_addresses(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], Carrier::Udp);
+            let reply = query.reply_addresses(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], Carrier::Udp).bytes;
             prop_assert!(reply.len() <= 4_096);
         }
     }
+}
+
+/// Order by chance, as far as these numbers go.
+fn next(numbers: &mut impl Iterator<Item = usize>) -> impl FnMut(usize) -> usize {
+    move |bound| numbers.next().unwrap() % bound
+}
+
+#[test]
+fn a_reply_that_was_kept_serves_the_next_that_asks_the_same() {
+    let addresses: Vec<IpAddr> =
+        ["10.0.1.6", "10.0.1.7", "10.0.1.8"].map(|text| text.parse().unwrap()).to_vec();
+    let mut asked = packet("tasks.web", 1);
+    asked[11] = 1;
+    asked.extend_from_slice(&[0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0]);
+    let fresh = parse(&asked).unwrap().reply_addresses(&addresses, Carrier::Udp);
+    let mut kept = Prebuilt::default();
+    kept.keep(&asked, fresh.clone());
+    asked[..2].copy_from_slice(&[0xab, 0xcd]);
+    let reply = kept.get(&asked).unwrap();
+    assert_eq!((&reply.bytes[..2], &reply.bytes[2..]), (&[0xab, 0xcd][..], &fresh.bytes[2..]));
+    // The last goes to the front, the first to the middle; what stands around them stays.
+    reply.shuffle(next(&mut [0, 0].into_iter()));
+    let swapped = [addresses[1], addresses[2], addresses[0]];
+    let other = parse(&asked).unwrap().reply_addresses(&swapped, Carrier::Udp);
+    assert_eq!(kept.get(&asked).unwrap(), &other);
+    assert_eq!(kept.get(&packet("web", 1)), None);
+    assert_eq!(kept.get(&[1]), None);
+    kept.clear();
+    assert_eq!(kept.get(&asked), None);
+}
+
+#[test]
+fn what_was_cut_or_is_long_is_not_kept_and_records_of_two_sizes_keep_their_order() {
+    let many: Vec<IpAddr> = (0..99u32).map(|n| Ipv4Addr::from(0x0a00_0000 + n).into()).collect();
+    let mut kept = Prebuilt::default();
+    let asked = packet("tasks.web", 1);
+    kept.keep(&asked, parse(&asked).unwrap().reply_addresses(&many, Carrier::Udp));
+    assert_eq!(kept.get(&asked), None);
+    let mut long = asked.clone();
+    long.resize(400, 0);
+    kept.keep(&long, parse(&asked).unwrap().reply_addresses(&many[..1], Carrier::Udp));
+    assert_eq!(kept.get(&long), None);
+    let both = packet("db", 255);
+    let mixed = ["10.0.2.5", "fd00::5"].map(|text| text.parse().unwrap());
+    let mut reply = parse(&both).unwrap().reply_addresses(&mixed, Carrier::Udp);
+    let before = reply.clone();
+    reply.shuffle(|_| panic!("there is nothing to choose"));
+    assert_eq!(reply, before);
+}
+
+#[test]
+fn the_table_of_kept_replies_stays_small() {
+    let mut kept = Prebuilt::default();
+    for number in 0..10_000 {
+        let asked = packet(&format!("name{number}"), 1);
+        kept.keep(&asked, parse(&asked).unwrap().reply_addresses(&[], Carrier::Udp));
+        assert!(kept.get(&asked).is_some());
+    }
+    assert!(kept.len() <= 2_048);
 }

@@ -82,6 +82,23 @@ impl Expressions {
         self.load_payload(BASE_TRANSPORT, offset, length);
     }
 
+    /// Writes the first register into the transport header, and mends the checksum there.
+    pub fn store_transport(&mut self, offset: u32, length: u32, (kind, checksum): (u32, u32)) {
+        self.expression("payload", |m| {
+            m.put_u32_be(5, REG_1);
+            m.put_u32_be(2, BASE_TRANSPORT);
+            m.put_u32_be(3, offset);
+            m.put_u32_be(4, length);
+            m.put_u32_be(6, kind);
+            m.put_u32_be(7, checksum);
+        });
+    }
+
+    /// No flow is made or looked up for the packet.
+    pub fn untracked(&mut self) {
+        self.expression("notrack", |_| {});
+    }
+
     pub fn load_source_mac(&mut self) {
         self.load_payload(BASE_LINK, 6, 6);
     }

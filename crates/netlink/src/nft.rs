@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use netplan::table::{Action, ChainKind, Hook, Match, NftRule};
-use netplan::{Cidr, TABLE_NAME, Table};
+use netplan::{Cidr, Proto, TABLE_NAME, Table};
 
 use crate::expressions::{Expressions, REG_1, REG_2, SetId};
 use crate::message::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, ip_bytes};
@@ -24,6 +24,9 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 
 pub const NFPROTO_INET: u8 = 1;
+/// Where the ports stand in TCP's, UDP's and SCTP's headers.
+const SOURCE_PORT: u32 = 0;
+const DESTINATION_PORT: u32 = 2;
 /// Elements in one message: the list is one attribute of at most 64 KiB.
 const ELEMENTS_MAX: usize = 500;
 
@@ -137,11 +140,8 @@ fn encode_match(batch: &mut Vec<Message>, body: &mut Expressions, one: &Match, s
             body.load_protocol();
             body.lookup(&set, REG_1, None);
         }
-        Match::Dport(proto, port) => {
-            body.protocol(proto.number());
-            body.load_transport(2, 2);
-            body.compare(REG_1, &port.to_be_bytes(), true);
-        }
+        Match::Dport(proto, port) => match_port(body, *proto, DESTINATION_PORT, *port),
+        Match::Sport(proto, port) => match_port(body, *proto, SOURCE_PORT, *port),
         Match::DaddrLocal => body.fib_local(false),
         Match::SaddrLocal => body.fib_local(true),
         Match::Established => body.ct_bits(CT_STATE, 2 | 4),
@@ -152,6 +152,25 @@ fn encode_match(batch: &mut Vec<Message>, body: &mut Expressions, one: &Match, s
             body.compare(REG_1, &0u32.to_ne_bytes(), false);
         }
     }
+}
+
+fn match_port(body: &mut Expressions, proto: Proto, offset: u32, port: u16) {
+    body.protocol(proto.number());
+    body.load_transport(offset, 2);
+    body.compare(REG_1, &port.to_be_bytes(), true);
+}
+
+/// A packet that no flow is kept for gets another port and a checksum that fits.
+fn set_port(body: &mut Expressions, proto: Proto, offset: u32, port: u16) {
+    // The kind of checksum, the internet's or SCTP's, and where it stands.
+    let checksum = match proto {
+        Proto::Tcp => (1, 16),
+        Proto::Udp => (1, 6),
+        Proto::Sctp => (2, 8),
+    };
+    body.untracked();
+    body.immediate(REG_1, &port.to_be_bytes());
+    body.store_transport(offset, 2, checksum);
 }
 
 fn padded(name: &str) -> [u8; 16] {
@@ -222,6 +241,8 @@ fn encode_action(
             body.immediate(REG_1, &port.to_be_bytes());
             body.redirect();
         }
+        Action::SetDport(proto, port) => set_port(body, *proto, DESTINATION_PORT, *port),
+        Action::SetSport(proto, port) => set_port(body, *proto, SOURCE_PORT, *port),
         Action::RejectReset => body.reject(1, 0),
         Action::RejectUnreachable => body.reject(2, 1),
         Action::GotoByDaddr(map) => {

@@ -193,3 +193,46 @@ fn what_is_altered_or_deleted_is_put_right() {
         assert!(steps.is_empty(), "somebody else's table is not ours: {}", support::text(&steps));
     });
 }
+
+#[test]
+fn questions_on_port_53_reach_the_resolver_s_own_ports_and_leave_no_flow() {
+    use std::io::{Read, Write};
+    use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+    let host = Host::new("names");
+    let mut view = view();
+    let task = view.sandboxes.get_mut(&SandboxId("one".into())).unwrap();
+    task.resolver = Some(netplan::ResolverPorts { udp: 40_000, tcp: 40_001 });
+    host.apply(&view);
+    let wait = Some(std::time::Duration::from_secs(3));
+    let asked = netlink::namespace::visit(&host.directory.join("one"), || {
+        let resolver: SocketAddr = "127.0.0.11:53".parse().unwrap();
+        let server = UdpSocket::bind("127.0.0.11:40000").unwrap();
+        // The container may have a server of its own on that port.
+        let own = UdpSocket::bind("0.0.0.0:53").unwrap();
+        let asker = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for socket in [&server, &own, &asker] {
+            socket.set_read_timeout(wait).unwrap();
+        }
+        let mut buffer = [0u8; 16];
+        asker.send_to(b"question", resolver).unwrap();
+        let (length, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"question"[..], asker.local_addr().unwrap()));
+        server.send_to(b"answer", from).unwrap();
+        assert_eq!(asker.recv_from(&mut buffer).unwrap(), (6, resolver));
+        asker.send_to(b"own", "127.0.0.1:53").unwrap();
+        assert_eq!(own.recv_from(&mut buffer).unwrap().0, 3);
+
+        let listener = TcpListener::bind("127.0.0.11:40001").unwrap();
+        let mut asker = TcpStream::connect(resolver).unwrap();
+        asker.write_all(b"question").unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.read_exact(&mut buffer[..8]).unwrap();
+        server.write_all(b"answer").unwrap();
+        asker.read_exact(&mut buffer[..6]).unwrap();
+        assert_eq!((asker.peer_addr().unwrap(), &buffer[..6]), (resolver, &b"answer"[..]));
+        Ok(())
+    });
+    asked.unwrap();
+    let flows = host.exec_in("one", "conntrack -L 2>/dev/null | grep -c 127.0.0.11");
+    assert_eq!(stdout(&flows).trim(), "0", "a question left a flow behind");
+}

@@ -88,6 +88,7 @@ pub enum Match {
     Proto(Proto),
     Icmp,
     Dport(Proto, u16),
+    Sport(Proto, u16),
     DaddrLocal,
     SaddrLocal,
     /// `ct state established,related`
@@ -110,6 +111,9 @@ pub enum Action {
     /// One after another; every target is of one family. The port stays when there is none.
     Dnat(Vec<IpAddr>, Option<u16>),
     Redirect(u16),
+    /// A port rewritten in every packet by itself, without a flow to look up.
+    SetDport(Proto, u16),
+    SetSport(Proto, u16),
     RejectReset,
     RejectUnreachable,
     /// `ip daddr vmap { … : goto chain }`; one family.
@@ -193,6 +197,7 @@ impl fmt::Display for Match {
             Self::Proto(proto) => write!(f, "meta l4proto {}", proto.name()),
             Self::Icmp => f.write_str("meta l4proto { icmp, ipv6-icmp }"),
             Self::Dport(proto, port) => write!(f, "{} dport {port}", proto.name()),
+            Self::Sport(proto, port) => write!(f, "{} sport {port}", proto.name()),
             Self::DaddrLocal => f.write_str("fib daddr type local"),
             Self::SaddrLocal => f.write_str("fib saddr type local"),
             Self::Established => f.write_str("ct state established,related"),
@@ -219,6 +224,8 @@ impl fmt::Display for Action {
             Self::Snat(addr) => write!(f, "snat {} to {addr}", family(*addr)),
             Self::Dnat(targets, port) => f.write_str(&dnat(targets, *port)),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::SetDport(proto, port) => write!(f, "notrack {} dport set {port}", proto.name()),
+            Self::SetSport(proto, port) => write!(f, "notrack {} sport set {port}", proto.name()),
             Self::RejectReset => f.write_str("reject with tcp reset"),
             Self::RejectUnreachable => f.write_str("reject"),
             Self::GotoByDaddr(map) => {

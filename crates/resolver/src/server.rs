@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dns::{Answer, Carrier, Code, Names, Query};
+use dns::{Answer, Carrier, Code, Names, Prebuilt, Query, Reply};
+use rand::Rng;
 use rand::seq::SliceRandom;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -71,6 +72,8 @@ impl Counters {
 /// One sandbox while it is served.
 pub(crate) struct Live {
     names: RefCell<Rc<Names>>,
+    /// Replies over UDP that these names gave.
+    prebuilt: RefCell<Prebuilt>,
     pub servers: Servers,
     pub counters: Rc<Counters>,
 }
@@ -110,6 +113,7 @@ async fn obey(mut commands: mpsc::Receiver<Command>) {
             Command::Names { id, names } => {
                 if let Some(served) = sandboxes.get(&id) {
                     *served.live.names.borrow_mut() = Rc::new(names);
+                    served.live.prebuilt.borrow_mut().clear();
                 }
             }
             Command::Close { id, reply } => {
@@ -136,6 +140,7 @@ fn open(
 ) -> io::Result<Served> {
     let live = Rc::new(Live {
         names: RefCell::new(Rc::new(names)),
+        prebuilt: RefCell::default(),
         servers: Servers::new(Arc::new(netns)),
         counters,
     });
@@ -177,10 +182,20 @@ fn take_packet(
     packet: &[u8],
     from: SocketAddr,
 ) {
+    // A full send buffer loses a reply as any network may; the asker asks again.
+    let send = |reply: &[u8]| drop(socket.try_send_to(reply, from));
+    if let Some(reply) = live.prebuilt.borrow_mut().get(packet) {
+        count(&live.counters.answered);
+        shuffle(reply);
+        return send(&reply.bytes);
+    }
     match decide(live, packet, Carrier::Udp) {
         Decision::Drop => {}
-        // A full send buffer loses a reply as any network may; the asker asks again.
-        Decision::Reply(reply) => drop(socket.try_send_to(&reply, from)),
+        Decision::Answer(reply) => {
+            send(&reply.bytes);
+            live.prebuilt.borrow_mut().keep(packet, reply);
+        }
+        Decision::Reply(reply) => send(&reply),
         Decision::Forward(query) => {
             let (live, socket, packet) = (live.clone(), socket.clone(), packet.to_vec());
             let names = live.names.borrow().clone();
@@ -192,8 +207,15 @@ fn take_packet(
     }
 }
 
+fn shuffle(reply: &mut Reply) {
+    let mut dice = rand::rng();
+    reply.shuffle(|bound| dice.random_range(0..bound));
+}
+
 /// What becomes of a packet.
 enum Decision {
+    /// The names' own answer: the same for everyone in the sandbox until they change.
+    Answer(Reply),
     Reply(Vec<u8>),
     Forward(Query),
     Drop,
@@ -211,14 +233,13 @@ fn decide(live: &Live, packet: &[u8], carrier: Carrier) -> Decision {
     match answer {
         Answer::Addresses(mut addresses) => {
             count(&live.counters.answered);
-            if addresses.len() > 1 {
-                addresses.shuffle(&mut rand::rng());
-            }
-            Decision::Reply(query.reply_addresses(&addresses, carrier))
+            // Before they are cut to what fits: each has the same chance.
+            addresses.shuffle(&mut rand::rng());
+            Decision::Answer(query.reply_addresses(&addresses, carrier))
         }
         Answer::Pointers(names) => {
             count(&live.counters.answered);
-            Decision::Reply(query.reply_pointers(&names, carrier))
+            Decision::Answer(query.reply_pointers(&names, carrier))
         }
         Answer::Refuse => {
             count(&live.counters.refused);
@@ -254,6 +275,7 @@ async fn converse(live: Rc<Live>, mut stream: TcpStream) {
     {
         let reply = match decide(&live, &packet, Carrier::Tcp) {
             Decision::Drop => return,
+            Decision::Answer(reply) => reply.bytes,
             Decision::Reply(reply) => reply,
             Decision::Forward(query) => {
                 let names = live.names.borrow().clone();

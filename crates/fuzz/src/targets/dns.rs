@@ -33,8 +33,8 @@ pub fn message(data: &[u8]) {
     };
     for (carrier, most) in [(Carrier::Udp, UDP_BYTES_MAX), (Carrier::Tcp, TCP_BYTES_MAX)] {
         let reply = match dns::answer(&NAMES, &query.question) {
-            Answer::Addresses(addresses) => query.reply_addresses(&addresses, carrier),
-            Answer::Pointers(names) => query.reply_pointers(&names, carrier),
+            Answer::Addresses(addresses) => query.reply_addresses(&addresses, carrier).bytes,
+            Answer::Pointers(names) => query.reply_pointers(&names, carrier).bytes,
             Answer::Forward | Answer::Refuse => query.reply(Code::Refused),
         };
         check(data, &reply, most);

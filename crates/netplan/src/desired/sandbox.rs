@@ -8,7 +8,7 @@ use super::{Plug, any, ingress, link_mtu, loopback, mesh6, plug};
 use crate::addr::Cidr;
 use crate::objects::{BridgePort, Flows, LinkKind, LinkObject, Objects, Route, TABLE_MAIN};
 use crate::table::{
-    Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_MANGLE, Table,
+    Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_MANGLE, PRIORITY_RAW, Table,
 };
 use crate::view::{Link, Proto, ResolverPorts, Sandbox, SandboxId, Service, View};
 
@@ -75,7 +75,7 @@ fn add_services(view: &View, sandbox: &Sandbox, flows: &mut Flows, table: &mut T
     let mut output = Chain::base("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT);
     let mut refuse = Chain::base("refuse", ChainKind::Filter, Hook::Output, PRIORITY_MANGLE);
     if let Some(ports) = sandbox.resolver {
-        redirect_names(&mut output, ports);
+        table.chains.push(redirect_names(ports));
     }
     for v4 in [true, false] {
         let mut map = BTreeMap::new();
@@ -107,11 +107,18 @@ fn translatable() -> Vec<Match> {
     Vec::new()
 }
 
-fn redirect_names(output: &mut Chain, ports: ResolverPorts) {
+/// Questions go to the resolver's own ports and answers come back from 53. Without flows: a question
+/// would leave one behind for each asker's port, and looking them up is a tenth of an answer's time.
+fn redirect_names(ports: ResolverPorts) -> Chain {
+    let mut chain = Chain::base("names", ChainKind::Filter, Hook::Output, PRIORITY_RAW);
+    chain.rule(vec![Match::OifNameNot("lo".to_owned())], Action::Accept);
     for (proto, port) in [(Proto::Udp, ports.udp), (Proto::Tcp, ports.tcp)] {
-        let matches = vec![Match::Daddr(Cidr::host(RESOLVER)), Match::Dport(proto, DNS_PORT)];
-        output.rule(matches, Action::Dnat(vec![RESOLVER], Some(port)));
+        let asked = vec![Match::Daddr(Cidr::host(RESOLVER)), Match::Dport(proto, DNS_PORT)];
+        chain.rule(asked, Action::SetDport(proto, port));
+        let answered = vec![Match::Saddr(Cidr::host(RESOLVER)), Match::Sport(proto, port)];
+        chain.rule(answered, Action::SetSport(proto, DNS_PORT));
     }
+    chain
 }
 
 fn services<'a>(view: &'a View, sandbox: &Sandbox) -> Vec<(IpAddr, &'a Service)> {
