@@ -1,4 +1,5 @@
-//! The package in a clean Debian without Rust: it installs there, and the walk-through runs from it.
+//! The package and the tarball in a clean Debian without Rust: they install there, and the
+//! walk-through runs from them. And a clean Debian with Rust alone, where the README is typed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +9,21 @@ use anyhow::{Context, Result, bail};
 use lab::command::{run, sh};
 use lab::lab::NEEDS;
 
-use crate::{dist, suite};
+use crate::{dist, suite, tidy};
 
 /// The release that the clean root is made of.
 const SUITE: &str = "bookworm";
 /// What a demo is asked for there: what the other walk-throughs of the suite leave out.
 const DEMO: &[&str] = &["demo", "--hosts", "3", "--ipv6"];
+/// What a Rust installation itself asks for, and what a clone needs.
+const BESIDE_RUST: &[&str] = &["ca-certificates", "gcc", "libc6-dev"];
+/// Where the toolchain lies on the machine with Rust alone.
+const RUST: &str = "/opt/rust";
 /// Runs with a root of its own, as on a machine of its own: who enters one of the hosts' mount
 /// namespaces later gets that namespace's root, which a mere chroot would leave the machine's.
+/// A folder named by TOOLCHAIN is seen in it, read-only.
 const ENTER: &str = "set -e; root=$1; shift; mount --bind \"$root\" \"$root\"; cd \"$root\"; \
+    if [ \"$TOOLCHAIN\" ]; then mkdir -p opt/rust; mount --bind -o ro \"$TOOLCHAIN\" opt/rust; fi; \
     mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev; \
     mount -t tmpfs tmpfs run; mkdir -p run/lock; mount -t tmpfs tmpfs tmp; \
     pivot_root . mnt; umount -l /mnt; cd /; exec \"$@\"";
@@ -44,7 +51,66 @@ pub fn main() -> Result<()> {
     run(&mut enter(&root, &["dpkg", "--install", &package]))?;
     let outcome = check(&root);
     run(&mut enter(&root, &["dpkg", "--purge", "skep"]))?;
-    outcome
+    outcome?;
+    unpacked(&root, &release.tarball)
+}
+
+/// The tarball brings the package's files and nothing else, and its program runs.
+fn unpacked(root: &Path, tarball: &Path) -> Result<()> {
+    let archive = format!("/opt/{}", file_name(tarball)?);
+    fs::copy(tarball, inside(root, &archive))?;
+    // As the README says; into a folder of its own, to compare it with what was packed.
+    let folder = "/opt/unpacked";
+    run(&mut enter(root, &["rm", "-rf", folder]))?;
+    run(&mut enter(root, &["mkdir", folder]))?;
+    run(&mut enter(root, &["tar", "-C", folder, "-xzf", &archive]))?;
+    let packed = tarball.parent().context("no folder")?.join("root");
+    run(Command::new("diff")
+        .args(["-r", "--exclude=DEBIAN"])
+        .arg(packed)
+        .arg(inside(root, folder)))
+    .context("the tarball differs from the package")?;
+    let said = run(&mut enter(root, &[&format!("{folder}/usr/bin/skep"), "version"]))?;
+    println!("unpacked in a clean root: {said}");
+    Ok(())
+}
+
+/// The README's first command, typed in a clone of what is committed, on a machine with nothing but
+/// Rust. The root is made anew each time, because the command installs what it needs there.
+pub fn fresh() -> Result<()> {
+    lab::interrupt::listen()?;
+    let target = suite::target_folder()?;
+    let root = target.parent().context("no target folder")?.join("fresh-root");
+    debootstrap(&root, BESIDE_RUST)?;
+    let sources = root.join("opt/skep");
+    run(Command::new("git").args(["clone", "--quiet"]).arg(tidy::workspace()).arg(&sources))?;
+    fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
+    let typed = first_command(&fs::read_to_string(sources.join("README.md"))?)?;
+    println!("typing {typed:?} in {}", root.display());
+    let line = format!("cd /opt/skep && {typed}");
+    let mut machine = enter(&root, &["sh", "-c", &line]);
+    machine.env("TOOLCHAIN", sh("rustc --print sysroot")?).env("HOME", "/root");
+    machine.env("PATH", format!("{RUST}/bin:/usr/sbin:/usr/bin:/sbin:/bin"));
+    for name in std::env::vars_os().map(|variable| variable.0) {
+        if name.to_string_lossy().starts_with("CARGO") || name == "SKEP_BIN" {
+            machine.env_remove(name);
+        }
+    }
+    let status = machine.status()?;
+    lab::interrupt::check()?;
+    if !status.success() {
+        bail!("{typed} on a machine with nothing but Rust: {status}");
+    }
+    fs::remove_dir_all(&root).with_context(|| root.display().to_string())
+}
+
+/// The first line that a reader is told to type, without what is said about it.
+fn first_command(readme: &str) -> Result<String> {
+    let typed = readme.lines().find_map(|line| line.strip_prefix("    cargo ")).map(|rest| {
+        let words = rest.split('#').next().unwrap_or_default();
+        format!("cargo {}", words.trim())
+    });
+    typed.context("README.md tells nobody to type cargo")
 }
 
 fn check(root: &Path) -> Result<()> {
@@ -76,22 +142,28 @@ fn clean_root(folder: &Path) -> Result<PathBuf> {
     if folder.join("opt/made").exists() {
         return Ok(folder.to_path_buf());
     }
-    println!("making a clean Debian in {}", folder.display());
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
     let mut packages: Vec<&str> = NEEDS.iter().map(|need| need.1).collect();
     // The Docker Engine's package holds the docker command.
     packages.sort_unstable();
     packages.dedup();
+    debootstrap(folder, &packages)?;
+    fs::write(folder.join("opt/made"), "")?;
+    Ok(folder.to_path_buf())
+}
+
+/// A Debian with the named packages and what every Debian has, in place of what was there.
+fn debootstrap(folder: &Path, packages: &[&str]) -> Result<()> {
+    println!("making a clean Debian in {}", folder.display());
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
     run(Command::new("debootstrap")
         .arg("--variant=minbase")
         .arg(format!("--include={}", packages.join(",")))
         .arg(SUITE)
         .arg(folder)
         .arg(mirror()?))?;
-    fs::write(folder.join("opt/made"), "")?;
-    Ok(folder.to_path_buf())
+    Ok(())
 }
 
 /// The mirror that this machine's apt uses.
@@ -115,4 +187,17 @@ fn inside(root: &Path, path: &str) -> PathBuf {
 
 fn file_name(path: &Path) -> Result<String> {
     Ok(path.file_name().context("no name")?.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_readme_tells_to_type_first_is_the_demo() -> Result<()> {
+        let readme = fs::read_to_string(tidy::workspace().join("README.md"))?;
+        assert_eq!(first_command(&readme)?, "cargo xtask demo");
+        assert!(first_command("# skep\n\n    apt install skep\n").is_err());
+        Ok(())
+    }
 }

@@ -17,7 +17,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   demo          build skep, make two hosts, run the walk-through, clean up
                 --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
   test          everything: tidy, formatting, clippy, build, unit-simulation-namespace, walk-throughs,
-                installed-package, end-to-end; or only the steps that are named [STEP ...]
+                installed-package, end-to-end; or only the steps that are named [STEP ...],
+                which may be fresh-machine, too: the demo on a machine with nothing but Rust
   tidy          the checks that no compiler makes
   dist          a release: target/dist/skep-VERSION-ARCH.tar.gz and skep_VERSION_ARCH.deb
   bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]

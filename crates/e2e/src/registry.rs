@@ -1,48 +1,15 @@
-//! Registries for tests: Debian's docker-registry inside a lab host, and a door in front of it that
-//! asks for tokens, breaks connections or lies.
+//! A door in front of a registry (`lab::registry`) that asks for tokens, breaks connections or lies.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lab::Host;
-use lab::host::wait_until;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-const UP_MAX: Duration = Duration::from_secs(30);
-
-/// Starts docker-registry on 127.0.0.1:`port` of the host; `settings` are its environment. It ends
-/// with the lab.
-///
-/// # Errors
-/// When it does not answer.
-pub fn start(host: &Host, port: u16, settings: &[(&str, &str)]) -> Result<()> {
-    let config = host.folder.join(format!("registry-{port}.yml"));
-    let data = host.folder.join(format!("registry-{port}"));
-    fs::write(
-        &config,
-        format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n",
-            data.display()
-        ),
-    )?;
-    let log = File::create(host.folder.join(format!("registry-{port}.log")))?;
-    let mut process = host
-        .inside(&["docker-registry", "serve", &config.display().to_string()])
-        .envs(settings.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    std::thread::spawn(move || process.wait());
-    let ask = format!("curl -s -o /dev/null http://127.0.0.1:{port}/v2/");
-    wait_until(UP_MAX, || Ok(host.sh(&ask).is_ok())).context("docker-registry does not answer")
-}
 
 /// One request as the door sees it.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ pub mod lab;
 pub mod host;
 pub mod cable;
 pub mod image;
+pub mod registry;
 pub mod guard;
 pub mod capture;
 pub mod command;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use lab::command::{output, run, sh};
 use lab::host::wait_until;
+use lab::{Host, Lab, Plan, registry};
 
 use crate::suite;
 
@@ -15,16 +16,31 @@ const DEMO_MAX: Duration = Duration::from_secs(600);
 /// How long a demo that was told to end may take to remove everything.
 const GONE_MAX: Duration = Duration::from_secs(60);
 const INTERRUPTED: i32 = 130;
+/// What the registry of [`registry`] holds, by the name that its own host pulls it under.
+const IMAGE: &str = "127.0.0.1:5000/httpd:2";
+const REGISTRY_PORT: u16 = 5000;
 
 /// Three demos beside each other: one on this terminal, one with a host of the Docker Engine and
-/// behind a router that is kept and then taken down by hand, one that is interrupted.
+/// behind a router, with an image from a registry, that is kept and then taken down by hand, one
+/// that is interrupted.
 pub fn main() -> Result<()> {
     lab::interrupt::listen()?;
-    let kept = Demo::start("kept", &["--with-dockerd", "--routed", "--keep"])?;
-    let interrupted = Demo::start("interrupted", &["--hosts", "3"])?;
+    let shop = registry()?;
+    let words = ["--with-dockerd", "--routed", "--keep", "--image", IMAGE];
+    let kept = Demo::start("kept", &words, Some(shop.host(1)))?;
+    let interrupted = Demo::start("interrupted", &["--hosts", "3"], None)?;
     interrupt(interrupted).context("a demo that is interrupted")?;
     super::main(&[]).context("a demo beside another")?;
     keep(kept).context("demo --with-dockerd --routed --keep")
+}
+
+/// A host with a registry, and in it the image that a demo is to serve.
+fn registry() -> Result<Lab> {
+    let lab = Lab::up(&Plan::skep(1)?)?;
+    lab.import_httpd(IMAGE)?;
+    registry::start(lab.host(1), REGISTRY_PORT, &[])?;
+    lab.host(1).docker(&["push", "-q", IMAGE])?;
+    Ok(lab)
 }
 
 /// A demo in a process of its own; all that it says goes to a file.
@@ -34,12 +50,22 @@ struct Demo {
 }
 
 impl Demo {
-    fn start(name: &str, words: &[&str]) -> Result<Demo> {
+    /// Started on the network of `host`, or of this machine.
+    fn start(name: &str, words: &[&str], host: Option<&Host>) -> Result<Demo> {
         let folder = suite::target_folder()?;
         let log = folder.join(format!("demo-{name}.log"));
         let file = fs::File::create(&log)?;
         // Not current_exe(): the build step may have put a newer file in this one's place.
-        let process = Command::new(folder.join("xtask"))
+        let program = folder.join("xtask");
+        let mut command = match host {
+            Some(host) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &host.init_pid(), "-n", "--"]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        let process = command
             .arg("demo")
             .args(words)
             .env("SKEP_BIN", std::env::var_os("SKEP_BIN").unwrap_or(folder.join("skep").into()))

@@ -131,7 +131,7 @@ struct Rig<'a> {
 
 impl<'a> Rig<'a> {
     fn make(host: &'a Host) -> Result<Self> {
-        e2e::registry::start(host, 5000, &[])?;
+        lab::registry::start(host, 5000, &[])?;
         for (number, text) in ["one", "two"].iter().enumerate() {
             let line = format!("echo {text} > /tmp/{text}");
             let from = if number == 0 { "httpd".to_owned() } else { format!("{REGISTRY}/app:1") };

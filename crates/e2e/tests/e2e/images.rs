@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use e2e::registry::{self, Door, Turn};
+use e2e::registry::{Door, Turn};
 use e2e::{answers, cases, hosts, refused};
 use lab::command::{output, run};
+use lab::registry;
 use lab::{Engine, Host, Lab};
 use serde_json::{Value, json};
 
