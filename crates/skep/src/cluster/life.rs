@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use docker_api::swarm::{ControlCode, ControlError, InitRequest, JoinRequest};
+use engine::network::OverlayState;
 use manager::Bootstrap;
 use model::swarm_id;
 use transport::identity::Refused;
@@ -106,6 +107,7 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
         ..Default::default()
     };
     cluster.folder.save(&saved).map_err(internal)?;
+    make_way_out(cluster).await?;
     let bootstrap = Bootstrap {
         spec: request.spec,
         root,
@@ -144,6 +146,14 @@ pub async fn join(cluster: Arc<Cluster>, request: JoinRequest) -> Result<(), Con
     })
     .await
     .unwrap_or_else(|error| Err(internal(error)))
+}
+
+/// Makes `docker_gwbridge`, which tasks leave the host by: whoever lists the networks after `init` or
+/// `join` has answered finds it.
+async fn make_way_out(cluster: &Cluster) -> Result<(), ControlError> {
+    let network = &cluster.engine.network;
+    let state = OverlayState { in_swarm: true, ..network.overlays() };
+    network.set_overlays(state).await.map_err(internal)
 }
 
 /// What was asked for, else `--swarm-default-advertise-addr`.
@@ -191,6 +201,7 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
         ..Default::default()
     };
     cluster.folder.save(&saved).map_err(internal)?;
+    make_way_out(cluster).await?;
     if role == pb::NodeRole::Manager {
         unlocked_by_others(cluster, &identity, &remotes).await?;
     }
@@ -294,7 +305,7 @@ async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result
     node.agent.say_goodbye().await;
     node.stop();
     super::executor::remove_all(&cluster.engine).await;
-    let _ = cluster.engine.network.set_overlays(engine::network::OverlayState::default()).await;
+    let _ = cluster.engine.network.set_overlays(OverlayState::default()).await;
     Ok(())
 }
 
