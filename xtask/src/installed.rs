@@ -84,7 +84,10 @@ pub fn fresh() -> Result<()> {
     debootstrap(&root, BESIDE_RUST)?;
     let sources = root.join("opt/skep");
     run(Command::new("git").args(["clone", "--quiet"]).arg(tidy::workspace()).arg(&sources))?;
-    fs::copy("/etc/resolv.conf", root.join("etc/resolv.conf"))?;
+    // The way to the package registries is this machine's: its resolver and whom it trusts.
+    for file in ["etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt"] {
+        fs::copy(Path::new("/").join(file), root.join(file)).with_context(|| file.to_owned())?;
+    }
     let typed = first_command(&fs::read_to_string(sources.join("README.md"))?)?;
     println!("typing {typed:?} in {}", root.display());
     let line = format!("cd /opt/skep && {typed}");

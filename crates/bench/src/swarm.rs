@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lab::host::wait_until;
-use lab::{Engine, Lab, Plan};
+use lab::{Engine, Host, Lab, Plan};
 
 use crate::engine::engine_pss;
 use crate::figures::{Report, seconds};
@@ -24,9 +24,10 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
         lab.host(1).dk("network create -d overlay web")?;
         labs.push(lab);
     }
-    for _ in 0..ROUNDS {
+    for number in 1..=ROUNDS {
         for (lab, samples) in labs.iter().zip(&mut samples) {
-            round(lab, samples)?;
+            let taken = seconds(|| round(lab, samples))?;
+            eprintln!("round {number} of {ROUNDS} on {:?}: {taken:.0} s", lab.host(1).engine);
         }
     }
     for (lab, samples) in labs.iter().zip(&mut samples) {
@@ -51,7 +52,47 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
         Ok(theirs.failover),
     );
     report.add("manager, proportional memory", "MiB", ours.memory, Ok(theirs.memory));
+    drop(labs);
+    leader_lost(skep, report)
+}
+
+/// Three managers, the leader killed: how long until another one takes a change.
+fn leader_lost(skep: &Path, report: &mut Report) -> Result<()> {
+    let mut samples = [Vec::new(), Vec::new()];
+    let mut labs = Vec::new();
+    for engine in [Engine::Skep, Engine::Dockerd] {
+        let plan = Plan { engines: vec![engine; 3], skep: skep.to_path_buf(), ..Plan::skep(3)? };
+        let lab = Lab::up(&plan)?;
+        lab.swarm(3)?;
+        labs.push(lab);
+    }
+    for number in 0..ROUNDS {
+        for (lab, samples) in labs.iter().zip(&mut samples) {
+            samples.push(leader_killed(lab, number).context("a manager is lost")?);
+        }
+    }
+    let [ours, theirs] = samples;
+    report.add("the leader is killed until another manager takes a change", "s", ours, Ok(theirs));
     Ok(())
+}
+
+fn leader_killed(lab: &Lab, number: usize) -> Result<f64> {
+    let mut leader = None;
+    wait_until(SETTLED_MAX, || {
+        let nodes = lab.host(1).dk("node ls --format {{.ManagerStatus}}={{.Hostname}}")?;
+        leader = nodes.lines().find_map(|line| line.strip_prefix("Leader=")).map(str::to_owned);
+        Ok(leader.is_some() && nodes.matches("Reachable=").count() == lab.hosts.len() - 1)
+    })?;
+    let is_leader = |host: &&Host| leader.as_ref() == Some(&host.name);
+    let leader = lab.hosts.iter().find(is_leader).context("no leader")?;
+    let other = lab.hosts.iter().find(|host| host.number != leader.number).context("alone")?;
+    leader.kill()?;
+    let taken = seconds(|| {
+        let create = format!("config create change{number} /etc/hostname");
+        wait_until(SETTLED_MAX, || Ok(other.dk(&create).is_ok()))
+    })?;
+    leader.start()?;
+    Ok(taken)
 }
 
 #[derive(Default)]
