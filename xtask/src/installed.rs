@@ -77,11 +77,13 @@ fn unpacked(root: &Path, tarball: &Path) -> Result<()> {
 
 /// The README's first command, typed in a clone of what is committed, on a machine with nothing but
 /// Rust. The root is made anew each time, because the command installs what it needs there.
+/// `FRESH_DEBIAN` names another release than the package's.
 pub fn fresh() -> Result<()> {
     lab::interrupt::listen()?;
     let target = suite::target_folder()?;
     let root = target.parent().context("no target folder")?.join("fresh-root");
-    debootstrap(&root, BESIDE_RUST)?;
+    let release = std::env::var("FRESH_DEBIAN").unwrap_or(SUITE.into());
+    debootstrap(&root, &release, BESIDE_RUST)?;
     let sources = root.join("opt/skep");
     run(Command::new("git").args(["clone", "--quiet"]).arg(tidy::workspace()).arg(&sources))?;
     // The way to the package registries is this machine's: its resolver and whom it trusts.
@@ -149,21 +151,21 @@ fn clean_root(folder: &Path) -> Result<PathBuf> {
     // The Docker Engine's package holds the docker command.
     packages.sort_unstable();
     packages.dedup();
-    debootstrap(folder, &packages)?;
+    debootstrap(folder, SUITE, &packages)?;
     fs::write(folder.join("opt/made"), "")?;
     Ok(folder.to_path_buf())
 }
 
 /// A Debian with the named packages and what every Debian has, in place of what was there.
-fn debootstrap(folder: &Path, packages: &[&str]) -> Result<()> {
-    println!("making a clean Debian in {}", folder.display());
+fn debootstrap(folder: &Path, release: &str, packages: &[&str]) -> Result<()> {
+    println!("making a clean Debian {release} in {}", folder.display());
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
     run(Command::new("debootstrap")
         .arg("--variant=minbase")
         .arg(format!("--include={}", packages.join(",")))
-        .arg(SUITE)
+        .arg(release)
         .arg(folder)
         .arg(mirror()?))?;
     Ok(())

@@ -31,7 +31,8 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// A package's own start-up script asks this file whether it may start a service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// Installs the missing packages; without root or without apt, says which ones they are.
+/// Installs the missing packages; without root or without apt, says which ones they are. Since
+/// Debian 13 the docker command is a package beside docker.io, which brought it before.
 pub fn install() -> Result<()> {
     let missing = missing();
     if missing.is_empty() {
@@ -44,7 +45,11 @@ pub fn install() -> Result<()> {
     }
     let policy = refuse_services()?;
     let outcome = apt(&["update", "-qq"]).and_then(|()| {
-        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat())
+        let mut packages = missing.clone();
+        if !on_path("docker") && lab::command::sh("apt-cache show docker-cli").is_ok() {
+            packages.push("docker-cli");
+        }
+        apt(&[&["install", "-y", "-qq", "--no-install-recommends"], packages.as_slice()].concat())
     });
     if policy {
         fs::remove_file(POLICY)?;
