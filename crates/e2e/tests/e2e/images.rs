@@ -12,8 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use e2e::registry::{Door, Turn};
 use e2e::{answers, cases, hosts, refused};
 use lab::command::{output, run};
-use lab::registry;
-use lab::{Engine, Host, Lab};
+use lab::{Engine, Host, Lab, registry};
 use serde_json::{Value, json};
 
 const PLAIN: u16 = 5000;
