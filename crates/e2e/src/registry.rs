@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lab::Host;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
