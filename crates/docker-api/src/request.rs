@@ -203,7 +203,7 @@ impl Filters {
     /// Refuses what the call does not know, in Docker's words.
     pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
         match self.0.keys().find(|name| !known.contains(&name.as_str())) {
-            Some(name) => Err(ApiError::bad_request(format!("invalid filter '{name}'"))),
+            Some(name) => Err(ApiError::bad_request(format!("Invalid filter '{name}'"))),
             None => Ok(()),
         }
     }
@@ -282,7 +282,7 @@ mod tests {
     fn a_filter_nobody_knows_is_refused() {
         let filters = Filters::parse(r#"{"colour":["red"]}"#).expect("json");
         let error = filters.only(&["label"]).expect_err("unknown");
-        assert_eq!(error.message, "invalid filter 'colour'");
+        assert_eq!(error.message, "Invalid filter 'colour'");
         assert!(Filters::parse("{").is_err());
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A file is a list of cases. `$ ` begins a command for bash, the lines below it are its standard output and
 //! error together, and `[7]` at their end is an exit status other than 0. `[..]` stands for any text within a
-//! line. `## ` begins a case: its commands run in order in a folder of its own, and the next case starts
+//! line. A line behind `[dockerd] ` or `[skep] ` is said by that engine alone: a difference on purpose,
+//! with its reason in a comment (`# `). `## ` begins a case: its commands run in order in a folder of its own, and the next case starts
 //! without its containers. In a command, `docker` is the CLI against the host, and [`PRELUDE`] has helpers.
 
 use std::fs;
@@ -10,13 +11,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::Host;
+use lab::{Engine, Host};
 
 /// A single command may take this long, also on a busy machine.
 const COMMAND_SECONDS_MAX: &str = "90";
 
 /// `api METHOD PATH [JSON]` prints the status and the answer; `until_ok` tries for 30 s; `on_host` runs
-/// a command where the daemon runs; `pty` gives a command a terminal.
+/// a command where the daemon runs; `pty` gives a command a terminal; `second` and `third` run what
+/// follows on another host of the lab.
 const PRELUDE: &str = r#"
 api() {
     local method=$1 path=$2 socket=${DOCKER_HOST#unix://}; shift 2
@@ -30,6 +32,8 @@ until_ok() {
     echo "never true: $*"; return 1
 }
 on_host() { nsenter -t "$HOST_INIT" -n -u -i -m -p -- "$@"; }
+second() { DOCKER_HOST=$DOCKER_HOST_2 HOST_INIT=$HOST_INIT_2 "$@"; }
+third() { DOCKER_HOST=$DOCKER_HOST_3 HOST_INIT=$HOST_INIT_3 "$@"; }
 pty() { script -qec "$*" /dev/null </dev/null | tr -d '\r\000\004' | sed 's/\^[@D]//;s/\x08//g'; return ${PIPESTATUS[0]}; }
 "#;
 
@@ -49,25 +53,32 @@ struct Case {
 
 /// Runs every case of a transcript and reports each answer that differs.
 pub fn run(host: &Host, name: &str, text: &str) -> Result<()> {
+    run_on(std::slice::from_ref(host), name, text)
+}
+
+/// The same with several hosts; `docker` speaks to the first.
+pub fn run_on(hosts: &[Host], name: &str, text: &str) -> Result<()> {
+    let host = hosts.first().context("no host")?;
     let mut failures = Vec::new();
     for case in parse(text).with_context(|| name.to_owned())? {
         let folder = host.folder.join(format!("transcript-{name}"));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder)?;
         for step in &case.steps {
-            let said = ask(host, &folder, &step.command)?;
-            if !agrees(&step.expected, &said) {
+            let said = ask(hosts, &folder, &step.command)?;
+            let expected = expected_of(host.engine, &step.expected);
+            if !agrees(&expected, &said) {
                 failures.push(format!(
                     "{name}:{} ({}): $ {}\n  expected:\n    {}\n  said:\n    {}",
                     step.line,
                     case.name,
                     step.command,
-                    step.expected.join("\n    "),
+                    expected.join("\n    "),
                     said.join("\n    "),
                 ));
             }
         }
-        ask(host, &folder, "docker ps -aq | xargs -r docker rm -fv")?;
+        ask(hosts, &folder, "docker ps -aq | xargs -r docker rm -fv")?;
     }
     if failures.is_empty() {
         return Ok(());
@@ -75,7 +86,15 @@ pub fn run(host: &Host, name: &str, text: &str) -> Result<()> {
     bail!("{} answers differ\n{}\n{}", failures.len(), failures.join("\n"), host.log_tail(10))
 }
 
-fn ask(host: &Host, folder: &Path, command: &str) -> Result<Vec<String>> {
+fn ask(hosts: &[Host], folder: &Path, command: &str) -> Result<Vec<String>> {
+    let host = &hosts[0];
+    let each = hosts.iter().flat_map(|host| {
+        let number = host.number;
+        [
+            (format!("DOCKER_HOST_{number}"), host.docker_host()),
+            (format!("HOST_INIT_{number}"), host.init_pid()),
+        ]
+    });
     let script = format!("{PRELUDE}\nexec 2>&1\n{command}\n");
     let output = Command::new("timeout")
         .args([COMMAND_SECONDS_MAX, "bash", "-c", &script])
@@ -86,6 +105,7 @@ fn ask(host: &Host, folder: &Path, command: &str) -> Result<Vec<String>> {
         // Both engines speak it, so that the CLI prints the same.
         .env("DOCKER_API_VERSION", "1.41")
         .env("HOST_INIT", host.init_pid())
+        .envs(each)
         .env("LC_ALL", "C")
         .output()
         .context("cannot run bash")?;
@@ -122,6 +142,16 @@ fn parse(text: &str) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// The lines that all engines say, and those of this one.
+fn expected_of(engine: Engine, lines: &[String]) -> Vec<String> {
+    let (ours, others) = match engine {
+        Engine::Skep => ("[skep] ", "[dockerd] "),
+        Engine::Dockerd => ("[dockerd] ", "[skep] "),
+    };
+    let lines = lines.iter().filter(|line| !line.starts_with(others));
+    lines.map(|line| line.strip_prefix(ours).unwrap_or(line).to_owned()).collect()
+}
+
 fn agrees(expected: &[String], said: &[String]) -> bool {
     expected.len() == said.len()
         && expected.iter().zip(said).all(|(expected, said)| fits(expected, said))
@@ -151,6 +181,13 @@ mod tests {
         assert_eq!(cases[0].steps[0].expected, ["x", "[7]"]);
         assert_eq!(cases[0].steps[1].line, 7);
         assert!(parse("$ a\n").is_err() && parse("## a\nb\n").is_err() && parse("").is_err());
+    }
+
+    #[test]
+    fn a_line_of_one_engine_is_wanted_of_that_one_alone() {
+        let lines = ["both", "[dockerd] there", "[skep] here"].map(str::to_owned);
+        assert_eq!(expected_of(Engine::Skep, &lines), ["both", "here"]);
+        assert_eq!(expected_of(Engine::Dockerd, &lines), ["both", "there"]);
     }
 
     #[test]

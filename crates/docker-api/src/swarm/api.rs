@@ -32,6 +32,14 @@ pub enum ControlCode {
     AlreadyInSwarm,
     /// Wants `--force`: Docker's status 503.
     Refused,
+    /// Said by this node itself rather than by a manager, hence without gRPC's words: Docker's 400.
+    BadParameter,
+    /// The same, 409: unlocking what is not locked.
+    Conflict,
+    /// The same, 401: another unlock key than this one.
+    Unauthorized,
+    /// The same, 500.
+    Failed,
 }
 
 /// Why a call to the swarm failed.
@@ -60,6 +68,7 @@ impl ControlError {
 
 pub const NO_SWARM: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.";
 pub const WORKER: &str = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.";
+pub const LOCKED_LEAVE: &str = "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.";
 pub const LOCKED: &str = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it.";
 
 /// `POST /swarm/init`.

@@ -21,7 +21,13 @@ pub const AVAILABILITIES: &[(&str, Availability)] = &[
 const HEARTBEAT_DEFAULT: i64 = 5_000_000_000;
 const CERT_EXPIRY_DEFAULT: i64 = 7_776_000_000_000_000;
 const CERT_EXPIRY_MIN: i64 = 3_600_000_000_000;
-const CERT_EXPIRY_MIN_TEXT: &str = "1h0m0s";
+const CERT_EXPIRY_SHORT: &str =
+    "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s";
+const HEARTBEAT_NEGATIVE: &str =
+    "rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration";
+/// What is asked of every new swarm, and refused before there is one.
+const LISTEN_EMPTY: &str = "invalid ListenAddr \"\": invalid empty address";
+const SUBNET_SIZE_MAX: u32 = 29;
 
 /// Docker's defaults (GET /swarm right after a plain `docker swarm init`).
 pub fn default_spec() -> pb::ClusterSpec {
@@ -67,9 +73,7 @@ pub fn merge_spec(body: &Obj<'_>, mut spec: pb::ClusterSpec) -> Result<pb::Clust
     if let Some(dispatcher) = body.obj("Dispatcher")? {
         let period = dispatcher.i64("HeartbeatPeriod")?;
         if period < 0 {
-            return Err(Fault::bad(
-                "rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration",
-            ));
+            return Err(Fault::bad(HEARTBEAT_NEGATIVE));
         }
         if period != 0 {
             spec.dispatcher.get_or_insert_default().heartbeat_period = Some(duration(period));
@@ -111,9 +115,7 @@ fn merge_ca(body: &Obj<'_>, ca: &mut pb::CaConfig) -> Result<(), Fault> {
     let expiry = body.i64("NodeCertExpiry")?;
     if expiry != 0 {
         if expiry < CERT_EXPIRY_MIN {
-            return Err(Fault::bad(format!(
-                "rpc error: code = InvalidArgument desc = minimum certificate expiry time is: {CERT_EXPIRY_MIN_TEXT}"
-            )));
+            return Err(Fault::bad(CERT_EXPIRY_SHORT));
         }
         ca.node_cert_expiry = Some(duration(expiry));
     }
@@ -136,7 +138,7 @@ pub fn read_init(body: &Value) -> Result<InitRequest, Fault> {
     let spec = match body.obj("Spec")? {
         None => default_spec(),
         Some(spec) => {
-            let read = merge_spec(&spec, default_spec())?;
+            let read = merge_spec(&spec, default_spec()).map_err(unsettled)?;
             spec.done()?;
             read
         }
@@ -158,9 +160,20 @@ pub fn read_init(body: &Value) -> Result<InitRequest, Fault> {
     Ok(request)
 }
 
+/// dockerd begins the swarm first and fails to change it then, with status 500.
+fn unsettled(fault: Fault) -> Fault {
+    match [CERT_EXPIRY_SHORT, HEARTBEAT_NEGATIVE].contains(&fault.message.as_str()) {
+        true => Fault::internal(format!("error updating cluster settings: {}", fault.message)),
+        false => fault,
+    }
+}
+
 /// Refuses what dockerd 20.10 refuses before a swarm begins, in its words; it answers 500 to bad numbers and pools.
 fn check_init(request: &InitRequest) -> Result<(), Fault> {
     let failed = |message| Err(Fault::new(StatusCode::INTERNAL_SERVER_ERROR, message));
+    if request.listen_addr.is_empty() {
+        return Err(Fault::bad(LISTEN_EMPTY));
+    }
     let name = request.spec.annotations.as_ref().map_or("", |annotations| &annotations.name);
     if !["", "default"].contains(&name) {
         return Err(Fault::bad("swarm spec must be named \"default\""));
@@ -170,6 +183,9 @@ fn check_init(request: &InitRequest) -> Result<(), Fault> {
         return failed(format!("Datapath port number is not in valid range (1024-49151) : {port}"));
     }
     let size = if request.subnet_size == 0 { DEFAULT_MASK } else { request.subnet_size };
+    if size > SUBNET_SIZE_MAX {
+        return failed(format!("subnet size is out of range: {size}"));
+    }
     for pool in &request.default_addr_pool {
         let Some(bits) = prefix_length(pool) else {
             return failed(format!("invalid base pool {pool}: invalid CIDR address: {pool}"));
@@ -184,7 +200,7 @@ fn check_init(request: &InitRequest) -> Result<(), Fault> {
 }
 
 /// The length of the prefix of `address/length`; none where that is no CIDR address.
-fn prefix_length(cidr: &str) -> Option<u32> {
+pub(super) fn prefix_length(cidr: &str) -> Option<u32> {
     let (address, length) = cidr.split_once('/')?;
     let address: std::net::IpAddr = address.parse().ok()?;
     let length: u32 = length.parse().ok()?;
@@ -209,8 +225,11 @@ pub fn read_join(body: &Value) -> Result<JoinRequest, Fault> {
         availability: body.word("Availability", AVAILABILITIES)?,
     };
     body.done()?;
+    if request.listen_addr.is_empty() {
+        return Err(Fault::bad(LISTEN_EMPTY));
+    }
     if request.remote_addrs.is_empty() {
-        return Err(Fault::bad("at least 1 remote address is required to join"));
+        return Err(Fault::bad("at least 1 RemoteAddr is required to join"));
     }
     Ok(request)
 }

@@ -149,7 +149,8 @@ fn read_privileges(obj: Obj<'_>) -> Result<pb::Privileges, Fault> {
 }
 
 fn read_mount(obj: Obj<'_>) -> Result<pb::Mount, Fault> {
-    let mount_type = obj.word("Type", MOUNT_TYPES)?;
+    let mount_type =
+        obj.word_or("Type", MOUNT_TYPES, |text| format!("invalid MountType: {text:?}"))?;
     if mount_type == MountType::Cluster {
         return Err(Fault::unsupported("mounts of type cluster"));
     }
@@ -169,7 +170,9 @@ fn read_mount(obj: Obj<'_>) -> Result<pb::Mount, Fault> {
 
 fn read_bind(obj: Obj<'_>) -> Result<pb::mount::BindOptions, Fault> {
     let read = pb::mount::BindOptions {
-        propagation: obj.word("Propagation", PROPAGATIONS)? as i32,
+        propagation: obj.word_or("Propagation", PROPAGATIONS, |text| {
+            format!("invalid MountPropagation: {text:?}")
+        })? as i32,
         nonrecursive: obj.bool("NonRecursive")?,
         createmountpoint: obj.bool("CreateMountpoint")?,
         readonlynonrecursive: obj.bool("ReadOnlyNonRecursive")?,
@@ -261,13 +264,13 @@ fn read_config(obj: Obj<'_>) -> Result<pb::ConfigReference, Fault> {
     let runtime = obj.has("Runtime");
     let target = match (file, runtime) {
         (Some(_), true) => {
-            return Err(Fault::bad(
-                "invalid ConfigReference: cannot specify both a File and a Runtime target",
-            ));
+            return Err(Fault::bad("invalid Config: cannot specify both File and Runtime"));
         }
         (Some(file), false) => Some(Target::File(file)),
         (None, true) => Some(Target::Runtime(pb::RuntimeTarget {})),
-        (None, false) => None,
+        (None, false) => {
+            return Err(Fault::bad("invalid Config: either File or Runtime should be set"));
+        }
     };
     let read = pb::ConfigReference {
         config_id: obj.str("ConfigID")?,

@@ -32,6 +32,10 @@ impl From<ControlError> for Fault {
             NotManager | AlreadyInSwarm | Refused => {
                 return Self::new(StatusCode::SERVICE_UNAVAILABLE, error.message);
             }
+            BadParameter => return Self::bad(error.message),
+            Conflict => return Self::conflict(error.message),
+            Unauthorized => return Self::new(StatusCode::UNAUTHORIZED, error.message),
+            Failed => return Self::internal(error.message),
         };
         Self::new(status, format!("rpc error: code = {name} desc = {}", error.message))
     }

@@ -192,6 +192,17 @@ impl<'a> Obj<'a> {
             .ok_or_else(|| Fault::bad(format!("invalid {}: {text:?}", self.name(key))))
     }
 
+    /// The same, refused in Docker's words.
+    pub fn word_or<T: Copy>(
+        &self,
+        key: &str,
+        words: &[(&str, T)],
+        refusal: impl FnOnce(&str) -> String,
+    ) -> Result<T, Fault> {
+        let text = self.str(key)?;
+        self.word(key, words).map_err(|_| Fault::bad(refusal(&text)))
+    }
+
     /// Refuses whatever was not read, unless it says nothing.
     pub fn done(self) -> Result<(), Fault> {
         let used = self.used.into_inner();

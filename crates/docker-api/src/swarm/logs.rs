@@ -25,10 +25,11 @@ async fn service(
     Path(id): Path<String>,
     query: Parameters,
 ) -> ApiResult {
+    let options = options(&query)?;
     let found = find::service(&state.cluster, &id).await?;
     let tty = is_tty(found.spec.as_ref().and_then(|spec| spec.task.as_ref()));
     let selector = pb::LogSelector { service_ids: vec![found.id], ..Default::default() };
-    logs(&state, selector, tty, &query).await
+    logs(&state, selector, options, Shape::read(tty, &query)).await
 }
 
 async fn task(
@@ -36,10 +37,11 @@ async fn task(
     Path(id): Path<String>,
     query: Parameters,
 ) -> ApiResult {
+    let options = options(&query)?;
     let found = find::task(&state.cluster, &id).await?;
     let tty = is_tty(found.spec.as_ref());
     let selector = pb::LogSelector { task_ids: vec![found.id], ..Default::default() };
-    logs(&state, selector, tty, &query).await
+    logs(&state, selector, options, Shape::read(tty, &query)).await
 }
 
 fn is_tty(spec: Option<&pb::TaskSpec>) -> bool {
@@ -49,12 +51,7 @@ fn is_tty(spec: Option<&pb::TaskSpec>) -> bool {
     }
 }
 
-async fn logs(
-    state: &ApiState,
-    selector: pb::LogSelector,
-    tty: bool,
-    query: &Parameters,
-) -> ApiResult {
+fn options(query: &Parameters) -> Result<pb::LogSubscriptionOptions, Fault> {
     let mut streams = Vec::new();
     if query.flag("stdout") {
         streams.push(pb::LogStream::Stdout as i32);
@@ -65,13 +62,20 @@ async fn logs(
     if streams.is_empty() {
         return Err(Fault::bad("Bad parameters: you must choose at least one stream"));
     }
-    let options = pb::LogSubscriptionOptions {
+    Ok(pb::LogSubscriptionOptions {
         streams,
         follow: query.flag("follow"),
         tail: tail(query.text("tail"))?,
         since: since(query.text("since"))?,
-    };
-    let shape = Shape { tty, timestamps: query.flag("timestamps"), details: query.flag("details") };
+    })
+}
+
+async fn logs(
+    state: &ApiState,
+    selector: pb::LogSelector,
+    options: pb::LogSubscriptionOptions,
+    shape: Shape,
+) -> ApiResult {
     let request = pb::SubscribeLogsRequest { selector: Some(selector), options: Some(options) };
     let messages = state.cluster.subscribe_logs(request).await?;
     let body = messages.map(move |message| match message {
@@ -79,7 +83,7 @@ async fn logs(
         // The status is sent already: the reason goes where the CLI shows it.
         Err(error) => Ok(frame(3, format!("Error grabbing logs: {}\n", error.message).as_bytes())),
     });
-    let kind = match tty {
+    let kind = match shape.tty {
         true => "application/vnd.docker.raw-stream",
         false => "application/vnd.docker.multiplexed-stream",
     };
@@ -95,7 +99,7 @@ fn tail(text: Option<&str>) -> Result<i64, Fault> {
         Some(text) => match text.parse::<i64>() {
             Ok(lines) if lines >= 0 => Ok(-lines - 1),
             Ok(_) => Ok(0),
-            Err(_) => Err(Fault::bad(format!("tail size must be an integer: {text:?}"))),
+            Err(_) => Err(Fault::bad("tail value must be a positive integer or \"all\"")),
         },
     }
 }
@@ -103,8 +107,12 @@ fn tail(text: Option<&str>) -> Result<i64, Fault> {
 /// Seconds since 1970 with an optional fraction.
 fn since(text: Option<&str>) -> Result<Option<prost_types::Timestamp>, Fault> {
     let Some(text) = text.filter(|text| *text != "0") else { return Ok(None) };
-    let bad = || Fault::bad(format!("invalid since timestamp: {text:?}"));
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let bad = || {
+        Fault::bad(format!(
+            "could not parse since timestamp: strconv.ParseInt: parsing \"{text}\": invalid syntax"
+        ))
+    };
     let seconds = seconds.parse().map_err(|_| bad())?;
     let nanos = match fraction {
         "" => 0,
@@ -122,6 +130,10 @@ struct Shape {
 }
 
 impl Shape {
+    fn read(tty: bool, query: &Parameters) -> Self {
+        Self { tty, timestamps: query.flag("timestamps"), details: query.flag("details") }
+    }
+
     fn line(&self, message: &pb::LogMessage) -> Bytes {
         let mut line = Vec::with_capacity(message.data.len() + 64);
         if self.timestamps {

@@ -2,21 +2,41 @@
 
 use std::collections::BTreeMap;
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 use wire::swarmkit as pb;
 
-use super::api::{ControlCode, LocalEndpoint, LocalOverlay, VerboseService};
+use super::api::{ControlCode, ControlError, LocalEndpoint, LocalOverlay, VerboseService};
+use super::cluster::prefix_length;
 use super::fault::Fault;
 use super::find::{self, Cluster};
 use super::json::{Obj, instant, texts, time};
 
+/// The store's words, as SwarmKit has them.
+const NAME_TAKEN: &str = "name conflicts with an existing object";
 const INGRESS_SANDBOX: &str = "ingress-sbox";
 
 /// `POST /networks/create` for a network of swarm scope: its id.
 pub async fn create(cluster: &Cluster, body: &Value) -> Result<String, Fault> {
     let spec = read(body)?;
-    let answer = cluster.call(pb::CreateNetworkRequest { spec: Some(spec) }).await?;
+    let name = spec.annotations.as_ref().map_or("", |annotations| &annotations.name).to_owned();
+    let answer = cluster.call(pb::CreateNetworkRequest { spec: Some(spec) }).await;
+    let answer = answer.map_err(|error| refusal(error, &name))?;
     Ok(answer.network.map(|network| network.id).unwrap_or_default())
+}
+
+/// dockerd has words of its own for two refusals, before it asks the managers.
+fn refusal(error: ControlError, name: &str) -> Fault {
+    if error.code == ControlCode::AlreadyExists && error.message.contains(NAME_TAKEN) {
+        return Fault::conflict(format!("network with name {name} already exists"));
+    }
+    if error == ControlError::worker() {
+        return Fault::new(
+            StatusCode::FORBIDDEN,
+            "Cannot create a multi-host network from a worker node. Please create the network from a manager node.",
+        );
+    }
+    error.into()
 }
 
 /// Whether a create request means a network of the swarm.
@@ -36,6 +56,10 @@ pub(crate) fn read(body: &Value) -> Result<pb::NetworkSpec, Fault> {
     }
     match body.str("Scope")?.as_str() {
         "" | "swarm" => {}
+        "local" => {
+            let reason = "cannot downgrade network scope for overlay networks";
+            return Err(Fault::new(StatusCode::FORBIDDEN, reason));
+        }
         other => return Err(Fault::bad(format!("an overlay network cannot have scope {other:?}"))),
     }
     if body.bool("ConfigOnly")?
@@ -78,6 +102,10 @@ fn read_ipam(ipam: Obj<'_>) -> Result<Option<pb::IpamOptions>, Fault> {
     let mut configs = Vec::new();
     for pool in ipam.list("Config")? {
         let subnet = pool.str("Subnet")?;
+        if !subnet.is_empty() && prefix_length(&subnet).is_none() {
+            let reason = format!("Invalid subnet {subnet} : invalid CIDR address: {subnet}");
+            return Err(Fault::bad(reason));
+        }
         let family = match subnet.contains(':') {
             true => pb::ipam_config::AddressFamily::Ipv6,
             false => pb::ipam_config::AddressFamily::Ipv4,

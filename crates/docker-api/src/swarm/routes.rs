@@ -56,14 +56,17 @@ async fn update(State(state): State<ApiState>, query: Parameters, body: Body<Val
     let version = version_of(&query, "swarm")?;
     let body = body.required()?;
     let body = Obj::root(&body)?;
+    if !["", "default"].contains(&body.str("Name")?.as_str()) {
+        return Err(Fault::bad("swarm spec must be named \"default\""));
+    }
+    let rotation = pb::KeyRotation {
+        worker_join_token: strict_flag(&query, "rotateWorkerToken")?,
+        manager_join_token: strict_flag(&query, "rotateManagerToken")?,
+        manager_unlock_key: strict_flag(&query, "rotateManagerUnlockKey")?,
+    };
     let current = find::cluster(&state.cluster).await?;
     let spec = merge_spec(&body, current.spec.unwrap_or_default())?;
     body.done()?;
-    let rotation = pb::KeyRotation {
-        worker_join_token: query.flag("rotateWorkerToken"),
-        manager_join_token: query.flag("rotateManagerToken"),
-        manager_unlock_key: query.flag("rotateManagerUnlockKey"),
-    };
     let request = pb::UpdateClusterRequest {
         cluster_id: current.id,
         cluster_version: Some(pb::Version { index: version }),
@@ -187,6 +190,15 @@ pub(super) fn version_of(query: &Parameters, what: &str) -> Result<u64, Fault> {
             "invalid {what} version '{text}': strconv.ParseUint: parsing \"{text}\": invalid syntax"
         ))
     })
+}
+
+/// Go's `strconv.ParseBool`, where dockerd takes no other word for a truth value.
+pub(super) fn strict_flag(query: &Parameters, name: &str) -> Result<bool, Fault> {
+    match query.get(name).unwrap_or_default() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "" | "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(Fault::bad(format!("invalid value for {name}: {other}"))),
+    }
 }
 
 pub(super) fn list(filters: &Filters, name: &str) -> Vec<String> {

@@ -15,7 +15,7 @@ use wire::swarmkit::task_spec::Runtime;
 use super::fault::Fault;
 use super::find::{self, Cluster};
 use super::json::Out;
-use super::routes::{array, list, pairs, version_of};
+use super::routes::{array, list, pairs, strict_flag, version_of};
 use super::{object, spec};
 use crate::{ApiResult, ApiState, Body, Filters, Parameters};
 
@@ -32,11 +32,6 @@ pub fn routes() -> Router<ApiState> {
 async fn services(State(state): State<ApiState>, query: Parameters) -> ApiResult {
     let filters = query.filters()?;
     filters.only(&["name", "id", "label", "mode", "runtime"])?;
-    for mode in filters.values("mode") {
-        if !["replicated", "global", "replicated-job", "global-job"].contains(&mode) {
-            return Err(Fault::bad(format!("invalid filter 'mode={mode}'")));
-        }
-    }
     let request = pb::ListServicesRequest {
         filters: Some(pb::list_services_request::Filters {
             name_prefixes: list(&filters, "name"),
@@ -87,6 +82,10 @@ async fn statuses(
 async fn create(State(state): State<ApiState>, headers: HeaderMap, body: Body<Value>) -> ApiResult {
     let mut spec = spec::read(&body.required()?)?;
     refuse_jobs(&spec)?;
+    let annotations = spec.annotations.get_or_insert_default();
+    if annotations.name.is_empty() {
+        annotations.name = engine::containers::generated_name();
+    }
     resolve_networks(&state.cluster, &mut spec).await?;
     if let Some(container) = container_of(&mut spec) {
         keep_auth(container, registry_auth(&headers));
@@ -140,8 +139,9 @@ async fn service(
     Path(id): Path<String>,
     query: Parameters,
 ) -> ApiResult {
+    let insert_defaults = strict_flag(&query, "insertDefaults")?;
     let mut found = find::service(&state.cluster, &id).await?;
-    if query.flag("insertDefaults") {
+    if insert_defaults {
         let request = pb::GetServiceRequest { service_id: found.id.clone(), insert_defaults: true };
         if let Some(full) = state.cluster.call(request).await?.service {
             found = full;
@@ -179,7 +179,7 @@ async fn update(
             "" | "spec" => current.spec.clone(),
             "previous-spec" => current.previous_spec.clone(),
             other => {
-                return Err(Fault::bad(format!("unsupported registryAuthFrom value: {other}")));
+                return Err(Fault::bad(format!("unsupported registryAuthFrom value {other}")));
             }
         };
         match given.is_empty() {
@@ -237,7 +237,7 @@ async fn task_filters(
             TASK_STATES.iter().find(|state| object::task_state(**state).eq_ignore_ascii_case(word));
         desired_states.push(match state {
             Some(state) => *state as i32,
-            None => return Err(Fault::bad(format!("Invalid desired_state filter: '{word}'"))),
+            None => return Err(Fault::bad(format!("Invalid desired-state filter: '{word}'"))),
         });
     }
     let mut service_ids = Vec::new();

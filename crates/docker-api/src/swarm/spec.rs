@@ -13,6 +13,7 @@ use super::container::{self, word_of};
 use super::fault::Fault;
 use super::json::{Obj, Out, nanos};
 
+const MISMATCH: &str = "mismatched Runtime and *Spec fields";
 const CONDITIONS: &[(&str, RestartCondition)] = &[
     ("any", RestartCondition::Any),
     ("none", RestartCondition::None),
@@ -36,7 +37,7 @@ pub fn read(body: &Value) -> Result<pb::ServiceSpec, Fault> {
     let spec = Obj::root(body)?;
     let task = match spec.obj("TaskTemplate")? {
         Some(task) => read_task(task)?,
-        None => pb::TaskSpec::default(),
+        None => return Err(Fault::bad(MISMATCH)),
     };
     let read = pb::ServiceSpec {
         annotations: Some(read_annotations(&spec)?),
@@ -99,32 +100,8 @@ fn read_task(task: Obj<'_>) -> Result<pb::TaskSpec, Fault> {
     if task.has("PluginSpec") {
         return Err(Fault::unsupported("services of plugins (TaskTemplate.PluginSpec)"));
     }
-    match task.str("Runtime")?.as_str() {
-        "" | "container" => {}
-        other => return Err(Fault::unsupported(format!("TaskTemplate.Runtime {other:?}"))),
-    }
     let (resources, pids) = read_resources(task.obj("Resources")?)?;
-    let container = task.obj("ContainerSpec")?;
-    let attachment = task.obj("NetworkAttachmentSpec")?;
-    let runtime = match (container, attachment) {
-        (Some(_), Some(_)) => {
-            return Err(Fault::bad(
-                "task spec: only one of ContainerSpec and NetworkAttachmentSpec may be given",
-            ));
-        }
-        (Some(spec), None) => {
-            let mut read = container::read(&spec)?;
-            read.pids_limit = pids;
-            spec.done()?;
-            Some(Runtime::Container(read))
-        }
-        (None, Some(spec)) => {
-            let container_id = spec.str("ContainerID")?;
-            spec.done()?;
-            Some(Runtime::Attachment(pb::NetworkAttachmentSpec { container_id }))
-        }
-        (None, None) => None,
-    };
+    let runtime = Some(read_runtime(&task, pids)?);
     let read = pb::TaskSpec {
         resources,
         restart: task.obj("RestartPolicy")?.map(read_restart).transpose()?,
@@ -137,6 +114,26 @@ fn read_task(task: Obj<'_>) -> Result<pb::TaskSpec, Fault> {
     };
     task.done()?;
     Ok(read)
+}
+
+fn read_runtime(task: &Obj<'_>, pids: i64) -> Result<Runtime, Fault> {
+    let container = task.obj("ContainerSpec")?;
+    let attachment = task.obj("NetworkAttachmentSpec")?;
+    match (task.str("Runtime")?.as_str(), container, attachment) {
+        ("" | "container", Some(spec), None) => {
+            let mut read = container::read(&spec)?;
+            read.pids_limit = pids;
+            spec.done()?;
+            Ok(Runtime::Container(read))
+        }
+        ("attachment", None, Some(spec)) => {
+            let container_id = spec.str("ContainerID")?;
+            spec.done()?;
+            Ok(Runtime::Attachment(pb::NetworkAttachmentSpec { container_id }))
+        }
+        ("" | "container" | "attachment" | "plugin", ..) => Err(Fault::bad(MISMATCH)),
+        _ => Err(Fault::bad("unsupported runtime")),
+    }
 }
 
 fn read_resources(
@@ -212,7 +209,9 @@ fn read_generic(list: Vec<Obj<'_>>) -> Result<Vec<pb::GenericResource>, Fault> {
 
 fn read_restart(policy: Obj<'_>) -> Result<pb::RestartPolicy, Fault> {
     let read = pb::RestartPolicy {
-        condition: policy.word("Condition", CONDITIONS)? as i32,
+        condition: policy.word_or("Condition", CONDITIONS, |text| {
+            format!("invalid RestartCondition: {text:?}")
+        })? as i32,
         delay: policy.duration("Delay")?,
         max_attempts: policy.u64("MaxAttempts")?,
         window: policy.duration("Window")?,
@@ -272,10 +271,14 @@ fn read_update(update: Obj<'_>) -> Result<pb::UpdateConfig, Fault> {
     let read = pb::UpdateConfig {
         parallelism: update.u64("Parallelism")?,
         delay: update.duration("Delay")?,
-        failure_action: update.word("FailureAction", FAILURE_ACTIONS)? as i32,
+        failure_action: update.word_or("FailureAction", FAILURE_ACTIONS, |text| {
+            format!("unrecognized update failure action {text}")
+        })? as i32,
         monitor: update.duration("Monitor")?,
         max_failure_ratio: update.f32("MaxFailureRatio")?,
-        order: update.word("Order", ORDERS)? as i32,
+        order: update
+            .word_or("Order", ORDERS, |text| format!("unrecognized update order {text}"))?
+            as i32,
     };
     update.done()?;
     Ok(read)
@@ -293,7 +296,9 @@ fn read_endpoint(endpoint: Obj<'_>) -> Result<pb::EndpointSpec, Fault> {
         });
         port.done()?;
     }
-    let read = pb::EndpointSpec { mode: endpoint.word("Mode", RESOLUTION_MODES)? as i32, ports };
+    let mode = endpoint
+        .word_or("Mode", RESOLUTION_MODES, |text| format!("invalid resolution mode: {text:?}"))?;
+    let read = pb::EndpointSpec { mode: mode as i32, ports };
     endpoint.done()?;
     Ok(read)
 }

@@ -56,6 +56,11 @@ fn read_config(body: &Value) -> Result<pb::ConfigSpec, Fault> {
     Ok(spec)
 }
 
+/// dockerd says less here than for nodes and services.
+fn object_version(query: &Parameters, what: &str) -> Result<u64, Fault> {
+    version_of(query, what).map_err(|_| Fault::bad(format!("invalid {what} version")))
+}
+
 async fn secrets(State(state): State<ApiState>, query: Parameters) -> ApiResult {
     let filters = query.filters()?;
     filters.only(FILTERS)?;
@@ -94,7 +99,7 @@ async fn update_secret(
     query: Parameters,
     body: Body<Value>,
 ) -> ApiResult {
-    let version = version_of(&query, "secret")?;
+    let version = object_version(&query, "secret")?;
     let spec = read_secret(&body.required()?)?;
     let found = find::secret(&state.cluster, &id).await?;
     let request = pb::UpdateSecretRequest {
@@ -144,7 +149,7 @@ async fn update_config(
     query: Parameters,
     body: Body<Value>,
 ) -> ApiResult {
-    let version = version_of(&query, "config")?;
+    let version = object_version(&query, "config")?;
     let spec = read_config(&body.required()?)?;
     let found = find::config(&state.cluster, &id).await?;
     let request = pb::UpdateConfigRequest {

@@ -73,6 +73,58 @@ fn a_service_is_shown_as_it_was_asked_for() {
     assert_eq!(spec::read(&spec::write(&stored)).unwrap(), stored);
 }
 
+/// The least that a service is, and what `more` says.
+fn least(more: Value) -> Value {
+    let mut body = json!({"Name": "x", "TaskTemplate": {"ContainerSpec": {"Image": "httpd"}}});
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn what_dockerd_refuses_at_once_is_refused_in_its_words() {
+    let container = |name: &str, value: Value| {
+        let mut spec = json!({"Image": "httpd"});
+        spec[name] = value;
+        json!({"TaskTemplate": {"ContainerSpec": spec}})
+    };
+    let config = |target: Value| {
+        let mut config = json!({"ConfigID": "c", "ConfigName": "c"});
+        config.as_object_mut().unwrap().extend(target.as_object().unwrap().clone());
+        container("Configs", json!([config]))
+    };
+    let bind = json!({"Propagation": "foo"});
+    for (more, words) in [
+        (json!({"TaskTemplate": {}}), "mismatched Runtime and *Spec fields"),
+        (json!({"TaskTemplate": null}), "mismatched Runtime and *Spec fields"),
+        (
+            json!({"TaskTemplate": {"NetworkAttachmentSpec": {"ContainerID": "x"}}}),
+            "mismatched Runtime and *Spec fields",
+        ),
+        (json!({"TaskTemplate": {"Runtime": "foo"}}), "unsupported runtime"),
+        (json!({"UpdateConfig": {"Order": "foo"}}), "unrecognized update order foo"),
+        (
+            json!({"UpdateConfig": {"FailureAction": "foo"}}),
+            "unrecognized update failure action foo",
+        ),
+        (json!({"EndpointSpec": {"Mode": "foo"}}), "invalid resolution mode: \"foo\""),
+        (container("Mounts", json!([{"Type": "foo"}])), "invalid MountType: \"foo\""),
+        (
+            container("Mounts", json!([{"Type": "bind", "BindOptions": bind}])),
+            "invalid MountPropagation: \"foo\"",
+        ),
+        (config(json!({})), "invalid Config: either File or Runtime should be set"),
+        (
+            config(json!({"File": {"Name": "a"}, "Runtime": {}})),
+            "invalid Config: cannot specify both File and Runtime",
+        ),
+    ] {
+        let fault = spec::read(&least(more)).unwrap_err();
+        assert_eq!((fault.status.as_u16(), fault.message.as_str()), (400, words));
+    }
+}
+
 #[test]
 fn every_mode_of_a_service_survives() {
     for mode in [
@@ -81,12 +133,12 @@ fn every_mode_of_a_service_survives() {
         json!({"ReplicatedJob": {"MaxConcurrent": 2, "TotalCompletions": 8}}),
         json!({"GlobalJob": {}}),
     ] {
-        let stored = spec::read(&json!({"Name": "x", "Mode": mode})).unwrap();
+        let stored = spec::read(&least(json!({"Mode": mode}))).unwrap();
         assert_eq!(spec::write(&stored)["Mode"], mode);
     }
-    let default = spec::read(&json!({"Name": "x"})).unwrap();
+    let default = spec::read(&least(json!({}))).unwrap();
     assert_eq!(spec::write(&default)["Mode"], json!({"Replicated": {"Replicas": 1}}));
-    assert!(spec::read(&json!({"Name": "x", "Mode": {"Global": {}, "Replicated": {}}})).is_err());
+    assert!(spec::read(&least(json!({"Mode": {"Global": {}, "Replicated": {}}}))).is_err());
 }
 
 #[test]
@@ -136,7 +188,7 @@ fn the_swarm_begins_with_dockers_defaults_and_keeps_what_is_not_changed() {
     assert_eq!(shown["Orchestration"]["TaskHistoryRetentionLimit"], json!(0));
     assert_eq!(shown["EncryptionConfig"]["AutoLockManagers"], json!(true));
     assert_eq!(shown["Dispatcher"]["HeartbeatPeriod"], json!(5_000_000_000_i64));
-    let short = json!({"Spec": {"CAConfig": {"NodeCertExpiry": 1}}});
+    let short = json!({"ListenAddr": ":1", "Spec": {"CAConfig": {"NodeCertExpiry": 1}}});
     assert!(cluster::read_init(&short).unwrap_err().message.contains("1h0m0s"));
 }
 
@@ -154,13 +206,27 @@ fn a_swarm_that_dockerd_refuses_to_begin_is_refused_in_its_words() {
             500,
             "invalid CIDR: \"10.0.0.0/24\". Subnet size is too small for pool: 16",
         ),
+        (json!({"SubnetSize": 30}), 500, "subnet size is out of range: 30"),
+        (
+            json!({"Spec": {"CAConfig": {"NodeCertExpiry": 1}}}),
+            500,
+            "error updating cluster settings: rpc error: code = InvalidArgument desc = minimum certificate expiry time is: 1h0m0s",
+        ),
+        (
+            json!({"Spec": {"Dispatcher": {"HeartbeatPeriod": -1}}}),
+            500,
+            "error updating cluster settings: rpc error: code = InvalidArgument desc = heartbeat time period cannot be a negative duration",
+        ),
+        (json!({"ListenAddr": ""}), 400, "invalid ListenAddr \"\": invalid empty address"),
         (json!({"Spec": {"Name": "other"}}), 400, "swarm spec must be named \"default\""),
     ] {
-        let fault = cluster::read_init(&body).unwrap_err();
+        let mut listening = json!({"ListenAddr": "0.0.0.0:2377"});
+        listening.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
+        let fault = cluster::read_init(&listening).unwrap_err();
         assert_eq!((fault.status.as_u16(), fault.message.as_str()), (status, words), "{body}");
     }
-    let good =
-        json!({"Spec": {"Name": "default"}, "DefaultAddrPool": ["10.0.0.0/8"], "SubnetSize": 24});
+    let good = json!({"ListenAddr": ":1", "Spec": {"Name": "default"},
+        "DefaultAddrPool": ["10.0.0.0/8"], "SubnetSize": 24});
     assert!(cluster::read_init(&good).is_ok());
 }
 

@@ -15,6 +15,7 @@ mod networks;
 mod overlay;
 mod overlay_paths;
 mod ports;
+mod refusals;
 mod repair;
 mod restart;
 mod swarm;

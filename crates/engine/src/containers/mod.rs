@@ -27,6 +27,7 @@ pub use container::{
 pub use create::{CreateRequest, Created};
 pub use endpoints::{endpoint, parse_port};
 pub use mounts::{MountRecord, MountType};
+pub use names::generated as generated_name;
 pub use registry::Containers;
 pub use remove::RemoveOptions;
 pub use runtime::{LogDriver, MASKED_PATHS, READONLY_PATHS};

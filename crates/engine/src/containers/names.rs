@@ -17,6 +17,11 @@ pub(crate) fn check(name: &str) -> Result<()> {
     )))
 }
 
+/// A name for what has none, of which its owner knows no other.
+pub fn generated() -> String {
+    generate(&mut rand::rng(), 0)
+}
+
 /// `busy_lamarr`: the n-th try after some collisions gets a digit.
 pub(crate) fn generate(dice: &mut impl Rng, attempt: usize) -> String {
     let adjective = ADJECTIVES[dice.random_range(0..ADJECTIVES.len())];

@@ -4,7 +4,7 @@ use wire::control::Response;
 use wire::swarmkit as pb;
 
 use super::{
-    Decided, Desk, answer, filter, invalid, lacking, name_taken, not_found, seen, store_error,
+    Decided, Desk, answer, filter, invalid, lacking, not_found, object_taken, seen, store_error,
     stored, validate,
 };
 
@@ -40,7 +40,7 @@ pub fn create(desk: &mut Desk<'_>, request: pb::CreateConfigRequest) -> Decided 
     let id = desk.id();
     let mut transaction = desk.transaction();
     let config = pb::Config { id: id.clone(), spec: Some(spec), ..Default::default() };
-    transaction.create(config).map_err(name_taken("config", &name))?;
+    transaction.create(config).map_err(object_taken("config", &name))?;
     desk.write(
         transaction,
         Box::new(move |store| {

@@ -159,6 +159,17 @@ fn name_taken(kind: &'static str, name: &str) -> impl FnOnce(store::Error) -> Fa
     }
 }
 
+/// The same of secrets and configs, in SwarmKit's fewer words.
+fn object_taken(kind: &'static str, name: &str) -> impl FnOnce(store::Error) -> Failure {
+    let name = name.to_owned();
+    move |error| match error {
+        store::Error::NameConflict => {
+            Failure::new(Code::AlreadyExists, format!("{kind} {name} already exists"))
+        }
+        other => store_error(other),
+    }
+}
+
 /// An object that was just written; it can only be missing when it was removed at once.
 fn stored<T: store::tables::Stored>(store: &Store, id: &str) -> Result<T, Failure> {
     store.get::<T>(id).map(|object| T::clone(object)).ok_or_else(|| not_found("object", id))

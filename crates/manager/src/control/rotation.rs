@@ -27,7 +27,11 @@ pub(super) fn begin(desk: &mut Desk<'_>, cluster: &mut pb::Cluster) -> Result<()
             let reason = "rotating to a given certificate needs its key";
             return if same && !forced { Ok(()) } else { Err(invalid(reason)) };
         }
-        ([], _) => return Err(invalid("rotating to a given key needs its certificate")),
+        ([], _) => {
+            let reason =
+                "if a signing CA key is provided, the signing CA cert must also be provided";
+            return Err(invalid(reason));
+        }
         (certificate, _) if trimmed(certificate) == trimmed(&root.ca_cert) && !forced => {
             return Ok(());
         }

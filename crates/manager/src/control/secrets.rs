@@ -4,7 +4,7 @@ use wire::control::Response;
 use wire::swarmkit as pb;
 
 use super::{
-    Decided, Desk, answer, filter, invalid, lacking, name_taken, not_found, seen, store_error,
+    Decided, Desk, answer, filter, invalid, lacking, not_found, object_taken, seen, store_error,
     stored, validate,
 };
 
@@ -48,7 +48,7 @@ pub fn create(desk: &mut Desk<'_>, request: pb::CreateSecretRequest) -> Decided 
     let id = desk.id();
     let mut transaction = desk.transaction();
     let secret = pb::Secret { id: id.clone(), spec: Some(spec), ..Default::default() };
-    transaction.create(secret).map_err(name_taken("secret", &name))?;
+    transaction.create(secret).map_err(object_taken("secret", &name))?;
     desk.write(
         transaction,
         Box::new(move |store| {

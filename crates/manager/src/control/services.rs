@@ -197,10 +197,14 @@ fn check_ports(desk: &Desk<'_>, spec: &pb::ServiceSpec, own: &str) -> Checked {
             let asked = asked.map(|endpoint| endpoint.ports.as_slice()).unwrap_or_default();
             let given = service.endpoint.as_ref().map(|endpoint| endpoint.ports.as_slice());
             let held = asked.iter().chain(given.unwrap_or_default());
-            if held.into_iter().any(|held| collide(port, held)) {
+            if let Some(held) = held.into_iter().find(|held| collide(port, held)) {
                 let name = store::Object::name(service.as_ref());
+                let mode = match held.publish_mode() {
+                    pb::port_config::PublishMode::Ingress => "an ingress",
+                    pb::port_config::PublishMode::Host => "a host-published",
+                };
                 return Err(invalid(format!(
-                    "port '{}' is already in use by service '{name}' ({})",
+                    "port '{}' is already in use by service '{name}' ({}) as {mode} port",
                     port.published_port, service.id
                 )));
             }

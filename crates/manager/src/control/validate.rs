@@ -40,6 +40,9 @@ pub fn annotations(annotations: Option<&pb::Annotations>) -> Checked {
 /// A secret's or a config's name.
 pub fn object_name(annotations: Option<&pb::Annotations>) -> Checked {
     let name = name(annotations);
+    if name.is_empty() {
+        return Err(invalid("name must be provided"));
+    }
     let letter = |c: char| c.is_ascii_alphanumeric();
     let inner = name.chars().all(|c| letter(c) || matches!(c, '-' | '_' | '.'));
     let good = inner && name.starts_with(letter) && name.ends_with(letter);
@@ -218,7 +221,7 @@ fn health(health: Option<&pb::HealthConfig>) -> Checked {
         let zero = time.seconds == 0 && time.nanos == 0;
         if negative(Some(time)) || (!zero && time.seconds == 0 && time.nanos < 1_000_000) {
             return Err(invalid(format!(
-                "ContainerSpec: {what} in HealthConfig cannot be less than one millisecond"
+                "ContainerSpec: {what} in HealthConfig cannot be less than 1ms"
             )));
         }
     }

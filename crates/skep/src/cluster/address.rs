@@ -6,7 +6,11 @@ use docker_api::swarm::{ControlCode, ControlError};
 use tokio::net::UdpSocket;
 
 pub const MANAGER_PORT: u16 = 2377;
-const LISTEN_DEFAULT: &str = "0.0.0.0:2377";
+const LISTEN_WRONG: &str =
+    "listen address must be an IP address or network interface (with optional port number)";
+const ADVERTISE_WRONG: &str = "advertise address must be a non-zero IP address or network interface (with optional port number)";
+const DATA_PATH_WRONG: &str =
+    "data path address must be a non-zero IP address or network interface (without a port number)";
 
 /// What the user's words come to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +21,7 @@ pub struct Addresses {
 }
 
 fn invalid(message: impl Into<String>) -> ControlError {
-    ControlError::new(ControlCode::InvalidArgument, message)
+    ControlError::new(ControlCode::BadParameter, message)
 }
 
 /// `remote` is a manager to join: what is reached through is what is advertised.
@@ -27,34 +31,31 @@ pub async fn resolve(
     data_path: &str,
     remote: Option<&str>,
 ) -> Result<Addresses, ControlError> {
-    let listen = if listen.is_empty() { LISTEN_DEFAULT } else { listen };
+    if listen.is_empty() {
+        return Err(invalid("invalid ListenAddr \"\": invalid empty address"));
+    }
     let (host, port) = split(listen)?;
-    let listen =
-        SocketAddr::new(host_address(&host, "listen").await?, port.unwrap_or(MANAGER_PORT));
+    // As in Go, nothing in front of the colon is every address.
+    let ip = match host.is_empty() {
+        true => Ipv4Addr::UNSPECIFIED.into(),
+        false => host_address(&host).await.ok_or_else(|| invalid(LISTEN_WRONG))?,
+    };
+    let listen = SocketAddr::new(ip, port.unwrap_or(MANAGER_PORT));
     let advertise = match advertise {
         "" if !listen.ip().is_unspecified() => listen,
         "" => SocketAddr::new(route_source(remote).await?, listen.port()),
         given => {
             let (host, port) = split(given)?;
-            let ip = host_address(&host, "advertise").await?;
-            if ip.is_unspecified() {
-                return Err(invalid(
-                    "advertise address must be a non-zero IP address or network interface (with optional port number)",
-                ));
-            }
+            let ip = host_address(&host).await.filter(|ip| !ip.is_unspecified());
+            let ip = ip.ok_or_else(|| invalid(ADVERTISE_WRONG))?;
             SocketAddr::new(ip, port.unwrap_or(listen.port()))
         }
     };
     let data_path = match data_path {
         "" => advertise.ip(),
         given => {
-            let ip = host_address(given, "data path").await?;
-            if ip.is_unspecified() {
-                return Err(invalid(
-                    "data path address must be a non-zero IP address or network interface",
-                ));
-            }
-            ip
+            let ip = host_address(given).await.filter(|ip| !ip.is_unspecified());
+            ip.ok_or_else(|| invalid(DATA_PATH_WRONG))?
         }
     };
     Ok(Addresses { listen, advertise, data_path })
@@ -84,13 +85,12 @@ pub fn with_port(address: &str) -> Result<String, ControlError> {
 }
 
 /// An address, or the address of an interface of this host.
-async fn host_address(host: &str, what: &str) -> Result<IpAddr, ControlError> {
-    if let Ok(ip) = host.parse() {
-        return Ok(ip);
+async fn host_address(host: &str) -> Option<IpAddr> {
+    match host.parse() {
+        Ok(ip) => Some(ip),
+        Err(_) if host.is_empty() => None,
+        Err(_) => interface_address(host).await.ok(),
     }
-    interface_address(host).await.map_err(|_| {
-        invalid(format!("{what} address must be an IP address or network interface (with optional port number): {host:?} is neither"))
-    })
 }
 
 /// The source that the kernel takes on this interface.
@@ -123,6 +123,10 @@ async fn route_source(remote: Option<&str>) -> Result<IpAddr, ControlError> {
     };
     match find.await {
         Ok(local) if !local.ip().is_unspecified() => Ok(local.ip()),
+        Err(error) if remote.is_some() => Err(ControlError::new(
+            ControlCode::Failed,
+            format!("could not find local IP address: {towards}: {error}"),
+        )),
         _ => Err(invalid(
             "could not choose an IP address to advertise - specify one with --advertise-addr",
         )),
@@ -137,7 +141,7 @@ mod tests {
     async fn what_is_not_said_follows_from_what_is() {
         let all = resolve("127.0.0.1:5000", "", "", None).await.unwrap();
         assert_eq!(all.advertise.to_string(), "127.0.0.1:5000");
-        let all = resolve("", "10.1.2.3", "", None).await.unwrap();
+        let all = resolve(":2377", "10.1.2.3", "", None).await.unwrap();
         assert_eq!(
             (all.listen.to_string(), all.advertise.to_string()),
             ("0.0.0.0:2377".into(), "10.1.2.3:2377".into())
@@ -147,9 +151,25 @@ mod tests {
         // Which of its addresses the loopback interface gives first is the machine's affair.
         assert_eq!((all.advertise.port(), all.advertise.ip()), (3000, all.listen.ip()));
         assert_eq!(all.data_path.to_string(), "10.9.9.9");
-        assert!(resolve("", "no-such-interface", "", None).await.is_err());
-        assert!(resolve("", "0.0.0.0", "", None).await.is_err());
         assert_eq!(with_port("10.0.0.1").unwrap(), "10.0.0.1:2377");
         assert_eq!(with_port("fd00::1").unwrap(), "[fd00::1]:2377");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_is_refused_in_dockers_words() {
+        for (listen, advertise, data_path, words) in [
+            ("", "", "", "invalid ListenAddr \"\": invalid empty address"),
+            ("no-such-interface", "", "", LISTEN_WRONG),
+            (":2377", "no-such-interface", "", ADVERTISE_WRONG),
+            (":2377", "0.0.0.0", "", ADVERTISE_WRONG),
+            (":2377", ":2377", "", ADVERTISE_WRONG),
+            (":2377", "lo", "no-such-interface", DATA_PATH_WRONG),
+            (":2377", "lo", "0.0.0.0", DATA_PATH_WRONG),
+            (":2377", "lo", "lo:4789", DATA_PATH_WRONG),
+            ("0.0.0.0:x", "", "", "invalid port \"x\" in address \"0.0.0.0:x\""),
+        ] {
+            let error = resolve(listen, advertise, data_path, None).await.unwrap_err();
+            assert_eq!((error.code, error.message.as_str()), (ControlCode::BadParameter, words));
+        }
     }
 }

@@ -134,5 +134,5 @@ fn refused(network: &str, error: &ControlError) -> Error {
         ControlCode::Unavailable | ControlCode::DeadlineExceeded => Kind::Unavailable,
         _ => Kind::Internal,
     };
-    Error { kind, message: format!("could not attach to network {network}: {}", error.message) }
+    Error { kind, message: format!("Could not attach to network {network}: {}", error.message) }
 }

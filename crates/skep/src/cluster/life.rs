@@ -25,14 +25,14 @@ const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm 
 const NOT_YET: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"docker info\" command to see the current swarm status of your node.";
 
 fn internal(error: impl std::fmt::Display) -> ControlError {
-    ControlError::new(ControlCode::Internal, format!("{error:#}"))
+    ControlError::new(ControlCode::Failed, format!("{error:#}"))
 }
 
 /// Why a node did not get in, in the words of whoever refused it.
 pub fn joining(error: Refused) -> ControlError {
     match error {
         Refused::Remote(status) => refused(status),
-        Refused::Token => ControlError::new(ControlCode::InvalidArgument, "invalid join token"),
+        Refused::Token => ControlError::new(ControlCode::BadParameter, "invalid join token"),
         other => ControlError::new(ControlCode::Refused, other.to_string()),
     }
 }
@@ -50,7 +50,8 @@ pub async fn init(cluster: Arc<Cluster>, request: InitRequest) -> Result<String,
     // Detached: a client that goes away must not leave half a swarm behind.
     tokio::spawn(async move {
         let _changing = cluster.changing.lock().await;
-        if request.force_new_cluster {
+        // Where there is no cluster to go on with, dockerd begins one.
+        if request.force_new_cluster && !matches!(cluster.state(), State::Inactive) {
             return force_new_cluster(&cluster).await;
         }
         check_outside(&cluster)?;
@@ -264,7 +265,7 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
             State::Locked if !force => {
                 return Err(ControlError::new(
                     ControlCode::NotManager,
-                    docker_api::swarm::api::LOCKED,
+                    docker_api::swarm::api::LOCKED_LEAVE,
                 ));
             }
             State::Active(node) => Some(node),
@@ -336,15 +337,21 @@ pub async fn unlock(cluster: Arc<Cluster>, key: String) -> Result<(), ControlErr
     let _changing = cluster.changing.lock().await;
     match cluster.state() {
         State::Locked => {}
+        State::Active(node) if node.manager().is_none() => return Err(ControlError::worker()),
         State::Active(_) => {
-            return Err(ControlError::new(ControlCode::AlreadyInSwarm, "swarm is not locked"));
+            return Err(ControlError::new(ControlCode::Conflict, "swarm is not locked"));
         }
         State::Inactive | State::Failed(_) => return Err(ControlError::no_swarm()),
     }
-    let invalid = || ControlError::new(ControlCode::InvalidArgument, "invalid key");
-    let key = ca::token::parse_unlock_key(&key).ok_or_else(invalid)?;
+    let key = ca::token::parse_unlock_key(&key)
+        .ok_or_else(|| ControlError::new(ControlCode::BadParameter, "invalid key string"))?;
     let certificates = disk::Certificates::new(cluster.folder.certificates()).map_err(internal)?;
-    certificates.key(Some(&key)).map_err(|_| invalid())?;
+    certificates.key(Some(&key)).map_err(|_| {
+        ControlError::new(
+            ControlCode::Unauthorized,
+            "swarm could not be unlocked: invalid key provided",
+        )
+    })?;
     cluster.set_unlock_key(Some(key));
     continue_life(&cluster).await.map_err(internal)
 }
@@ -384,10 +391,7 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
 
 /// `docker swarm init --force-new-cluster`: this manager alone, with everything that it knows.
 async fn force_new_cluster(cluster: &Arc<Cluster>) -> Result<String, ControlError> {
-    let State::Active(node) = cluster.state() else { return Err(ControlError::no_swarm()) };
-    if node.manager().is_none() {
-        return Err(ControlError::worker());
-    }
+    let (node, _) = cluster.managing()?;
     node.stop_manager();
     node.start_manager(cluster, Begin::Alone).await.map_err(internal)?;
     Ok(node.keys.identity().subject.node_id)

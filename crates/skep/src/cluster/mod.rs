@@ -188,7 +188,8 @@ impl Cluster {
         let node = match self.state() {
             State::Inactive => return NodeInfo::default(),
             State::Locked => {
-                return NodeInfo { state: LocalNodeState::Locked, ..Default::default() };
+                let error = docker_api::swarm::api::LOCKED.to_owned();
+                return NodeInfo { state: LocalNodeState::Locked, error, ..Default::default() };
             }
             State::Failed(error) => {
                 return NodeInfo { state: LocalNodeState::Error, error, ..Default::default() };
