@@ -138,6 +138,7 @@ impl Kernel {
         for step in run {
             let done = match step {
                 Step::AddNamespace(ns) => self.add_namespace(ns),
+                Step::KeepNamespace(ns) => self.keep_namespace(ns),
                 Step::RemoveNamespace(ns) => self.remove_namespace(ns),
                 Step::AddLink(ns, name, link, peer) => self.add_link(ns, name, link, peer.as_ref()),
                 Step::SetSysctl(..) => Ok(()),
@@ -202,7 +203,11 @@ impl Kernel {
             Step::RemoveAddress(_, dev, cidr) => {
                 vec![route::remove_address(space.index(dev)?, cidr)]
             }
-            Step::AddAddress(_, dev, cidr) => vec![route::add_address(space.index(dev)?, cidr)],
+            Step::AddAddress(_, dev, cidr) => {
+                let index = space.index(dev)?;
+                let connected = route::add_connected(index, cidr);
+                std::iter::once(route::add_address(index, cidr)).chain(connected).collect()
+            }
             Step::RemoveLink(_, name) => {
                 space.indexes.remove(name);
                 vec![route::remove_link(name)]
@@ -227,6 +232,11 @@ impl Kernel {
         let space = namespace::create(&path, Space::open)?;
         self.spaces.insert(ns.clone(), space);
         Ok(())
+    }
+
+    fn keep_namespace(&mut self, ns: &Namespace) -> io::Result<()> {
+        let Some(path) = self.path(ns) else { return Ok(()) };
+        namespace::keep(&path, self.space(ns)?.namespace.as_fd())
     }
 
     fn remove_namespace(&mut self, ns: &Namespace) -> io::Result<()> {
@@ -443,7 +453,8 @@ fn is_fine(step: &Step, error: &io::Error) -> bool {
         | Step::RemoveLink(..) => {
             [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::EADDRNOTAVAIL].contains(&errno)
         }
-        Step::AddRule(..) => errno == libc::EEXIST,
+        // The kernel makes the route to an address's network itself, if the address is new.
+        Step::AddRule(..) | Step::AddAddress(..) => errno == libc::EEXIST,
         Step::SetLink(..) => lacks_ipv6(error),
         _ => false,
     }

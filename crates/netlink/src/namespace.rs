@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::mount::UnmountFlags;
@@ -27,14 +27,26 @@ pub fn create<T: Send>(
     made
 }
 
+/// Keeps a namespace that is open by a bind mount at `path`, whatever is there.
+pub fn keep(path: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    remove(path)?;
+    File::options().write(true).create_new(true).open(path)?;
+    let open = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    Ok(rustix::mount::mount_bind(open.as_str(), path)?)
+}
+
 /// Does `inside` in the namespace that `path` keeps.
 pub fn visit<T: Send>(path: &Path, inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    let namespace = File::open(path)?;
+    visit_open(File::open(path)?.as_fd(), inside)
+}
+
+/// Does `inside` in a namespace that is open.
+pub fn visit_open<T: Send>(
+    namespace: BorrowedFd<'_>,
+    inside: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     on_thread(|| {
-        rustix::thread::move_into_link_name_space(
-            namespace.as_fd(),
-            Some(LinkNameSpaceType::Network),
-        )?;
+        rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
         inside()
     })
 }

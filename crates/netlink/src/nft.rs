@@ -10,6 +10,7 @@ use crate::message::{Message, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, ip_bytes};
 
 const SUBSYS: u16 = 10 << 8;
 const NEWTABLE: u16 = SUBSYS;
+const GETTABLE: u16 = SUBSYS | 1;
 const DELTABLE: u16 = SUBSYS | 2;
 const NEWCHAIN: u16 = SUBSYS | 3;
 const GETCHAIN: u16 = SUBSYS | 4;
@@ -389,6 +390,10 @@ pub fn read_generation(message: &crate::message::Received) -> Option<u32> {
     message.attributes(4).u32_be(1)
 }
 
+pub fn dump_tables() -> Message {
+    message(GETTABLE, 0)
+}
+
 pub fn dump_chains() -> Message {
     message(GETCHAIN, 0)
 }
@@ -412,7 +417,7 @@ pub fn dump_elements(set: &str) -> Message {
     message
 }
 
-/// Chains, rules and sets name their table in the same attribute.
+/// Tables, chains, rules and sets name their table in the same attribute.
 pub fn is_ours(message: &crate::message::Received) -> bool {
     message.body(4).is_some_and(|body| body[0] == NFPROTO_INET)
         && message.attributes(4).text(1).as_deref() == Some(TABLE_NAME)

@@ -1,12 +1,13 @@
 //! Reading namespaces back as `netplan` objects: what is there, not what we believe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use netplan::{Namespace, Objects, Table, World};
+use netplan::{Cidr, Namespace, Objects, Table, World};
 
 use crate::kernel::{Kernel, Space};
 use crate::route::{self, SeenNeighbour};
@@ -20,18 +21,20 @@ impl Kernel {
         let mut world = World::new();
         self.unreadable.clear();
         for (ns, objects) in wanted {
-            if let Some(path) = self.path(ns)
-                && !self.still_there(ns, &path)
-            {
+            let path = self.path(ns).filter(|path| !self.still_there(ns, path));
+            let kept = path.as_deref().is_none_or(namespace::is_kept);
+            if kept && path.is_some() {
+                // Another one has its name.
                 self.spaces.remove(ns);
-                if !namespace::is_kept(&path) {
-                    continue;
-                }
             }
-            let found = self.observe_one(ns, objects).unwrap_or_else(|error| {
+            if !kept && !self.spaces.contains_key(ns) {
+                continue;
+            }
+            let mut found = self.observe_one(ns, objects).unwrap_or_else(|error| {
                 self.unreadable.push((ns.clone(), error));
                 objects.clone()
             });
+            found.lost = !kept;
             world.insert(ns.clone(), found);
         }
         world
@@ -48,7 +51,6 @@ impl Kernel {
     }
 
     fn observe_one(&mut self, ns: &Namespace, wanted: &Objects) -> io::Result<Objects> {
-        let path = self.path(ns);
         let space = self.space(ns)?;
         let mut objects = Objects::default();
         let names = observe_links(space, ns, wanted, &mut objects)?;
@@ -62,12 +64,18 @@ impl Kernel {
         if matches!(ns, Namespace::Overlay(_)) {
             observe_neighbours(space, &names, &mut objects)?;
         }
+        let mut reached = BTreeSet::new();
         for message in space.route.dump(route::dump_routes())? {
+            reached.extend(route::read_main_destination(&message));
             if let Some((index, mut found)) = route::read_route(&message) {
                 found.dev = names.get(&index).cloned().unwrap_or_default();
                 objects.routes.insert(found);
             }
         }
+        // An address without the way to its own network is as good as none.
+        objects.addresses.retain(|(_, cidr)| {
+            reached.contains(&cidr.network()) || *cidr == Cidr::host(cidr.addr)
+        });
         if !matches!(ns, Namespace::Overlay(_)) {
             let rules = space.route.dump(route::dump_rules())?;
             objects.rules = rules.iter().filter_map(route::read_rule).collect();
@@ -75,10 +83,8 @@ impl Kernel {
         objects.table = observe_table(space)?;
         let paths: Vec<&String> = wanted.sysctls.keys().collect();
         if !paths.is_empty() {
-            objects.sysctls = match path {
-                None => read_sysctls(&paths),
-                Some(path) => namespace::visit(&path, || Ok(read_sysctls(&paths)))?,
-            };
+            let read = || Ok(read_sysctls(&paths));
+            objects.sysctls = namespace::visit_open(space.namespace.as_fd(), read)?;
         }
         // Which flows are right is not in the kernel; the plan's own are assumed.
         objects.flows = wanted.flows.clone();
@@ -177,7 +183,7 @@ fn digest(socket: &mut Socket) -> io::Result<Option<u64>> {
     let mut hasher = DefaultHasher::new();
     let mut any = false;
     let mut sets = Vec::new();
-    for request in [nft::dump_chains(), nft::dump_rules(), nft::dump_sets()] {
+    for request in [nft::dump_tables(), nft::dump_chains(), nft::dump_rules(), nft::dump_sets()] {
         let answers = match socket.dump(request) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
             other => other?,

@@ -297,6 +297,31 @@ pub fn remove_address(index: u32, cidr: &Cidr) -> Message {
     message
 }
 
+/// The route to the address's own network, as the kernel makes it when an address comes; none
+/// for an address alone.
+pub fn add_connected(index: u32, cidr: &Cidr) -> Option<Message> {
+    const KERNEL: u8 = 2;
+    const UNICAST: u8 = 1;
+    const SCOPE_LINK: u8 = 253;
+    const METRIC6: u32 = 256;
+    let network = cidr.network();
+    if network == Cidr::host(network.addr) {
+        return None;
+    }
+    let scope = if cidr.is_v4() { SCOPE_LINK } else { 0 };
+    let body =
+        [family(cidr.addr), cidr.prefix, 0, 0, netplan::TABLE_MAIN as u8, KERNEL, scope, UNICAST];
+    let mut message =
+        Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL).body(&[&body[..], &[0; 4]].concat());
+    message.put_ip(1, network.addr);
+    message.put_u32(4, index);
+    match cidr.is_v4() {
+        true => message.put_ip(7, cidr.addr),
+        false => message.put_u32(6, METRIC6),
+    }
+    Some(message)
+}
+
 pub fn dump_addresses() -> Message {
     Message::new(RTM_GETADDR, 0).body(&[0; 8])
 }

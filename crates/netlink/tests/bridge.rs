@@ -132,6 +132,21 @@ fn what_is_altered_or_deleted_is_put_right() {
             ("container's link down", Box::new(|| inside("ip link set eth0 down"))),
             ("container's address", Box::new(|| inside("ip addr flush dev eth0"))),
             ("container's route", Box::new(|| inside("ip route del default"))),
+            (
+                "way to the container's own network",
+                Box::new(|| inside("ip route del 172.17.0.0/16 dev eth0")),
+            ),
+            (
+                "file of the container's namespace",
+                Box::new(|| drop(run("umount", &[&one.display().to_string()]))),
+            ),
+            (
+                "table asleep",
+                Box::new(|| {
+                    let table = "add table inet skep { flags dormant; }";
+                    drop(run("ip", &["netns", "exec", &name, "nft", table]))
+                }),
+            ),
             ("container's mtu", Box::new(|| inside("ip link set eth0 mtu 1000"))),
             ("loopback down", Box::new(|| inside("ip link set lo down"))),
             (

@@ -1,6 +1,7 @@
 //! The steps from what is to what shall be, in an order that can be applied from top to bottom.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub enum Step {
     RemoveLink(Namespace, String),
     RemoveNamespace(Namespace),
     AddNamespace(Namespace),
+    /// Gives the namespace that is held open its file again.
+    KeepNamespace(Namespace),
     /// Bridge or VXLAN device, or a pair (with both ends' content, so that one message makes it).
     AddLink(Namespace, String, LinkObject, Option<LinkObject>),
     SetLink(Namespace, String, LinkObject),
@@ -49,6 +52,7 @@ impl Step {
             | Self::RemoveLink(ns, ..)
             | Self::RemoveNamespace(ns)
             | Self::AddNamespace(ns)
+            | Self::KeepNamespace(ns)
             | Self::AddLink(ns, ..)
             | Self::SetLink(ns, ..)
             | Self::AddAddress(ns, ..)
@@ -71,7 +75,7 @@ impl Step {
             Self::RemoveNeighbour(..) | Self::RemoveForwarding(..) | Self::RemoveAddress(..) => 1,
             Self::RemoveLink(..) => 2,
             Self::RemoveNamespace(..) => 3,
-            Self::AddNamespace(..) => 4,
+            Self::AddNamespace(..) | Self::KeepNamespace(..) => 4,
             Self::AddLink(_, _, link, _) if link.master.is_none() => 5,
             Self::AddLink(_, _, link, _) if !matches!(link.kind, LinkKind::Veth { .. }) => 6,
             Self::AddLink(..) => 7,
@@ -106,7 +110,12 @@ pub fn diff(observed: &World, desired: &World) -> Vec<Step> {
     }
     for (ns, wanted) in desired {
         match observed.get(ns) {
-            Some(found) => objects(ns, found, wanted, &mut steps),
+            Some(found) => {
+                if found.lost {
+                    steps.push(Step::KeepNamespace(ns.clone()));
+                }
+                objects(ns, found, wanted, &mut steps);
+            }
             None => {
                 if *ns != Namespace::Host {
                     steps.push(Step::AddNamespace(ns.clone()));
@@ -139,6 +148,7 @@ fn fresh() -> Objects {
 
 fn objects(ns: &Namespace, found: &Objects, wanted: &Objects, steps: &mut Vec<Step>) {
     links(ns, found, wanted, steps);
+    let found = &without_remade(found, wanted);
     let gone = |name: &str| found.links.contains_key(name) && !wanted.links.contains_key(name);
     for (link, address) in found.addresses.difference(&wanted.addresses) {
         // A container may give its own links more addresses; what the kernel gives itself stays.
@@ -200,6 +210,26 @@ fn links(ns: &Namespace, found: &Objects, wanted: &Objects, steps: &mut Vec<Step
             }
         }
     }
+}
+
+/// What hangs on a link that is made anew goes with the old one.
+fn without_remade<'a>(found: &'a Objects, wanted: &Objects) -> Cow<'a, Objects> {
+    let kind = |objects: &'a Objects, name| objects.links.get(name).map(|link| &link.kind);
+    let remade: BTreeSet<&String> = wanted
+        .links
+        .iter()
+        .filter(|(name, link)| kind(found, *name).is_some_and(|is| !same_kind(is, &link.kind)))
+        .map(|(name, _)| name)
+        .collect();
+    if remade.is_empty() {
+        return Cow::Borrowed(found);
+    }
+    let mut rest = found.clone();
+    rest.addresses.retain(|(link, _)| !remade.contains(link));
+    rest.routes.retain(|route| !remade.contains(&route.dev));
+    rest.neighbours.retain(|(link, _), _| !remade.contains(link));
+    rest.fdb.retain(|(link, _), _| !remade.contains(link));
+    Cow::Owned(rest)
 }
 
 fn same_kind(found: &LinkKind, wanted: &LinkKind) -> bool {
@@ -307,7 +337,7 @@ fn pair(steps: &mut Vec<Step>, observed: &World, desired: &World) {
         Step::SetLink(ns, name, _) => !missing.contains(&(ns.clone(), name.clone())),
         _ => true,
     });
-    let mut made = std::collections::BTreeSet::new();
+    let mut made = BTreeSet::new();
     for (ns, name) in missing {
         if !made.insert((ns.clone(), name.clone())) {
             continue;

@@ -45,6 +45,8 @@ pub type World = BTreeMap<Namespace, Objects>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
+    /// The file that keeps the namespace is gone while we hold it open. Observed only.
+    pub lost: bool,
     pub links: BTreeMap<String, LinkObject>,
     pub addresses: BTreeSet<(String, Cidr)>,
     pub neighbours: BTreeMap<(String, IpAddr), Mac>,

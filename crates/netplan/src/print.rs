@@ -34,6 +34,7 @@ impl fmt::Display for Step {
             Self::RemoveLink(_, name) => write!(f, "ip{on} link del {name}"),
             Self::RemoveNamespace(ns) => write!(f, "ip netns del {ns}"),
             Self::AddNamespace(ns) => write!(f, "ip netns add {ns}"),
+            Self::KeepNamespace(ns) => write!(f, "ip netns attach {ns}"),
             Self::AddLink(_, name, link, peer) => {
                 write!(f, "ip{on} link add {name}{}", added(link, peer.as_ref()))
             }

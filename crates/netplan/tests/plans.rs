@@ -5,8 +5,8 @@ use std::path::Path;
 
 use netplan::{
     Backend, Bridge, Cidr, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, Link,
-    Mac, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, PublishedPort, ResolverPorts, Sandbox,
-    SandboxId, Service, View, World, desired, diff,
+    LinkKind, Mac, Namespace, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, PublishedPort,
+    ResolverPorts, Sandbox, SandboxId, Service, View, World, desired, diff,
 };
 
 fn check(name: &str, from: &View, to: &View) {
@@ -231,6 +231,25 @@ fn a_far_task_that_moves_to_another_host_and_one_that_dies() {
     web.peers.values_mut().for_each(|peer| peer.vtep = "192.0.2.7".parse().unwrap());
     web.services[0].backends.truncate(1);
     check("task-moves.txt", &one_task(), &after);
+}
+
+/// One of another kind, or of another segment, has its place.
+#[test]
+fn a_link_made_anew_gets_back_all_that_hung_on_it() {
+    let wanted = netplan::desired(&one_task());
+    let space = Namespace::Overlay("webwebwebwebweb".into());
+    let mut found = wanted.clone();
+    let objects = found.get_mut(&space).unwrap();
+    objects.links.get_mut("vxlan0").unwrap().kind = LinkKind::Other("veth".into());
+    objects.lost = true;
+    let steps = netplan::diff(&found, &wanted);
+    let text: Vec<String> = steps.iter().map(ToString::to_string).collect();
+    let count = |word: &str| text.iter().filter(|step| step.contains(word)).count();
+    let objects = &wanted[&space];
+    assert_eq!((count("link del vxlan0"), count("link add vxlan0")), (1, 1), "{text:#?}");
+    assert_eq!(count("neigh replace"), objects.neighbours.len(), "{text:#?}");
+    assert_eq!(count("fdb replace"), objects.fdb.len(), "{text:#?}");
+    assert_eq!(text[1], format!("ip netns attach {space}"), "{text:#?}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! A host's cable is out while services are scaled: once it is back, what every host's kernel and
-//! resolver hold is what the managers say, within ten seconds.
+//! resolver hold is what the managers say, within ten seconds: names, neighbours, forwarding entries,
+//! and where virtual addresses and published ports lead.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -30,7 +32,7 @@ fn a_cut_leaves_no_trace() -> Result<()> {
     for at in &lab.hosts {
         at.dk(&format!("run -d --name c{} --network web httpd", at.number))?;
     }
-    host.dk("service create -q --no-resolve-image --name app --network web --replicas 3 --stop-grace-period 1s httpd")?;
+    host.dk("service create -q --no-resolve-image --name app --network web -p 8080:80 --replicas 3 --stop-grace-period 1s httpd")?;
     until_running(host, "app", 3)?;
     agreed(&lab).context("before any cut")?;
     for (round, length) in lengths()?.into_iter().enumerate() {
@@ -43,6 +45,7 @@ fn a_cut_leaves_no_trace() -> Result<()> {
         until_running(host, "app", count)?;
         at_rest(&lab, count).context("tasks that were replaced run on")?;
         agreed(&lab).with_context(|| format!("cut {round}, of {length} s"))?;
+        eprintln!("cut {round}, of {length} s: all agree");
     }
     lab.down()
 }
@@ -67,30 +70,44 @@ fn agreed(lab: &Lab) -> Result<()> {
     within.and(Ok(())).or(last)
 }
 
-/// Where the tasks and the containers of the others are: address and host.
-fn truth(lab: &Lab) -> Result<(BTreeSet<String>, BTreeSet<(String, usize)>)> {
+/// What every host has to agree with.
+#[derive(Default)]
+struct Truth {
+    /// Addresses of the service's tasks on the network, and on the ingress network.
+    tasks: BTreeSet<String>,
+    entered: BTreeSet<String>,
+    /// Where tasks and containers are: address and host.
+    places: BTreeSet<(String, usize)>,
+}
+
+fn truth(lab: &Lab) -> Result<Truth> {
     let ids = lab.host(1).dk("service ps -q --no-trunc --filter desired-state=running app")?;
-    let (mut tasks, mut places) = (BTreeSet::new(), BTreeSet::new());
+    let mut truth = Truth::default();
     for host in &lab.hosts {
         for id in host.dk("ps -q")?.split_whitespace() {
             let said: Value = serde_json::from_str(&host.dk(&format!("inspect {id}"))?)?;
-            let address = said[0]["NetworkSettings"]["Networks"]["web"]["IPAddress"].as_str();
-            let address = address.context("a container without address")?.to_owned();
+            let on = |network: &str| {
+                let address = &said[0]["NetworkSettings"]["Networks"][network]["IPAddress"];
+                address.as_str().map(str::to_owned)
+            };
+            let address = on("web").context("a container without address")?;
             let task = said[0]["Config"]["Labels"]["com.docker.swarm.task.id"].as_str();
             if task.is_some_and(|task| ids.contains(task)) {
-                tasks.insert(address.clone());
+                truth.tasks.insert(address.clone());
+                truth.entered.extend(on("ingress"));
             }
             if task.is_none_or(|task| ids.contains(task)) {
-                places.insert((address, host.number));
+                truth.places.insert((address, host.number));
             }
         }
     }
-    Ok((tasks, places))
+    Ok(truth)
 }
 
-/// Names, neighbours and forwarding entries of one host, against the truth.
+/// One host's names, neighbours, forwarding entries and translations, against the truth.
 fn check(lab: &Lab, host: &Host) -> Result<()> {
-    let (tasks, places) = truth(lab)?;
+    let Truth { tasks, entered, places } = truth(lab)?;
+    translations(host, &tasks, &entered)?;
     let said =
         host.docker(&["exec", &format!("c{}", host.number), "nslookup", "-type=a", "tasks.app"])?;
     let names: BTreeSet<String> =
@@ -122,5 +139,25 @@ fn check(lab: &Lab, host: &Host) -> Result<()> {
         "{}: neighbours {neighbours:?}, endpoints {places:?}",
         host.name
     );
+    Ok(())
+}
+
+/// Where a caller's virtual address and the host's published port lead.
+fn translations(host: &Host, tasks: &BTreeSet<String>, entered: &BTreeSet<String>) -> Result<()> {
+    let caller = host.netns_of(&format!("c{}", host.number))?;
+    let mesh = format!("{}/exec/netns/ingress_sbox", host.folder.display());
+    for (netns, wanted) in [(caller, tasks), (mesh, entered)] {
+        let netns = format!("--net={netns}");
+        let table = host.exec(&["nsenter", &netns, "nft", "list", "table", "inet", "skep"])?;
+        // The container's resolver is led to by the same kind of rule, within the loopback.
+        let led = table.lines().filter_map(|line| line.split_once("dnat ip to "));
+        let addresses = led.flat_map(|(_, to)| to.split([' ', ',', ':']));
+        let found: BTreeSet<String> = addresses
+            .filter_map(|word| word.parse::<Ipv4Addr>().ok())
+            .filter(|address| !address.is_loopback())
+            .map(|address| address.to_string())
+            .collect();
+        ensure!(found == *wanted, "{}: {netns} leads to {found:?}, not {wanted:?}", host.name);
+    }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod overlay_paths;
 mod ports;
 mod refusals;
 mod repair;
+mod repair_by_kind;
 mod restart;
 mod swarm;
 mod terminals;
