@@ -1,6 +1,7 @@
 //! The manager itself: takes events, keeps the store in step with the log, and pumps what waits.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use consensus::{MemberChange, Proposed, Raft, Recovered};
 use model::Instant;
@@ -24,6 +25,9 @@ pub const NO_LEADER: &str = "The swarm does not have a leader. It's possible tha
 pub(crate) const CALLS_WAITING_MAX: usize = 1_024;
 /// Calls that wait for a certificate; the next one is told to ask again.
 pub(crate) const CERTIFICATE_WAITERS_MAX: usize = 4_096;
+/// A step that comes so much later than it was due tells that this process was held up, by a slow
+/// disk or by being stopped: what others sent meanwhile still waits to be heard.
+const HELD_UP_MIN: Duration = Duration::from_secs(1);
 
 /// One manager.
 pub struct Manager {
@@ -52,6 +56,8 @@ pub struct Manager {
     pub(crate) requests: u64,
     /// The last step stopped before it was done.
     pub(crate) unfinished: bool,
+    /// When the last step was.
+    stepped_at: Instant,
 }
 
 /// What is answered once an entry is committed.
@@ -144,6 +150,7 @@ impl Manager {
             members: Vec::new(),
             requests: 0,
             unfinished: false,
+            stepped_at: now,
         };
         let mut out = Vec::new();
         manager.carry_out(now, effects, &mut out);
@@ -155,6 +162,7 @@ impl Manager {
     #[must_use]
     pub fn step(&mut self, now: Instant, event: Event) -> Vec<Effect> {
         let mut out = Vec::new();
+        self.forgive_own_delay(now);
         let raft_event = match event {
             Event::Deadline => Some(consensus::Event::Deadline),
             Event::Raft(message) => Some(consensus::Event::Message(message)),
@@ -197,6 +205,18 @@ impl Manager {
         }
         self.pump(now, &mut out);
         out
+    }
+
+    /// Silence that this manager could not have heard through is nobody's fault.
+    fn forgive_own_delay(&mut self, now: Instant) {
+        let due = self.raft.deadline().unwrap_or(now).max(self.stepped_at);
+        self.stepped_at = now;
+        let late = now.since(due);
+        if let Some(leading) = &mut self.leading
+            && late >= HELD_UP_MIN
+        {
+            leading.dispatcher.wait_longer(now, &self.store, late);
+        }
     }
 
     /// When [`Event::Deadline`] is wanted.

@@ -57,3 +57,31 @@ fn leader(host: &Host) -> Result<Option<String>> {
     let nodes = host.dk("node ls --format {{.Hostname}}={{.ManagerStatus}}")?;
     Ok(nodes.lines().find_map(|line| line.strip_suffix("=Leader").map(str::to_owned)))
 }
+
+/// What a user can rely on: two nodes that have joined share new tasks evenly, and a manager that
+/// heard nobody, because it was stopped itself, takes no task from a node that went on.
+#[test]
+fn a_manager_that_was_held_up_blames_no_node() -> Result<()> {
+    let lab = hosts_of_skep(2)?;
+    lab.swarm(1)?;
+    let (first, second) = (lab.host(1), lab.host(2));
+    first.dk(
+        "service create -q --no-resolve-image --detach=false --name web --replicas 4 -p 80:80 httpd",
+    )?;
+    let before = containers(second)?;
+    ensure!(before.lines().count() == 2, "half of the tasks are here: {before}");
+    let pid = first.daemon_pid()?;
+    first.exec(&["kill", "-STOP", &pid])?;
+    // Longer than any node may be silent.
+    std::thread::sleep(Duration::from_secs(9));
+    first.exec(&["kill", "-CONT", &pid])?;
+    let heard_again = std::time::Instant::now();
+    while heard_again.elapsed() < Duration::from_secs(6) {
+        let nodes = first.dk("node ls --format {{.Hostname}}={{.Status}}")?;
+        ensure!(nodes.lines().all(|node| node.ends_with("=Ready")), "{nodes}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    ensure!(containers(second)? == before, "they were replaced");
+    ensure!(first.dk("service ps -q web")?.lines().count() == 4, "{}", first.dk("service ps web")?);
+    lab.down()
+}

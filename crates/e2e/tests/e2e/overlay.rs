@@ -17,7 +17,7 @@ fn overlay_networks() -> Result<()> {
     let first = lab.host(1);
     first.dk("network create -d overlay --ipv6 --attachable web")?;
     first.dk(&format!(
-        "{CREATE} --name web --replicas 4 --replicas-max-per-node 2 --network name=web,alias=site -p 80:80 httpd"
+        "{CREATE} --name web --replicas 4 --network name=web,alias=site -p 80:80 httpd"
     ))?;
     cases(
         &lab,

@@ -185,6 +185,15 @@ impl Dispatcher {
         sessions.chain(self.expected.values().copied()).chain(orphans).min()
     }
 
+    /// This manager was deaf for so long: each node has a beat at least to be heard again.
+    pub fn wait_longer(&mut self, now: Instant, store: &Store, by: Duration) {
+        let soonest = now + beat(store);
+        let sessions = self.sessions.values_mut().map(|session| &mut session.expires);
+        for at in sessions.chain(self.expected.values_mut()) {
+            *at = (*at + by).max(soonest);
+        }
+    }
+
     /// How many nodes have a session here.
     pub fn sessions(&self) -> usize {
         self.sessions.len()

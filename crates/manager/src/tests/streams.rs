@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wire::swarmkit as pb;
 
+use super::calls::service;
 use super::rig::{CLUSTER, Rig, manager_of, worker_of};
 use crate::{Answer, Call, Caller, Code, Event, Message, Open, StreamId};
 
@@ -142,4 +143,44 @@ fn a_reader_hears_when_a_node_is_not_there() {
     rig.step("node1", Event::Closed { stream: reader });
     let Some(Message::Subscription(last)) = rig.messages[&ear].last() else { panic!("told") };
     assert!(last.close, "the node hears that nobody reads any more");
+}
+
+#[test]
+fn a_manager_that_was_held_up_waits_to_hear_what_was_said_meanwhile() {
+    let mut rig = Rig::new(35);
+    let (node, _, session_id) = worker(&mut rig);
+    let beat = || Call::Heartbeat(pb::HeartbeatRequest { session_id: session_id.clone() });
+    rig.run(Duration::from_secs(5));
+    rig.call("node1", worker_of(&node), beat()).unwrap();
+    // Stopped; when it goes on its own clock is heard before the node's beats, which wait in line.
+    rig.now = rig.now + Duration::from_secs(60);
+    rig.settle();
+    assert_eq!(state(&rig, &node), pb::node_status::State::Ready);
+    rig.call("node1", worker_of(&node), beat()).expect("the session still counts");
+    rig.run(Duration::from_secs(10));
+    assert_eq!(state(&rig, &node), pb::node_status::State::Down, "its own silence counts as ever");
+}
+
+/// What a user can rely on: whatever else is on the nodes, and whichever of them joined a moment
+/// ago, no ready node has two tasks more of a new service than another.
+#[test]
+fn the_tasks_of_a_service_are_spread_evenly_over_the_ready_nodes() {
+    for seed in 0..10 {
+        let mut rig = Rig::new(100 + seed);
+        let mut nodes = vec![worker(&mut rig).0];
+        for replicas in [4, 1, 7, 30] {
+            nodes.push(worker(&mut rig).0);
+            let spec = Some(service(&format!("s{replicas}"), replicas));
+            let made = rig.control(pb::CreateServiceRequest { spec }).unwrap().service.unwrap();
+            rig.settle();
+            let store = rig.manager("node1").store();
+            let of_service = |node: &String| {
+                store.tasks_of_node(node).filter(|task| task.service_id == made.id).count()
+            };
+            let counts: Vec<usize> = nodes.iter().map(of_service).collect();
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            assert!(most - least <= 1, "seed {seed}, {replicas} replicas: {counts:?}");
+            assert_eq!(counts.iter().sum::<usize>() as u64, replicas, "all have a place");
+        }
+    }
 }

@@ -121,7 +121,8 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
         unlock_key,
     };
     let node = Node::start(cluster, identity, saved).await.map_err(internal)?;
-    node.start_manager(cluster, Begin::Cluster(Box::new(bootstrap))).await.map_err(internal)?;
+    let begin = Begin::Cluster(Box::new(bootstrap));
+    node.change_manager().await.start(cluster, begin).await.map_err(internal)?;
     let manager = node.manager().ok_or_else(|| internal("the manager did not start"))?;
     cluster.set_state(State::Active(node.clone()));
     let mut object = manager.cluster.clone();
@@ -209,7 +210,11 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
     let node = Node::start(cluster, identity, saved).await.map_err(internal)?;
     if role == pb::NodeRole::Manager {
         let address = remotes.first().cloned().unwrap_or_default();
-        node.start_manager(cluster, Begin::Join { address }).await.map_err(internal)?;
+        node.change_manager()
+            .await
+            .start(cluster, Begin::Join { address })
+            .await
+            .map_err(internal)?;
     }
     cluster.set_state(State::Active(node.clone()));
     match tokio::time::timeout(REGISTER_TIME_MAX, takes_part(&node)).await {
@@ -304,7 +309,7 @@ async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result
         }
     }
     node.agent.say_goodbye().await;
-    node.stop();
+    node.stop().await;
     super::executor::remove_all(&cluster.engine).await;
     let _ = cluster.engine.network.set_overlays(OverlayState::default()).await;
     Ok(())
@@ -383,7 +388,7 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
     let role = identity.subject.role;
     let node = Node::start(cluster, identity, saved).await?;
     if role == pb::NodeRole::Manager {
-        node.start_manager(cluster, Begin::Restore).await?;
+        node.change_manager().await.start(cluster, Begin::Restore).await?;
     }
     cluster.set_state(State::Active(node));
     Ok(())
@@ -392,7 +397,9 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
 /// `docker swarm init --force-new-cluster`: this manager alone, with everything that it knows.
 async fn force_new_cluster(cluster: &Arc<Cluster>) -> Result<String, ControlError> {
     let (node, _) = cluster.managing()?;
-    node.stop_manager();
-    node.start_manager(cluster, Begin::Alone).await.map_err(internal)?;
+    // Whoever looks after this node must not find it without a manager and begin the old one again.
+    let changing = node.change_manager().await;
+    changing.stop().await;
+    changing.start(cluster, Begin::Alone).await.map_err(internal)?;
     Ok(node.keys.identity().subject.node_id)
 }

@@ -11,7 +11,7 @@ use rand::TryRngCore;
 use rand_chacha::ChaCha8Rng;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use transport::{Call as Remote, Gate, Identity, Keys, Status, gossip};
 use wire::swarmkit as pb;
 
@@ -32,26 +32,37 @@ pub struct Node {
     pub keys: Arc<Keys>,
     pub agent: agent_task::Handle,
     manager: Mutex<Option<Managing>>,
-    tasks: Mutex<Vec<AbortHandle>>,
+    /// Held while the manager is ended and begun: one begins at a time, and none while another ends.
+    manager_changing: tokio::sync::Mutex<()>,
+    tasks: Mutex<Vec<Task>>,
 }
 
 struct Managing {
     handle: manager_task::Handle,
-    tasks: Vec<AbortHandle>,
+    tasks: Vec<Task>,
 }
 
-impl Drop for Managing {
+/// A task that goes on no longer than whoever holds this.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
     fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.0.abort();
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.stop();
+/// Ends tasks and waits until they are gone, with the sockets and files that they held.
+async fn end(tasks: Vec<Task>) {
+    for mut task in tasks {
+        task.0.abort();
+        let _ended = (&mut task.0).await;
     }
+}
+
+/// The right to begin or end this node's manager.
+pub struct Changing<'a> {
+    node: &'a Node,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
 }
 
 /// How a manager's life on this node begins.
@@ -122,19 +133,29 @@ impl Node {
             managers: saved.managers.clone(),
         };
         let (agent, task) = agent_task::start(config, parts);
-        let tasks = Mutex::new(vec![task.abort_handle()]);
-        let node = Arc::new(Self { saved, keys, agent, manager: Mutex::default(), tasks });
+        let node = Arc::new(Self {
+            saved,
+            keys,
+            agent,
+            manager: Mutex::default(),
+            manager_changing: tokio::sync::Mutex::default(),
+            tasks: Mutex::new(vec![Task(task)]),
+        });
         let watcher = tokio::spawn(look_after(Arc::downgrade(cluster), Arc::downgrade(&node)));
-        locked(&node.tasks).push(watcher.abort_handle());
+        locked(&node.tasks).push(Task(watcher));
         Ok(node)
     }
 
-    /// Ends everything that this member runs, but not its containers.
-    pub fn stop(&self) {
-        *locked(&self.manager) = None;
-        for task in locked(&self.tasks).drain(..) {
-            task.abort();
-        }
+    /// Ends everything that this member runs, but not its containers. Its ports are free then.
+    pub async fn stop(&self) {
+        let tasks = std::mem::take(&mut *locked(&self.tasks));
+        end(tasks).await;
+        self.change_manager().await.stop().await;
+    }
+
+    /// Waits until nobody else begins or ends this node's manager.
+    pub async fn change_manager(&self) -> Changing<'_> {
+        Changing { node: self, _turn: self.manager_changing.lock().await }
     }
 
     pub fn manager(&self) -> Option<manager_task::Handle> {
@@ -157,47 +178,6 @@ impl Node {
         let managers = locked(&self.agent.view.managers).clone();
         let (_, address) = managers.first()?;
         transport::client::Manager::new(address.clone(), self.keys.clone()).ok()
-    }
-
-    /// Opens the manager's port and begins its life.
-    pub async fn start_manager(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
-        let subject = self.keys.identity().subject;
-        let listener = listen(&self.saved.listen_addr).await?;
-        let gate = Arc::new(Gate::counting(
-            subject.cluster_id.clone(),
-            self.saved.advertise_addr.clone(),
-            cluster.counters.clone(),
-        ));
-        let (calls, mut call_queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
-        let server: JoinHandle<()> = tokio::spawn(transport::server::serve(
-            listener,
-            self.keys.clone(),
-            gate.clone(),
-            calls,
-            transport::server::Limits::default(),
-        ));
-        let server = server.abort_handle();
-        let begun = self.begin(cluster, begin, &mut call_queue).await;
-        let (core, first, log, held) = match begun {
-            Ok(begun) => begun,
-            Err(error) => {
-                server.abort();
-                return Err(error);
-            }
-        };
-        let parts = manager_task::Parts {
-            clock: cluster.clock,
-            log,
-            keys: self.keys.clone(),
-            gate,
-            calls: call_queue,
-            held,
-            events: cluster.events.clone(),
-        };
-        let (handle, task) = manager_task::start(core, first, parts);
-        *locked(&self.manager) =
-            Some(Managing { handle, tasks: vec![server, task.abort_handle()] });
-        Ok(())
     }
 
     async fn begin(
@@ -286,16 +266,53 @@ impl Node {
     }
 }
 
-/// A manager that has just been stopped gives its port back a moment later.
-async fn listen(address: &str) -> anyhow::Result<TcpListener> {
-    let mut attempts = 0;
-    loop {
-        match TcpListener::bind(address).await {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && attempts < 100 => {
-                attempts += 1;
-                tokio::time::sleep(Duration::from_millis(100)).await;
+impl Changing<'_> {
+    /// Opens the manager's port and begins its life.
+    pub async fn start(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
+        let node = self.node;
+        let listen = &node.saved.listen_addr;
+        let listener =
+            TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+        let gate = Arc::new(Gate::counting(
+            node.keys.identity().subject.cluster_id,
+            node.saved.advertise_addr.clone(),
+            cluster.counters.clone(),
+        ));
+        let (calls, mut call_queue) = mpsc::channel(transport::call::CALLS_WAITING_MAX);
+        let server = Task(tokio::spawn(transport::server::serve(
+            listener,
+            node.keys.clone(),
+            gate.clone(),
+            calls,
+            transport::server::Limits::default(),
+        )));
+        let begun = node.begin(cluster, begin, &mut call_queue).await;
+        let (core, first, log, held) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                end(vec![server]).await;
+                return Err(error);
             }
-            bound => return bound.with_context(|| format!("listen on {address}")),
+        };
+        let parts = manager_task::Parts {
+            clock: cluster.clock,
+            log,
+            keys: node.keys.clone(),
+            gate,
+            calls: call_queue,
+            held,
+            events: cluster.events.clone(),
+        };
+        let (handle, task) = manager_task::start(core, first, parts);
+        *locked(&node.manager) = Some(Managing { handle, tasks: vec![server, Task(task)] });
+        Ok(())
+    }
+
+    /// Ends the manager, if one runs; its port and its log are free then.
+    pub async fn stop(&self) {
+        let managing = locked(&self.node.manager).take();
+        if let Some(managing) = managing {
+            end(managing.tasks).await;
         }
     }
 }
@@ -334,10 +351,6 @@ impl Node {
         save_identity(cluster, &identity)?;
         self.keys.replace(identity)?;
         Ok(())
-    }
-
-    pub fn stop_manager(&self) {
-        *locked(&self.manager) = None;
     }
 }
 
@@ -533,6 +546,7 @@ async fn settle_manager(
     role: pb::NodeRole,
     wanted: Option<pb::NodeRole>,
 ) -> anyhow::Result<()> {
+    let changing = node.change_manager().await;
     let running = node.manager();
     let ended = running.as_ref().and_then(|manager| manager.ended.borrow().clone());
     match (role, running, ended) {
@@ -540,18 +554,18 @@ async fn settle_manager(
         // what it had acknowledged would break the set.
         (pb::NodeRole::Worker, Some(_), None) if wanted == Some(pb::NodeRole::Manager) => {}
         (pb::NodeRole::Worker, Some(_), _) => {
-            node.stop_manager();
+            changing.stop().await;
             disk::RaftLog::remove(&cluster.folder.raft())?;
         }
         (pb::NodeRole::Manager, Some(_), Some(Ended::Removed)) => {
             tracing::warn!("this manager was removed from the manager set");
-            node.stop_manager();
+            changing.stop().await;
             disk::RaftLog::remove(&cluster.folder.raft())?;
         }
         (pb::NodeRole::Manager, Some(_), Some(Ended::Disk(reason))) => {
             tracing::error!(reason, "the manager begins again from its disk");
-            node.stop_manager();
-            node.start_manager(cluster, Begin::Restore).await?;
+            changing.stop().await;
+            changing.start(cluster, Begin::Restore).await?;
         }
         (pb::NodeRole::Manager, None, _) if matches!(cluster.state(), State::Active(_)) => {
             let own = &node.saved.advertise_addr;
@@ -559,7 +573,7 @@ async fn settle_manager(
             let other =
                 managers.into_iter().map(|(_, address)| address).find(|address| address != own);
             let Some(address) = other else { return Ok(()) };
-            node.start_manager(cluster, Begin::Join { address }).await?;
+            changing.start(cluster, Begin::Join { address }).await?;
         }
         _ => {}
     }
