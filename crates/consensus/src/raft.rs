@@ -327,7 +327,15 @@ impl Raft {
 
     /// Whether a follower has not heard its leader for several heartbeats.
     pub fn leader_is_quiet(&self) -> bool {
-        !self.leads() && self.leader() != 0 && self.quiet >= QUIET_TICKS
+        let has_leader = self.leader() != 0 || self.led_until_restarted();
+        !self.leads() && has_leader && self.quiet >= QUIET_TICKS
+    }
+
+    /// Whether the term's only possible leader was this member, which a restart made a follower:
+    /// the others wait for a leader that answers and does not lead.
+    pub fn led_until_restarted(&self) -> bool {
+        let raft = &self.node.raft;
+        self.leader() == 0 && raft.state == StateRole::Follower && raft.vote == self.id
     }
 
     pub fn term(&self) -> u64 {

@@ -98,6 +98,8 @@ pub enum Event {
     Open { stream: StreamId, caller: Caller, open: Open },
     /// The other side of a stream went away.
     Closed { stream: StreamId },
+    /// This manager is about to end: another should lead.
+    HandOver,
 }
 
 /// Unary calls. `Control` and `UnlockKey` come from the local Engine API too, with this node as caller.

@@ -165,6 +165,7 @@ impl Manager {
         self.forgive_own_delay(now);
         let raft_event = match event {
             Event::Deadline => Some(consensus::Event::Deadline),
+            Event::HandOver => membership::heir(&self.raft).map(consensus::Event::Transfer),
             Event::Raft(message) => Some(consensus::Event::Message(message)),
             Event::RaftUnreachable { raft_id } => Some(consensus::Event::Unreachable(raft_id)),
             Event::RaftSnapshotSent { raft_id, delivered } => {

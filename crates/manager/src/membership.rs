@@ -173,14 +173,19 @@ fn remove_member(plan: &mut RolePlan, raft: &Raft, raft_id: u64) {
     if !can_remove(raft, raft_id) {
         plan.waits = true;
     } else if raft_id == raft.id() {
-        let active = raft.active();
-        let others = raft.members().iter().map(|member| member.raft_id);
-        let others = others.filter(|id| *id != raft_id && active.contains(id));
-        plan.hand_over_to = others.max_by_key(|id| raft.matched(*id));
+        plan.hand_over_to = heir(raft);
         plan.waits = true;
     } else if plan.member.is_none() {
         plan.member = Some(MemberChange::Remove(raft_id));
     }
+}
+
+/// Who leads best after this leader: the reachable member that has most of the log.
+pub(crate) fn heir(raft: &Raft) -> Option<u64> {
+    let active = raft.active();
+    let others = raft.members().iter().map(|member| member.raft_id);
+    let others = others.filter(|id| raft.leads() && *id != raft.id() && active.contains(id));
+    others.max_by_key(|id| raft.matched(*id))
 }
 
 fn with_role(node: &pb::Node, role: pb::NodeRole) -> pb::Node {

@@ -3,7 +3,8 @@
 //! A follower that hears nothing for a few heartbeats asks all members whether they serve. When the
 //! leader does not and a quorum does, one follower after the other, in the order of their ids,
 //! stands for election as if the leader had handed over. A follower that is itself cut off finds no
-//! quorum and stays quiet.
+//! quorum and stays quiet. A leader that was restarted answers and leads no more, which it alone
+//! knows: it stands itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,6 +46,7 @@ impl Succession {
             self.forget();
         } else if self.stand_at.is_none() && self.asked.is_empty() && self.ask_at <= now {
             self.forget();
+            self.leader_gone = raft.led_until_restarted();
             self.ask_at = now + TURN;
             self.ask_all(raft, out);
         }
@@ -71,7 +73,10 @@ impl Succession {
         let quorum = raft.members().count() / 2 + 1;
         if self.leader_gone && self.serving + 1 >= quorum && self.stand_at.is_none() {
             let before = raft.members().iter().map(|member| member.raft_id);
-            let before = before.filter(|id| *id < raft.id() && *id != raft.leader()).count();
+            let before = match raft.led_until_restarted() {
+                true => 0,
+                false => before.filter(|id| *id < raft.id() && *id != raft.leader()).count(),
+            };
             self.stand_at = Some(now + TURN * before as u32);
         }
         true

@@ -12,6 +12,7 @@ mod managers;
 mod mixed;
 mod names;
 mod networks;
+mod outlive;
 mod overlay;
 mod overlay_paths;
 mod ports;

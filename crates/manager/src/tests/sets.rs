@@ -6,7 +6,7 @@ use wire::swarmkit as pb;
 
 use super::calls::service;
 use super::rig::{Rig, manager_of};
-use crate::{Call, Code};
+use crate::{Call, Code, Event};
 
 fn demote(rig: &mut Rig, node: &str) -> Result<(), crate::Failure> {
     let leader = rig.leader().unwrap();
@@ -184,4 +184,35 @@ fn a_dead_leader_is_replaced_within_seconds_and_a_cut_off_follower_keeps_still()
     let leader = rig.leader().expect("another one leads within seven seconds");
     assert!(leader == second || leader == third);
     rig.control(pb::CreateServiceRequest { spec: Some(service("web", 1)) }).unwrap();
+}
+
+#[test]
+fn a_leader_that_was_restarted_leads_again_within_seconds() {
+    let mut rig = Rig::new(30);
+    let second = rig.add_manager();
+    rig.add_manager();
+    rig.run(Duration::from_secs(5));
+    rig.restart("node1");
+    assert_eq!(rig.leader(), None);
+    rig.run(Duration::from_secs(6));
+    assert_eq!(rig.leader().as_deref(), Some("node1"));
+    let term = rig.manager("node1").term();
+    rig.restart(&second);
+    rig.run(Duration::from_secs(6));
+    assert_eq!(rig.manager("node1").term(), term, "a restarted follower disturbs nobody");
+}
+
+#[test]
+fn a_leader_that_is_about_to_end_hands_over() {
+    let mut rig = Rig::new(31);
+    rig.add_manager();
+    rig.add_manager();
+    rig.run(Duration::from_secs(5));
+    rig.step("node1", Event::HandOver);
+    rig.settle();
+    assert!(rig.leader().is_some_and(|leader| leader != "node1"), "at once");
+    let mut alone = Rig::new(32);
+    alone.step("node1", Event::HandOver);
+    alone.settle();
+    assert_eq!(alone.leader().as_deref(), Some("node1"), "there is nobody else");
 }

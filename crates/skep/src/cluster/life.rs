@@ -10,6 +10,7 @@ use model::swarm_id;
 use transport::identity::Refused;
 use transport::join::Wishes;
 use transport::{Identity, Keys};
+use wire::control::Call;
 use wire::swarmkit as pb;
 
 use super::node::{Begin, Node, dice, save_identity};
@@ -290,10 +291,7 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
 async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result<(), ControlError> {
     if let Some(manager) = node.manager() {
         if !force {
-            return Err(ControlError::new(
-                ControlCode::Refused,
-                leaving_words(&manager.members.borrow()),
-            ));
+            return Err(ControlError::new(ControlCode::Refused, leaving_words(cluster).await));
         }
         // Best effort: the others keep their quorum if they can let this one go.
         let own = node.keys.identity().subject.node_id;
@@ -315,25 +313,30 @@ async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result
     Ok(())
 }
 
-fn leaving_words(members: &[pb::RaftMember]) -> String {
+/// Why leaving needs `--force`, in Docker's words: what becomes of the managers that stay.
+async fn leaving_words(cluster: &Cluster) -> String {
     let start =
         "You are attempting to leave the swarm on a node that is participating as a manager. ";
     let end = "The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.";
-    let reachable = members
+    let Ok(nodes) = cluster.ask(pb::ListNodesRequest::default().into()).await else {
+        return format!("{start}Doing so may lose the consensus of your cluster. {end}");
+    };
+    let nodes = <pb::ListNodesRequest as Call>::answer(nodes).unwrap_or_default().nodes;
+    let managers: Vec<bool> = nodes
         .iter()
-        .filter(|member| {
-            let status = member.status.clone().unwrap_or_default();
-            status.reachability() != pb::raft_member_status::Reachability::Unreachable
-        })
-        .count();
-    match members.len() {
-        0 | 1 => format!(
+        .filter_map(|node| node.manager_status.as_ref())
+        .map(|status| status.reachability() == pb::raft_member_status::Reachability::Reachable)
+        .collect();
+    let (total, reachable) = (managers.len(), managers.iter().filter(|it| **it).count());
+    match (total, reachable) {
+        (0 | 1, _) => format!(
             "{start}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
         ),
-        total => format!(
-            "{start}Removing this node leaves {} managers out of {}. Without a Raft quorum your swarm will be inaccessible. {end}",
-            reachable.saturating_sub(1),
-            total
+        // Docker counts on one more to be lost.
+        _ if reachable.saturating_sub(2) > total - reachable => format!("{start}{end}"),
+        _ => format!(
+            "{start}Removing this node leaves {} managers out of {total}. Without a Raft quorum your swarm will be inaccessible. {end}",
+            reachable.saturating_sub(1)
         ),
     }
 }

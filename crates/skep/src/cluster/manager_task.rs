@@ -38,6 +38,7 @@ pub enum Ask {
         healthy: bool,
     },
     Closed(StreamId),
+    HandOver,
 }
 
 /// What the rest of the node sees of its manager.
@@ -71,6 +72,18 @@ impl Handle {
             return Err(stopped());
         }
         answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Another manager leads when this returns, if one can before so long.
+    pub async fn hand_over(&self, patience: Duration) {
+        let mut leader = self.leader.clone();
+        let here = |leader: &Option<Leader>| leader.as_ref().is_some_and(|leader| leader.here);
+        if !here(&leader.borrow()) || self.members.borrow().len() < 2 {
+            return;
+        }
+        let _ = self.asks.send(Ask::HandOver).await;
+        let elsewhere = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| !it.here);
+        let _ = tokio::time::timeout(patience, leader.wait_for(elsewhere)).await;
     }
 
     pub async fn logs(
@@ -358,6 +371,7 @@ impl Loop {
                 let open = Open::SubscribeLogs(request);
                 Some(Event::Open { stream, caller, open })
             }
+            Ask::HandOver => Some(Event::HandOver),
             Ask::Probed { ticket, healthy } => Some(Event::Probed { ticket, healthy }),
             Ask::Closed(stream) => {
                 self.streams.remove(&stream.0);

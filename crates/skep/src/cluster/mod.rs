@@ -44,6 +44,8 @@ pub const GOSSIP_PORT: u16 = 7946;
 const LEADER_WAIT: Duration = Duration::from_secs(10);
 /// A question waits this long for a leader, and as long for its answer.
 const READ_WAIT: Duration = Duration::from_secs(3);
+/// A daemon that ends waits no longer than this for another leader.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 const LOG_MESSAGES_WAITING_MAX: usize = 256;
 
 /// What this node is at the moment.
@@ -349,7 +351,7 @@ pub(crate) fn refused(status: transport::Status) -> ControlError {
 }
 
 /// Resumes this node's membership, if it has one; what the daemon hands to the Engine API.
-pub async fn start(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<dyn ClusterApi> {
+pub async fn start(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<Api> {
     let cluster = Cluster::open(engine.clone(), counters).await;
     engine.set_swarm(Arc::new(attach::Attacher(Arc::downgrade(&cluster)))).await;
     Arc::new(Api(cluster))
@@ -358,6 +360,17 @@ pub async fn start(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<dyn Clus
 /// The trait's implementation is a handle, so that changes of life can outlive a request.
 #[derive(Clone)]
 pub struct Api(pub Arc<Cluster>);
+
+impl Api {
+    /// Before the daemon ends: the swarm need not miss its leader to have another one.
+    pub async fn hand_over(&self) {
+        if let State::Active(node) = self.0.state()
+            && let Some(manager) = node.manager()
+        {
+            manager.hand_over(HAND_OVER_MAX).await;
+        }
+    }
+}
 
 impl ClusterApi for Api {
     fn control(&self, request: Request) -> Answer<'_, Response> {

@@ -76,7 +76,10 @@ async fn run(mut told: Told) -> Result<()> {
             .await
             .with_context(|| format!("--metrics-addr {address}"))?;
     }
-    let api = docker_api::router(docker_api::ApiState { engine: engine.clone(), cluster });
+    let api = docker_api::router(docker_api::ApiState {
+        engine: engine.clone(),
+        cluster: cluster.clone(),
+    });
     // The files of the sockets go when this does.
     let _files = sockets.serve(&api);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the API answers");
@@ -90,6 +93,7 @@ async fn run(mut told: Told) -> Result<()> {
     // Containers, names and the data plane live on without the daemon.
     tracing::info!(signal, "the daemon ends; containers run on");
     notify::tell("STOPPING=1");
+    cluster.hand_over().await;
     Ok(())
 }
 
