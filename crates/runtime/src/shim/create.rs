@@ -13,6 +13,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::MountPropagationFlags;
 
 use super::stdio::{self, ChildStdio, Stdio};
@@ -25,11 +26,15 @@ use crate::spec::{OciRuntime, Propagation};
 const CONSOLE_SOCKET: &str = "console.sock";
 /// Name of libcontainer's socket on which a created container waits for its start.
 const NOTIFY_SOCKET: &str = "notify.sock";
+/// From the word to start until the command is executed; longer only on a host that is stuck.
+const EXECUTED_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The made container: its process 1, waiting to execute the command.
 pub struct Made {
     pub pid: i32,
     pub stdio: Stdio,
+    /// Ends when the process has executed its command; none where an OCI runtime waits for that itself.
+    pub executed: Option<OwnedFd>,
 }
 
 /// Makes the container of the bundle in the current directory.
@@ -42,9 +47,14 @@ pub fn create(spec: &ShimSpec, bundle: &Path) -> Result<Made> {
     } else {
         stdio::pipes(spec.open_stdin, spec.uid).map_err(failed)?
     };
-    let pid = match &spec.runtime {
-        OciRuntime::BuiltIn => create_built_in(spec, bundle, &theirs)?,
-        OciRuntime::Binary { path, args } => create_by_binary(spec, bundle, path, args, theirs)?,
+    let (pid, executed) = match &spec.runtime {
+        OciRuntime::BuiltIn => {
+            let (pid, executed) = create_built_in(spec, bundle, &theirs)?;
+            (pid, Some(executed))
+        }
+        OciRuntime::Binary { path, args } => {
+            (create_by_binary(spec, bundle, path, args, theirs)?, None)
+        }
     };
     if let Some(listener) = console {
         let master = accept_console(&listener).map_err(failed)?;
@@ -53,11 +63,11 @@ pub fn create(spec: &ShimSpec, bundle: &Path) -> Result<Made> {
         }
         ours = stdio::terminal(master, spec.open_stdin).map_err(failed)?;
     }
-    Ok(Made { pid, stdio: ours })
+    Ok(Made { pid, stdio: ours, executed })
 }
 
-/// Lets the made container execute its command.
-pub fn start(spec: &ShimSpec) -> Result<()> {
+/// Lets the made container execute its command, and returns when it has.
+pub fn start(spec: &ShimSpec, executed: Option<OwnedFd>) -> Result<()> {
     match &spec.runtime {
         OciRuntime::BuiltIn => {
             let socket = Path::new(OCI_DIR).join(&spec.id).join(NOTIFY_SOCKET);
@@ -66,7 +76,9 @@ pub fn start(spec: &ShimSpec) -> Result<()> {
             })?;
             stream
                 .write_all(b"start container")
-                .map_err(|e| Error::system("container not started", e))
+                .map_err(|e| Error::system("container not started", e))?;
+            executed.iter().for_each(wait_for_end);
+            Ok(())
         }
         OciRuntime::Binary { path, args } => {
             let mut start = runtime_command(path, args);
@@ -74,6 +86,12 @@ pub fn start(spec: &ShimSpec) -> Result<()> {
             run(start).map(drop)
         }
     }
+}
+
+/// Until the other end of a pipe is closed.
+fn wait_for_end(pipe: &OwnedFd) {
+    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
+    let _ = rustix::event::poll(&mut fds, Some(&EXECUTED_MAX));
 }
 
 /// A unix socket below a directory whose path may be longer than a socket address allows.
@@ -101,7 +119,8 @@ fn accept_console(listener: &UnixListener) -> io::Result<OwnedFd> {
     sys::receive_fd(&OwnedFd::from(stream))
 }
 
-fn create_built_in(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio) -> Result<i32> {
+/// The process, and the pipe that it closes when it executes its command.
+fn create_built_in(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio) -> Result<(i32, OwnedFd)> {
     let failed = |e: io::Error| Error::system("container process not started", e);
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
@@ -114,10 +133,13 @@ fn create_built_in(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio) -> Resul
     sys::wait_for(child).map_err(failed)?;
     sys::nonblocking(&read).map_err(failed)?;
     let mut text = String::new();
-    let _ = std::fs::File::from(read).read_to_string(&mut text);
+    let mut read = std::fs::File::from(read);
+    let _ = read.read_to_string(&mut text);
     match text.split_once(' ') {
         Some(("pid", number)) => {
-            number.trim().parse().map_err(|e| Error::system("container process not started", e))
+            let pid = number.trim().parse();
+            pid.map(|pid| (pid, OwnedFd::from(read)))
+                .map_err(|e| Error::system("container process not started", e))
         }
         Some(("error", text)) => Err(creation_error(text.trim_end())),
         _ => Err(Error::new(
@@ -364,7 +386,7 @@ pub fn exec_by_binary(spec: &ShimSpec, process: &ExecProcess) -> Result<Made> {
     if let Some(master) = master {
         ours = stdio::terminal(master, process.stdin).map_err(failed)?;
     }
-    Ok(Made { pid: result?, stdio: ours })
+    Ok(Made { pid: result?, stdio: ours, executed: None })
 }
 
 /// Lets the OCI runtime forget an ended container.

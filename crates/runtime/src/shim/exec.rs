@@ -58,7 +58,7 @@ pub fn start(spec: &ShimSpec, init: i32, process: &ExecProcess) -> Result<Made> 
         let master = sys::receive_fd(&side).map_err(failed)?;
         ours = stdio::terminal(master, process.stdin).map_err(failed)?;
     }
-    Ok(Made { pid, stdio: ours })
+    Ok(Made { pid, stdio: ours, executed: None })
 }
 
 fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -12,7 +12,7 @@ mod exit;
 mod oom;
 mod serve;
 mod stdio;
-mod sys;
+pub(crate) mod sys;
 
 pub(crate) use command::errno_text;
 

@@ -15,6 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::logs::LogStream;
 use crate::logs::write::LogWriter;
+use crate::memory;
 use crate::protocol::*;
 use crate::runtime::ExitStatus;
 
@@ -35,6 +36,8 @@ pub struct Shim {
     spec: ShimSpec,
     signals: OwnedFd,
     listener: OwnedFd,
+    /// See [`create::Made`]; until the start.
+    executed: Option<OwnedFd>,
     connections: Vec<Connection>,
     /// The container's own process first, then execs.
     processes: Vec<Process>,
@@ -77,6 +80,7 @@ impl Shim {
             spec,
             signals,
             listener,
+            executed: None,
             connections: vec![Connection::new(control)],
             processes: Vec::new(),
             log: None,
@@ -125,6 +129,7 @@ impl Shim {
         reserve_exit().map_err(|e| Error::system("no room for the exit status", e))?;
         let made = create::create(&self.spec, &self.bundle)?;
         let pid = made.pid;
+        self.executed = made.executed;
         let once = self.spec.stdin_once;
         self.processes.push(Process::new(None, pid, self.spec.tty, made.stdio, once));
         self.oom = OomWatch::open(Cgroup::at(&self.spec.cgroup));
@@ -177,7 +182,7 @@ impl Shim {
             }
         }
         if trim {
-            sys::trim_memory();
+            memory::give_back();
         }
         match rustix::event::poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}
@@ -384,7 +389,7 @@ impl Shim {
         match call {
             Call::State => Ok(Reply::State(self.state())),
             Call::Start => {
-                create::start(&self.spec)?;
+                create::start(&self.spec, self.executed.take())?;
                 let now = SystemTime::now();
                 self.started_at = Some(now);
                 Ok(Reply::Started(now))

@@ -204,63 +204,6 @@ pub fn execute(path: &str, args: &[String], env: &[String]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// A program with its libraries has about thirty.
-const MAPPINGS_MAX: usize = 64;
-
-/// Gives back what an idle shim does not need: freed memory, and pages of the program that are in the file
-/// anyway and come back by themselves at their next use.
-pub fn trim_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: glibc's own function, no arguments that could be wrong.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-    let mut ranges = [(0, 0); MAPPINGS_MAX];
-    let count = clean_file_mappings(&mut ranges).unwrap_or(0);
-    // From here to the next wait as little as possible is touched: it would come back.
-    for &(start, length) in &ranges[..count] {
-        // Without the first advice one needed page brings 2 MiB with it.
-        for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_DONTNEED] {
-            // SAFETY: the range is one read-only mapping of a file without a changed page, so that the kernel
-            // reads the same bytes again when they are needed.
-            unsafe { libc::madvise(start as *mut libc::c_void, length, advice) };
-        }
-    }
-}
-
-/// Read-only mappings of files in which this process has changed nothing (relocated pages count as changed).
-fn clean_file_mappings(found: &mut [(usize, usize); MAPPINGS_MAX]) -> io::Result<usize> {
-    use std::io::BufRead;
-    let mut count = 0;
-    let mut candidate = None;
-    for line in io::BufReader::with_capacity(4096, std::fs::File::open("/proc/self/smaps")?).lines()
-    {
-        let line = line?;
-        if let Some(changed) = line.strip_prefix("Anonymous:") {
-            if let (Some(range), "0 kB") = (candidate.take(), changed.trim())
-                && let Some(place) = found.get_mut(count)
-            {
-                *place = range;
-                count += 1;
-            }
-        } else if let Some(range) = read_only_file(&line) {
-            candidate = range;
-        }
-    }
-    Ok(count)
-}
-
-/// `None` for a line that is no mapping's first; else its range if it is a file's and not writable.
-fn read_only_file(line: &str) -> Option<Option<(usize, usize)>> {
-    let mut words = line.split_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let (start, end) =
-        (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    let access = words.next()?;
-    let file = words.nth(3).is_some_and(|path| path.starts_with('/'));
-    Some((file && access.starts_with('r') && !access.contains('w')).then_some((start, end - start)))
-}
-
 /// Changes user and group for good; the capabilities stay until they are set.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: plain system calls with integers, in a process of one thread.
@@ -271,21 +214,4 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
             || libc::prctl(libc::PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0
     };
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_read_only_files_are_given_back() {
-        let check = |line: &str, expected| assert_eq!(read_only_file(line), expected, "{line}");
-        check("1000-3000 r-xp 00000000 00:01 5   /bin/skep", Some(Some((0x1000, 0x2000))));
-        check("1000-3000 rw-p 00000000 00:01 5   /bin/skep", Some(None));
-        check("1000-3000 r--p 00000000 00:00 0   [vvar]", Some(None));
-        check("Rss:                 4 kB", None);
-        // The test's own program goes on after it has lost its pages.
-        trim_memory();
-        assert!(clean_file_mappings(&mut [(0, 0); MAPPINGS_MAX]).is_ok_and(|count| count > 0));
-    }
 }

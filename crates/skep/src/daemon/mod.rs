@@ -8,6 +8,7 @@ mod listen;
 mod pidfile;
 mod metrics;
 mod log;
+mod memory;
 mod steps;
 mod notify;
 
@@ -84,6 +85,7 @@ async fn run(mut told: Told) -> Result<()> {
     let _files = sockets.serve(&api);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the API answers");
     notify::tell("READY=1");
+    tokio::spawn(memory::keep_small());
     let signal = loop {
         match signals.next().await {
             Heard::End(signal) => break signal,
