@@ -10,7 +10,7 @@ use std::sync::Arc;
 use image::{Change, Commit, Image, PathStat, Reference, RunConfig};
 
 use crate::Engine;
-use crate::containers::{Container, MountType};
+use crate::containers::{Container, MountType, Spec};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::images::blocking;
 
@@ -33,6 +33,8 @@ struct Place {
     read_only: bool,
     /// Below a volume, a bind or a tmpfs.
     in_mount: bool,
+    /// Where a stopped container's own root is hidden by mounts when it runs.
+    mount_points: Vec<String>,
     /// Holds a stopped container's root mounted.
     _visit: Option<image::Visit>,
 }
@@ -91,8 +93,12 @@ impl Engine {
                 }));
             }
             let owner = if own { owner(&container, &place.root)? } else { None };
-            let options = image::copy::WriteOptions { no_overwrite_dir_non_dir: keep_kind, owner };
-            image::copy::write(&place.root, &place.path, tar, options)
+            let options = image::copy::WriteOptions {
+                no_overwrite_dir_non_dir: keep_kind,
+                owner,
+                mount_points: place.mount_points,
+            };
+            image::copy::write(&place.root, &place.path, tar, &options)
                 .map_err(|error| told(error, &container, &path))?;
             engine.publish(&container, "extract-to-dir", []);
             Ok(())
@@ -168,7 +174,14 @@ impl Engine {
         let in_mount = below.is_some();
         if container.is_running() {
             let root = PathBuf::from(format!("/proc/{}/root", container.state().pid));
-            return Ok(Place { root, path: path.to_owned(), read_only, in_mount, _visit: None });
+            return Ok(Place {
+                root,
+                path: path.to_owned(),
+                read_only,
+                in_mount,
+                mount_points: Vec::new(),
+                _visit: None,
+            });
         }
         if let Some(mount) = below.filter(|mount| mount.kind != MountType::Tmpfs) {
             let source = Path::new(&mount.source).join(&mount.subpath);
@@ -176,7 +189,14 @@ impl Engine {
             // A read puts the base name into the tar: the mount's own root has none.
             if source.is_dir() && !(rest.is_empty() && access == Access::Read) {
                 let path = format!("/{rest}{}", if path.ends_with('/') { "/" } else { "" });
-                return Ok(Place { root: source, path, read_only, in_mount, _visit: None });
+                return Ok(Place {
+                    root: source,
+                    path,
+                    read_only,
+                    in_mount,
+                    mount_points: Vec::new(),
+                    _visit: None,
+                });
             }
         }
         let visit = self.images.store.visit(container.id())?;
@@ -185,9 +205,16 @@ impl Engine {
             path: path.to_owned(),
             read_only,
             in_mount,
+            mount_points: mount_points(&spec),
             _visit: Some(visit),
         })
     }
+}
+
+/// Volumes, binds, and the files that the engine gives every container.
+fn mount_points(spec: &Spec) -> Vec<String> {
+    let given = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"].map(str::to_owned);
+    spec.mounts.iter().map(|mount| mount.destination.clone()).chain(given).collect()
 }
 
 /// False where the container ended by itself meanwhile: then nothing of it runs either.

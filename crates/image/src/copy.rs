@@ -28,12 +28,14 @@ pub struct PathStat {
     pub link_target: String,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     /// A directory may not take a file's place, nor a file a directory's.
     pub no_overwrite_dir_non_dir: bool,
     /// Files belong to this user instead of the tar's.
     pub owner: Option<(u32, u32)>,
+    /// What the container mounts when it runs, as paths in it: they are not replaced.
+    pub mount_points: Vec<String>,
 }
 
 /// A path of the container in two parts: the directory, resolved inside the root, and a name in it that is not followed.
@@ -91,7 +93,7 @@ pub fn read(root: &Path, path: &str, out: impl Write) -> Result<()> {
 }
 
 /// Unpacks a tar into the directory `path`.
-pub fn write(root: &Path, path: &str, tar: impl Read, options: WriteOptions) -> Result<()> {
+pub fn write(root: &Path, path: &str, tar: impl Read, options: &WriteOptions) -> Result<()> {
     let root_fd = open_root(root)?;
     let relative = relative(path);
     let directory =
@@ -102,7 +104,9 @@ pub fn write(root: &Path, path: &str, tar: impl Read, options: WriteOptions) -> 
     }
     let purpose =
         Purpose::Copy { keep_kind: options.no_overwrite_dir_non_dir, owner: options.owner };
+    let mount_points = options.mount_points.iter().map(|path| clean_lossy(path.as_bytes()));
     Unpacker::new(root, &clean(&relative).unwrap_or_default(), purpose)?
+        .sparing(mount_points.collect())
         .run(Reader::new(decompressed(tar)?, ()))?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -13,6 +13,8 @@ use crate::tarball::{Entry, Kind, Writer};
 use crate::unpack::OPAQUE_XATTR;
 
 const DEPTH_MAX: usize = 1_000;
+/// What is read at most of a file that does not tell its size.
+const SIZELESS_BYTES_MAX: u64 = 16 << 20;
 
 pub(crate) struct Packer<W: Write> {
     to: Writer<W>,
@@ -38,7 +40,27 @@ impl<W: Write> Packer<W> {
 
     /// One name of an open directory, as `shown`.
     pub fn named(&mut self, parent: BorrowedFd<'_>, name: &OsStr, shown: &[u8]) -> io::Result<()> {
+        let stat = fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0 {
+            return self.without_size(parent, name, shown);
+        }
         self.one(parent, name, shown, 0)
+    }
+
+    /// A file of /proc or /sys says that it is empty and is not: it is read before its size is told.
+    fn without_size(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        shown: &[u8],
+    ) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(fs::openat(parent, name, flags, Mode::empty())?);
+        let mut content = Vec::new();
+        (&file).take(SIZELESS_BYTES_MAX).read_to_end(&mut content)?;
+        let mut entry = entry_of(&fs::fstat(&file)?, shown.to_vec(), xattrs(file.as_fd())?);
+        entry.size = content.len() as u64;
+        self.to.file(&entry, &mut content.as_slice())
     }
 
     /// The directory itself, as an entry.

@@ -3,7 +3,7 @@
 //! Every path is opened by the kernel with that directory as its root (`openat2`, `RESOLVE_IN_ROOT`), so a symbolic link
 //! made by the archive leads inside; the last component is never followed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags,
+    Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -33,10 +34,14 @@ pub(crate) enum Purpose {
     Copy { keep_kind: bool, owner: Option<(u32, u32)> },
 }
 
+/// Cleaned paths that something is mounted on when the root's owner runs.
+pub(crate) type MountPoints = BTreeSet<Vec<u8>>;
+
 pub(crate) struct Unpacker {
     root: OwnedFd,
     prefix: Vec<u8>,
     purpose: Purpose,
+    mount_points: MountPoints,
     /// The directory of the last entry, which the next one mostly shares.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories get their mode and time last: what is written into them would change it.
@@ -64,11 +69,18 @@ impl Unpacker {
             root: fd,
             prefix: prefix.to_vec(),
             purpose,
+            mount_points: MountPoints::new(),
             parent: None,
             directories: BTreeMap::new(),
             entries: 0,
             bytes: 0,
         })
+    }
+
+    /// These paths are not replaced.
+    pub fn sparing(mut self, mount_points: MountPoints) -> Self {
+        self.mount_points = mount_points;
+        self
     }
 
     /// Unpacks the whole stream and reads it to its end.
@@ -102,7 +114,7 @@ impl Unpacker {
         if self.purpose == Purpose::Layer && name.starts_with(WHITEOUT) {
             return self.whiteout(&name).map_err(at);
         }
-        let covered = self.make_room(entry, &name)?;
+        let covered = self.make_room(entry, &path, &name)?;
         self.create(entry, &path, &name, tar)?;
         if covered && entry.kind == Kind::Directory {
             self.set_opaque(&name).map_err(at)?;
@@ -229,7 +241,7 @@ impl Unpacker {
     }
 
     /// Takes away what stands where the entry goes; true if that was a whiteout of this layer.
-    fn make_room(&mut self, entry: &Entry, name: &[u8]) -> Result<bool> {
+    fn make_room(&mut self, entry: &Entry, path: &[u8], name: &[u8]) -> Result<bool> {
         let at = |cause: Errno| failed(&entry.path, cause.into());
         // New files and directories mostly meet nothing: their creation says so itself, without a look before.
         let Some(old) = self.existing(name).map_err(at)? else { return Ok(false) };
@@ -256,13 +268,29 @@ impl Unpacker {
             }
             _ => {}
         }
-        let how = if old_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        if self.purpose != Purpose::Layer && old_dir {
-            remove_tree(self.parent(), name).map_err(at)?;
-        } else {
-            fs::unlinkat(self.parent(), OsStr::from_bytes(name), how).map_err(at)?;
+        match self.purpose {
+            Purpose::Layer => {
+                let how = if old_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+                fs::unlinkat(self.parent(), OsStr::from_bytes(name), how).map_err(at)?;
+            }
+            Purpose::Copy { .. } => self.replace(path, name)?,
         }
         Ok(self.purpose == Purpose::Layer && old == FileType::CharacterDevice)
+    }
+
+    /// Removes what `docker cp` replaces.
+    fn replace(&self, path: &[u8], name: &[u8]) -> Result<()> {
+        let removed = match self.mount_points.contains(path) {
+            true => Err(Errno::BUSY),
+            false => remove(self.parent(), name),
+        };
+        removed.map_err(|cause| match cause {
+            Errno::BUSY => Error::System(format!(
+                "unlinkat /{}: device or resource busy: something is mounted there; write to its source instead",
+                String::from_utf8_lossy(path)
+            )),
+            cause => failed(path, cause.into()),
+        })
     }
 
     fn create<R: Read, S: RawSink + FileSink>(
@@ -462,20 +490,25 @@ fn kept(result: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// Deletes a directory with all below it, following nothing.
-pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+/// Deletes a name with all below it, following nothing. What something is mounted on stays (`EBUSY`): of mounts in a
+/// container's namespace the kernel would only take them off (`unlink` knows those of the caller's namespace alone).
+fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     let os_name = OsStr::from_bytes(name);
+    let look = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = fs::statx(parent, os_name, look, StatxFlags::TYPE)?;
+    if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Errno::BUSY);
+    }
+    if FileType::from_raw_mode(u32::from(found.stx_mode)) != FileType::Directory {
+        return fs::unlinkat(parent, os_name, AtFlags::empty());
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = fs::openat(parent, os_name, flags, Mode::empty())?;
     for entry in fs::Dir::read_from(&directory)? {
         let entry = entry?;
         let child = entry.file_name().to_bytes();
-        if child == b"." || child == b".." {
-            continue;
-        }
-        match fs::unlinkat(&directory, entry.file_name(), AtFlags::empty()) {
-            Err(Errno::ISDIR | Errno::PERM) => remove_tree(directory.as_fd(), child)?,
-            removed => removed?,
+        if child != b"." && child != b".." {
+            remove(directory.as_fd(), child)?;
         }
     }
     fs::unlinkat(parent, os_name, AtFlags::REMOVEDIR)

@@ -1,7 +1,7 @@
 //! HTTP to registries: which addresses a name has, requests with a login, errors in Docker's words.
 
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
@@ -20,7 +20,10 @@ const DOCKER_HUB: &str = "https://registry-1.docker.io";
 
 /// The connections of one store to all registries.
 pub(crate) struct Client {
-    secure: reqwest::Client,
+    /// Made at its first use: it needs the certificates of authorities, and a host may have none.
+    secure: OnceLock<reqwest::Client>,
+    /// Trusts nobody: for plain HTTP where `secure` cannot be made.
+    plain: reqwest::Client,
     insecure: reqwest::Client,
     /// Loopback is never behind a proxy.
     loopback: reqwest::Client,
@@ -40,27 +43,32 @@ impl Client {
     pub fn new(registries: &Registries) -> Result<Self> {
         // Somebody else in the process may have chosen already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let build = |insecure: bool, loopback: bool| {
-            let mut builder = reqwest::Client::builder()
-                .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX))
-                .read_timeout(Duration::from_secs(SILENCE_SECONDS_MAX))
-                .danger_accept_invalid_certs(insecure);
-            if loopback {
-                builder = builder.no_proxy();
-            } else {
-                builder = proxied(builder, &registries.proxies)?;
-            }
-            builder
-                .build()
-                .map_err(|cause| Error::System(format!("registry client: {}", chain(&cause))))
-        };
+        let failed = |cause| Error::System(format!("registry client: {}", chain(&cause)));
+        let own = || proxied(builder(), &registries.proxies);
         Ok(Self {
-            secure: build(false, false)?,
-            insecure: build(true, false)?,
-            loopback: build(true, true)?,
+            secure: OnceLock::new(),
+            plain: own()?.tls_certs_only([]).build().map_err(failed)?,
+            insecure: own()?.danger_accept_invalid_certs(true).build().map_err(failed)?,
+            loopback: builder()
+                .no_proxy()
+                .danger_accept_invalid_certs(true)
+                .build()
+                .map_err(failed)?,
             registries: registries.clone(),
         })
+    }
+
+    fn secure(&self) -> Result<&reqwest::Client> {
+        if let Some(client) = self.secure.get() {
+            return Ok(client);
+        }
+        let client = proxied(builder(), &self.registries.proxies)?.build().map_err(|cause| {
+            Error::System(format!(
+                "{}: registries with https need them, install ca-certificates or set SSL_CERT_FILE",
+                chain(&cause)
+            ))
+        })?;
+        Ok(self.secure.get_or_init(|| client))
     }
 
     /// Where a repository can be, in the order to ask.
@@ -116,13 +124,23 @@ impl Client {
         addresses.iter().any(|address| ranges.iter().any(|range| contains(range, address)))
     }
 
-    fn http(&self, endpoint: &Endpoint) -> &reqwest::Client {
+    fn http(&self, endpoint: &Endpoint) -> Result<&reqwest::Client> {
         match (endpoint.loopback, endpoint.insecure) {
-            (true, _) => &self.loopback,
-            (false, true) => &self.insecure,
-            (false, false) => &self.secure,
+            (true, _) => Ok(&self.loopback),
+            (false, true) => Ok(&self.insecure),
+            (false, false) if endpoint.base.starts_with("http://") => {
+                Ok(self.secure().unwrap_or(&self.plain))
+            }
+            (false, false) => self.secure(),
         }
     }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(CONNECT_SECONDS_MAX))
+        .read_timeout(Duration::from_secs(SILENCE_SECONDS_MAX))
 }
 
 /// With the daemon's own proxies; without any, reqwest takes the environment's.
@@ -228,7 +246,7 @@ impl<'a> Session<'a> {
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let http = match is_loopback(host_of(realm)) {
                     true => &self.client.loopback,
-                    false => self.client.http(&self.endpoint),
+                    false => self.client.http(&self.endpoint)?,
                 };
                 let scope = if self.scope.is_empty() {
                     scope.as_deref().unwrap_or("")
@@ -242,7 +260,7 @@ impl<'a> Session<'a> {
     }
 
     async fn once(&self, ask: &Ask<'_>) -> Result<Response> {
-        let mut request = self.client.http(&self.endpoint).request(ask.method.clone(), &ask.url);
+        let mut request = self.client.http(&self.endpoint)?.request(ask.method.clone(), &ask.url);
         request = request.headers(ask.headers.clone());
         if let Some(value) = self.authorization() {
             request = request.header(AUTHORIZATION, value);
@@ -255,7 +273,7 @@ impl<'a> Session<'a> {
 
     /// A streamed body can be sent only once: the login must be known by then.
     pub async fn stream(&self, method: Method, url: &str, body: reqwest::Body) -> Result<Response> {
-        let mut request = self.client.http(&self.endpoint).request(method.clone(), url);
+        let mut request = self.client.http(&self.endpoint)?.request(method.clone(), url);
         if let Some(value) = self.authorization() {
             request = request.header(AUTHORIZATION, value);
         }
