@@ -432,7 +432,10 @@ impl Runtime {
 
     /// Titles and rows as `docker top` shows them.
     pub async fn top(&self, id: &str, ps_args: &str) -> Result<(Vec<String>, Vec<Vec<String>>)> {
-        crate::top::table(&self.handle(id)?.cgroup.pids(), ps_args)
+        let (pids, ps_args) = (self.handle(id)?.cgroup.pids(), ps_args.to_owned());
+        tokio::task::spawn_blocking(move || crate::top::table(&pids, &ps_args))
+            .await
+            .map_err(|e| Error::system("processes not listed", e))?
     }
 
     /// Host pids of all processes in the container.

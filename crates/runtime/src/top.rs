@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 
 const TICKS_PER_SECOND: u64 = 100;
 const DEFAULT: &str = "-ef";
+const PID: &str = "PID";
 
 /// One process, as far as any column needs it.
 #[derive(Default)]
@@ -37,9 +38,15 @@ struct Host {
     users: HashMap<u32, String>,
 }
 
+/// Titles and rows.
+pub type Table = (Vec<String>, Vec<Vec<String>>);
+
 /// Titles and rows of the given processes, for arguments as `ps` has them.
-pub fn table(pids: &[u32], ps_args: &str) -> Result<(Vec<String>, Vec<Vec<String>>)> {
-    let columns = columns(ps_args)?;
+pub fn table(pids: &[u32], ps_args: &str) -> Result<Table> {
+    let Some(columns) = columns(ps_args) else { return by_ps(pids, ps_args) };
+    if !columns.iter().any(|(_, heading)| heading == PID) {
+        return Err(no_pids());
+    }
     let host = Host::read();
     let titles = columns.iter().map(|(_, title)| title.clone()).collect();
     let rows = pids
@@ -50,8 +57,57 @@ pub fn table(pids: &[u32], ps_args: &str) -> Result<(Vec<String>, Vec<Vec<String
     Ok((titles, rows))
 }
 
-/// (column, title) for `-ef`, `aux` and `-o` lists.
-fn columns(ps_args: &str) -> Result<Vec<(String, String)>> {
+/// What the host's `ps` says, for arguments that are not known here.
+fn by_ps(pids: &[u32], ps_args: &str) -> Result<Table> {
+    let list: Vec<String> = pids.iter().map(u32::to_string).collect();
+    // Some options do not go together with a choice of processes.
+    let said = match ps(ps_args, Some(&format!("-q{}", list.join(",")))) {
+        Ok(said) if said.status.success() => Ok(said),
+        _ => ps(ps_args, None),
+    };
+    let said = said.map_err(|cause| {
+        Error::invalid(format!(
+            "ps {ps_args}: {cause}: without ps on the host there are -ef, aux and -o with columns"
+        ))
+    })?;
+    if !said.status.success() {
+        let text = String::from_utf8_lossy(&said.stderr).into_owned();
+        let line = text.lines().find(|line| !line.is_empty()).map(str::to_owned);
+        let status = || format!("exit status {}", said.status.code().unwrap_or(-1));
+        return Err(Error::invalid(format!("ps: {}", line.unwrap_or_else(status))));
+    }
+    of_pids(pids, &String::from_utf8_lossy(&said.stdout))
+}
+
+fn ps(arguments: &str, chosen: Option<&str>) -> std::io::Result<std::process::Output> {
+    std::process::Command::new("ps").args(arguments.split_whitespace()).args(chosen).output()
+}
+
+/// The lines of `ps` that are about the given processes; what is behind the last title may have blanks.
+fn of_pids(pids: &[u32], text: &str) -> Result<Table> {
+    let mut lines = text.lines();
+    let titles: Vec<String> =
+        lines.next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    let at = titles.iter().position(|title| title == PID).ok_or_else(no_pids)?;
+    let row = |line: &str| {
+        let mut words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let pid = words.get(at)?.parse().ok()?;
+        if words.len() > titles.len() {
+            let last = words.split_off(titles.len() - 1).join(" ");
+            words.push(last);
+        }
+        pids.contains(&pid).then_some(words)
+    };
+    let rows = lines.filter_map(row).collect();
+    Ok((titles, rows))
+}
+
+fn no_pids() -> Error {
+    Error::invalid("Couldn't find PID field in ps output")
+}
+
+/// (column, title) for `-ef`, `aux` and `-o` lists; none for anything else.
+fn columns(ps_args: &str) -> Option<Vec<(String, String)>> {
     let text = if ps_args.trim().is_empty() { DEFAULT } else { ps_args.trim() };
     let named =
         |list: &[&str]| list.iter().map(|n| ((*n).to_owned(), title(n))).collect::<Vec<_>>();
@@ -74,8 +130,8 @@ fn columns(ps_args: &str) -> Result<Vec<(String, String)>> {
                         Some((name, heading)) => (name, heading.to_owned()),
                         None => (item, title(item)),
                     };
-                    if heading.is_empty() && title(name).is_empty() {
-                        return Err(unknown(item));
+                    if title(name).is_empty() {
+                        return None;
                     }
                     chosen.push((name.to_owned(), heading));
                 }
@@ -107,19 +163,10 @@ fn columns(ps_args: &str) -> Result<Vec<(String, String)>> {
                     }
                 }
             }
-            _ => return Err(unknown(word)),
+            _ => return None,
         }
     }
-    if !chosen.iter().any(|(name, _)| name == "pid") {
-        return Err(Error::invalid("Couldn't find PID field in ps output"));
-    }
-    Ok(chosen)
-}
-
-fn unknown(word: &str) -> Error {
-    Error::invalid(format!(
-        "ps: '{word}' is not supported by skep yet: use -ef, aux or -o with columns"
-    ))
+    Some(chosen)
 }
 
 fn title(column: &str) -> String {
@@ -305,5 +352,16 @@ mod tests {
         assert!(titles("aux").unwrap().0.starts_with("USER PID %CPU"));
         assert!(titles("-o comm").is_err());
         assert!(titles("--nonsense").is_err());
+        assert!(titles("-eo pid=,args=").is_err());
+    }
+
+    #[test]
+    fn other_arguments_are_for_the_hosts_ps() {
+        let text = "F   PID CMD\n4     7 sleep 60\n4     8 sleep 61\n    - x\n";
+        let (titles, rows) = of_pids(&[7], text).unwrap();
+        assert_eq!(titles, ["F", "PID", "CMD"]);
+        assert_eq!(rows, [["4", "7", "sleep 60"]]);
+        assert!(of_pids(&[7], "F CMD\n4 sleep\n").is_err());
+        assert!(columns("-efH").is_none() && columns("-o pid,wchan").is_none());
     }
 }

@@ -82,10 +82,14 @@ impl Engine {
         let mut life = container.life();
         let exits = life.borrow_and_update().exits;
         container.change_state(|state| state.stopped_by_user = true);
-        self.send(container, signal).await?;
+        if !self.send_while_running(container, signal).await? {
+            return Ok(());
+        }
         let patience = u64::try_from(seconds).ok().map(Duration::from_secs);
         if !ended_within(&mut life, exits, patience).await {
-            self.send(container, SIGKILL).await?;
+            if !self.send_while_running(container, SIGKILL).await? {
+                return Ok(());
+            }
             let patience = Some(Duration::from_secs(KILLED_SECONDS_MAX));
             if !ended_within(&mut life, exits, patience).await {
                 return Err(Error::internal(format!(
@@ -95,6 +99,19 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// False when it has ended by itself in the meantime.
+    async fn send_while_running(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        signal: i32,
+    ) -> Result<bool> {
+        match self.send(container, signal).await {
+            // The process has ended; its exit may still be on the way.
+            Err(error) if error.kind == Kind::Conflict => Ok(container.is_running()),
+            sent => sent.map(|()| true),
+        }
     }
 
     /// A container that waits for its next start is stopped by taking the start away.

@@ -356,6 +356,15 @@ fn log_driver(name: &str) -> Result<runtime::LogDriver> {
     })
 }
 
+/// As Go's `strconv.ParseBool`.
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 /// The log driver and its options, checked.
 pub(crate) fn log_options(
     driver: &str,
@@ -364,7 +373,7 @@ pub(crate) fn log_options(
     let mut log =
         runtime::LogConfig { driver: log_driver(driver)?, max_file: 1, ..Default::default() };
     if log.driver == runtime::LogDriver::Local {
-        (log.max_size, log.max_file) = (20 << 20, 5);
+        (log.max_size, log.max_file, log.compress) = (20 << 20, 5, true);
     }
     for (key, value) in options {
         match (key.as_str(), log.driver) {
@@ -381,11 +390,11 @@ pub(crate) fn log_options(
                 })?;
             }
             ("compress", runtime::LogDriver::JsonFile | runtime::LogDriver::Local) => {
-                if !matches!(value.as_str(), "1" | "t" | "true" | "0" | "f" | "false") {
-                    return Err(Error::bad_parameter(format!(
+                log.compress = switch(value).ok_or_else(|| {
+                    Error::bad_parameter(format!(
                         "error reading compress log option: strconv.ParseBool: parsing \"{value}\": invalid syntax"
-                    )));
-                }
+                    ))
+                })?;
             }
             (
                 "labels" | "labels-regex" | "env" | "env-regex" | "tag",
@@ -405,6 +414,12 @@ pub(crate) fn log_options(
                 )));
             }
         }
+    }
+    if log.compress && (log.max_file < 2 || log.max_size == 0) {
+        return Err(Error::bad_parameter(match log.driver {
+            runtime::LogDriver::Local => "compression cannot be enabled when max file count is 1",
+            _ => "compress cannot be true when max-file is less than 2 or max-size is not set",
+        }));
     }
     if log.driver == runtime::LogDriver::JsonFile && log.max_size == 0 && log.max_file > 1 {
         log.max_file = 1;

@@ -30,6 +30,8 @@ pub struct LogConfig {
     pub max_size: u64,
     /// Files in all, at least 1.
     pub max_file: u32,
+    /// Rotated files become `.gz`.
+    pub compress: bool,
     /// `--log-opt labels/env/tag` results, written as `attrs`.
     pub attrs: BTreeMap<String, String>,
 }

@@ -11,7 +11,7 @@ use rustix::fs::inotify;
 use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 
-use super::write::numbered;
+use super::write::{compressed, numbered};
 use super::{LogConfig, LogDriver, LogEntry, LogOptions, LogStream, local};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -249,13 +249,9 @@ fn open_files(log: &LogConfig, tail: Option<usize>) -> Result<VecDeque<(File, u6
     let mut left = tail.unwrap_or(usize::MAX);
     for n in 0..log.max_file.max(1) {
         let path = if n == 0 { log.path.clone() } else { numbered(&log.path, n) };
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => {
-                return Err(Error::system(format!("log file {} not opened", path.display()), e));
-            }
-        };
+        let opened = open_any(&path)
+            .map_err(|e| Error::system(format!("log file {} not opened", path.display()), e))?;
+        let Some(mut file) = opened else { continue };
         let offset = if tail.is_some() {
             let (offset, found) = match log.driver {
                 LogDriver::Local => tail_local(&mut file, left),
@@ -273,6 +269,30 @@ fn open_files(log: &LogConfig, tail: Option<usize>) -> Result<VecDeque<(File, u6
         }
     }
     Ok(files)
+}
+
+/// The file, or what its compressed form holds, in a file without a name.
+fn open_any(path: &Path) -> std::io::Result<Option<File>> {
+    use rustix::fs::{Mode, OFlags};
+    let found = |opened: std::io::Result<File>| match opened {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    };
+    if let Some(file) = found(File::open(path))? {
+        return Ok(Some(file));
+    }
+    let Some(packed) = found(File::open(compressed(path)))? else { return Ok(None) };
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let plain = rustix::fs::open(directory, flags, Mode::from_raw_mode(0o600))?;
+    let mut plain = File::from(plain);
+    // A shim that was killed may have left half a file: what is whole of it is shown.
+    match std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut plain) {
+        Err(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => return Err(e),
+        _ => {}
+    }
+    plain.seek(SeekFrom::Start(0))?;
+    Ok(Some(plain))
 }
 
 /// Offset of the last `want` lines, and how many there are from it on.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::{LogConfig, LogDriver, LogStream, local};
+use crate::shim::sys;
 
 /// Docker cuts lines at this length; the rest is a further entry without the newline before it.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -19,6 +20,9 @@ pub struct LogWriter {
     size: u64,
     max_size: u64,
     max_file: u32,
+    compress: bool,
+    /// The process that compresses the file rotated last.
+    compressing: Option<i32>,
     /// `"attrs":{...},` or nothing.
     attrs: String,
     partial: [Vec<u8>; 2],
@@ -42,6 +46,8 @@ impl LogWriter {
             size: 0,
             max_size: config.max_size,
             max_file: config.max_file.max(1),
+            compress: config.compress,
+            compressing: None,
             attrs,
             partial: [Vec::new(), Vec::new()],
             out: Vec::new(),
@@ -126,10 +132,17 @@ impl LogWriter {
 
     fn rotate(&mut self) -> io::Result<()> {
         if self.max_file > 1 {
+            // Its file gets another name now.
+            if let Some(process) = self.compressing.take() {
+                let _ = sys::wait_for(process);
+            }
             for n in (1..self.max_file - 1).rev() {
-                rename_if_there(&numbered(&self.path, n), &numbered(&self.path, n + 1))?;
+                rotate_file(&self.path, n)?;
             }
             rename_if_there(&self.path, &numbered(&self.path, 1))?;
+            if self.compress {
+                self.compressing = Some(compress_apart(&numbered(&self.path, 1))?);
+            }
         } else {
             // Readers that follow see the file shrink.
             OpenOptions::new().write(true).truncate(true).open(&self.path)?;
@@ -154,6 +167,50 @@ pub fn numbered(path: &Path, n: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{n}"));
     PathBuf::from(name)
+}
+
+/// The n-th rotated file becomes the next one, compressed or not; what has that name goes.
+fn rotate_file(path: &Path, n: u32) -> io::Result<()> {
+    let (from, to) = (numbered(path, n), numbered(path, n + 1));
+    for stale in [&to, &compressed(&to)] {
+        remove_if_there(stale)?;
+    }
+    rename_if_there(&from, &to)?;
+    rename_if_there(&compressed(&from), &compressed(&to))
+}
+
+/// `<file>.gz`
+pub fn compressed(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".gz");
+    PathBuf::from(name)
+}
+
+/// In a process of its own: the container's output is not to wait for it.
+fn compress_apart(file: &Path) -> io::Result<i32> {
+    match sys::fork()? {
+        Some(process) => Ok(process),
+        None => sys::exit_now(i32::from(compress(file).is_err())),
+    }
+}
+
+/// Replaces a file by its compressed form, which appears as a whole.
+fn compress(file: &Path) -> io::Result<()> {
+    let (whole, partial) = (compressed(file), compressed(&file.with_extension("partial")));
+    let to =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&partial)?;
+    let mut to = flate2::write::GzEncoder::new(to, flate2::Compression::default());
+    io::copy(&mut File::open(file)?, &mut to)?;
+    to.finish()?;
+    std::fs::rename(partial, whole)?;
+    std::fs::remove_file(file)
+}
+
+fn remove_if_there(file: &Path) -> io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
