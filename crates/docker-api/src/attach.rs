@@ -1,21 +1,29 @@
 //! Attach and resize of a container's own streams, and the copying that exec shares.
 
+use std::sync::Arc;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
-use engine::attach::AttachOptions;
+use engine::Engine;
+use engine::attach::{AttachOptions, PendingAttach};
 use engine::containers::Container;
-use engine::logs::{LogOptions, LogStream};
+use engine::logs::{LogOptions, LogReader, LogStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::hijack::{Connection, MULTIPLEXED, RAW, Takeover};
+use crate::hijack::{MULTIPLEXED, RAW, Takeover};
 use crate::request::RawBody;
 use crate::version::Version;
+use crate::websocket;
 use crate::{ApiError, ApiResult, ApiState, Parameters};
 
+/// What is copied at once.
+const PIECE: usize = 32 * 1024;
 /// ctrl-p, ctrl-q.
 const DEFAULT_KEYS: [u8; 2] = [16, 17];
 /// Output not yet taken by a client whose container has ended is waited for this long.
@@ -24,12 +32,8 @@ const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(10);
 pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/containers/{id}/attach", post(attach))
-        .route("/containers/{id}/attach/ws", get(websocket))
+        .route("/containers/{id}/attach/ws", get(attach_websocket))
         .route("/containers/{id}/resize", post(resize))
-}
-
-async fn websocket() -> ApiError {
-    ApiError::unsupported("attach over a websocket: use POST /containers/{id}/attach")
 }
 
 async fn attach(
@@ -42,51 +46,107 @@ async fn attach(
     let takeover = Takeover::prepare(&mut request);
     // A client whose body is not read breaks its pipe.
     let _ = <RawBody as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
-    let keys = DetachKeys::parse(query.get("detachKeys").unwrap_or_default())?;
-    let engine = state.engine.clone();
-    let stream = query.flag("stream");
-    let options = AttachOptions {
-        stdin: query.flag("stdin") && stream,
+    let streams = Streams {
+        stdin: query.flag("stdin"),
         stdout: query.flag("stdout"),
         stderr: query.flag("stderr"),
     };
-    let container = engine.container(&id)?;
-    let (tty, open_stdin) =
-        (container.tty(), container.spec().config.open_stdin.unwrap_or_default());
-    let options = AttachOptions { stdin: options.stdin && open_stdin, ..options };
-    let earlier = if query.flag("logs") {
-        let wanted =
-            LogOptions { stdout: options.stdout, stderr: options.stderr, ..Default::default() };
-        Some(engine.logs(&id, wanted)?.1)
-    } else {
-        None
-    };
-    let pending = if stream { Some(engine.attach(&id, options)?.1) } else { None };
-    Ok(takeover.serve(media_type(tty, version), move |mut connection| async move {
-        if let Some(mut reader) = earlier {
+    let attachment = Attachment::prepare(&state, &id, &query, streams)?;
+    let media = media_type(attachment.tty, version);
+    Ok(takeover.serve(media, move |connection| attachment.serve(connection, Framing::AsItIs)))
+}
+
+/// The same over a websocket, whose messages are the streams without frames of Docker's.
+async fn attach_websocket(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    query: Parameters,
+    Extension(version): Extension<Version>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> ApiResult {
+    let upgrade = upgrade.map_err(|no| ApiError::bad_request(no.body_text()))?;
+    let version = (version.0, version.1);
+    let wants = |name| version < (1, 42) || query.flag(name);
+    let streams =
+        Streams { stdin: wants("stdin"), stdout: wants("stdout"), stderr: wants("stderr") };
+    let attachment = Attachment::prepare(&state, &id, &query, streams)?;
+    let framing = if attachment.tty { Framing::AsItIs } else { Framing::Remove };
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        let (near, far) = tokio::io::duplex(PIECE);
+        let messages = websocket::pass_on(socket, near, version >= (1, 28));
+        tokio::join!(messages, attachment.serve(far, framing));
+    }))
+}
+
+/// Which of a container's streams a client asks for.
+struct Streams {
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+}
+
+/// A client's wish to attach, checked and registered.
+struct Attachment {
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+    tty: bool,
+    stdin: bool,
+    keys: DetachKeys,
+    /// What was said before, if it is asked for.
+    earlier: Option<LogReader>,
+    /// What is said from now on, if it is.
+    pending: Option<PendingAttach>,
+}
+
+impl Attachment {
+    fn prepare(
+        state: &ApiState,
+        id: &str,
+        query: &Parameters,
+        streams: Streams,
+    ) -> ApiResult<Self> {
+        let keys = DetachKeys::parse(query.get("detachKeys").unwrap_or_default())?;
+        let engine = state.engine.clone();
+        let container = engine.container(id)?;
+        let open_stdin = container.spec().config.open_stdin.unwrap_or_default();
+        let stream = query.flag("stream");
+        let (stdout, stderr) = (streams.stdout, streams.stderr);
+        let options =
+            AttachOptions { stdin: streams.stdin && stream && open_stdin, stdout, stderr };
+        let earlier = match query.flag("logs") {
+            true => {
+                let wanted = LogOptions { stdout, stderr, ..Default::default() };
+                Some(engine.logs(id, wanted)?.1)
+            }
+            false => None,
+        };
+        let pending = if stream { Some(engine.attach(id, options)?.1) } else { None };
+        let tty = container.tty();
+        Ok(Self { engine, container, tty, stdin: options.stdin, keys, earlier, pending })
+    }
+
+    async fn serve(self, mut connection: impl AsyncRead + AsyncWrite + Unpin, framing: Framing) {
+        if let Some(mut reader) = self.earlier {
+            let framed = !self.tty && framing == Framing::AsItIs;
             while let Ok(Some(entry)) = reader.next().await {
-                let bytes = if tty { entry.line } else { frame(number(entry.stream), &entry.line) };
+                let bytes =
+                    if framed { frame(number(entry.stream), &entry.line) } else { entry.line };
                 if connection.write_all(&bytes).await.is_err() {
                     return;
                 }
             }
         }
-        let Some(pending) = pending else {
+        let Some(pending) = self.pending else {
             let _ = connection.shutdown().await;
             return;
         };
         let Ok(stream) = pending.ready().await else { return };
-        let copying = Copying {
-            stdin: options.stdin,
-            keys: tty.then_some(keys),
-            framing: Framing::AsItIs,
-            farewell: "",
-        };
-        let detached = copy(connection, stream, copying, async {}).await;
-        if detached {
-            engine.publish(&container, "detach", []);
+        let keys = self.tty.then_some(self.keys);
+        let copying = Copying { stdin: self.stdin, keys, framing, farewell: "" };
+        if copy(connection, stream, copying, async {}).await {
+            self.engine.publish(&self.container, "detach", []);
         }
-    }))
+    }
 }
 
 async fn resize(
@@ -135,7 +195,7 @@ pub(crate) fn frame(stream: u8, data: &[u8]) -> Vec<u8> {
 /// Both directions until the process has ended and its output is sent, or the client detaches (true)
 /// or leaves. `ended` is awaited before the client's connection is closed.
 pub(crate) async fn copy(
-    connection: Connection,
+    connection: impl AsyncRead + AsyncWrite,
     stream: UnixStream,
     copying: Copying,
     ended: impl Future<Output = ()>,
@@ -207,7 +267,7 @@ impl Framing {
         match self {
             Self::AsItIs => tokio::io::copy(&mut from, to).await.map(drop),
             Self::Add => {
-                let mut buffer = vec![0; 32 * 1024];
+                let mut buffer = vec![0; PIECE];
                 loop {
                     let count = from.read(&mut buffer).await?;
                     if count == 0 {
@@ -235,7 +295,7 @@ async fn type_in(
     stdin: bool,
     mut keys: Option<DetachKeys>,
 ) -> bool {
-    let mut buffer = vec![0; 32 * 1024];
+    let mut buffer = vec![0; PIECE];
     loop {
         let count = match from.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
