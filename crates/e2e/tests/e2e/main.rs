@@ -20,6 +20,7 @@ mod refusals;
 mod repair;
 mod repair_by_kind;
 mod restart;
+mod sets;
 mod swarm;
 mod terminals;
 mod volumes;
