@@ -93,3 +93,57 @@ fn nothing_new_is_half_made(host: &Host, tar: &str) -> Result<()> {
     ensure!(seen()? == before, "something was made: {before:?}, {:?}", seen()?);
     answers(host, "exec server echo alive", "alive")
 }
+
+/// The disk of the only manager is full: every change is refused with the reason, nothing that was
+/// acknowledged is lost, what runs runs on, and the manager goes on by itself when there is room.
+#[test]
+fn a_manager_with_a_full_disk_says_so_and_goes_on() -> Result<()> {
+    let lab = hosts_of_skep(1)?;
+    let host = lab.host(1);
+    let small = host.folder.join("small").display().to_string();
+    let roots = [format!("--data-root={small}/data"), format!("--exec-root={small}/exec")];
+    host.stop()?;
+    fs::create_dir_all(&small)?;
+    host.exec(&["mount", "-t", "tmpfs", "-o", "size=24m", "small", &small])?;
+    host.start_with(&[&roots[0], &roots[1]], &[])?;
+    lab.import_httpd("httpd:latest")?;
+    lab.swarm(1)?;
+    host.dk("service create -q --detach=false --no-resolve-image --name web -p 8080:80 httpd")?;
+    let serves = || -> Result<()> {
+        let page = host.sh(&format!("curl -sS --max-time 5 http://{}:8080/", host.address))?;
+        ensure!(page == lab::image::IT_WORKS, "{page}");
+        Ok(())
+    };
+    let mut acknowledged = 0;
+    let create = |number| host.dk(&format!("config create c{number} /etc/hostname"));
+    while acknowledged < 3 {
+        create(acknowledged)?;
+        acknowledged += 1;
+    }
+    fill(host, &small)?;
+    // The log's last block may still have room for a few.
+    let refusal = loop {
+        match create(acknowledged) {
+            Ok(_) => acknowledged += 1,
+            Err(refusal) => break format!("{refusal:#}"),
+        }
+        ensure!(acknowledged < 100, "the disk is not full");
+    };
+    ensure!(refusal.contains(FULL) && refusal.contains("raft log"), "{refusal}");
+    wait_until(END_MAX, || Ok(host.dk("info -f {{.Swarm.Error}}")?.contains(FULL)))
+        .context("docker info does not tell")?;
+    refused(host, "service scale -d web=2", FULL)?;
+    serves()?;
+    fs::remove_file(format!("/proc/{}/root{small}/filler", host.init_pid()))?;
+    wait_until(END_MAX, || Ok(create(1_000).is_ok())).context("it does not go on")?;
+    let configs = host.dk("config ls --format {{.Name}}")?;
+    for number in (0..acknowledged).chain([1_000]) {
+        ensure!(configs.lines().any(|name| name == format!("c{number}")), "c{number}: {configs}");
+    }
+    ensure!(host.dk("service ls --format {{.Replicas}}")? == "1/1", "the refused change was done");
+    serves()?;
+    host.dk("service rm web")?;
+    host.stop()?;
+    host.exec(&["umount", "-l", &small])?;
+    lab.down()
+}

@@ -19,6 +19,8 @@ use super::events::cluster_events;
 
 /// Asks that may wait for the loop.
 const ASKS_WAITING_MAX: usize = 1_024;
+/// Between a loop's end and its reason.
+const ENDING_MAX: Duration = Duration::from_secs(1);
 const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What reaches the loop from inside this process.
@@ -69,9 +71,30 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Call { caller, call: Box::new(call), reply };
         if self.asks.send(ask).await.is_err() {
-            return Err(stopped());
+            return Err(self.stopped().await);
         }
-        answer.await.unwrap_or_else(|_| Err(stopped()))
+        match answer.await {
+            Ok(reply) => reply,
+            Err(_) => Err(self.stopped().await),
+        }
+    }
+
+    /// What the disk said when the log could not be written, with what is to be done about it.
+    pub fn disk_trouble(&self) -> Option<String> {
+        match &*self.ended.borrow() {
+            Some(Ended::Disk(reason)) => Some(format!(
+                "this manager cannot write its raft log and goes on as soon as it can: {reason}"
+            )),
+            _ => None,
+        }
+    }
+
+    /// Why nobody answers. The loop's end is told a moment after it.
+    async fn stopped(&self) -> Failure {
+        let mut ended = self.ended.clone();
+        let _ = tokio::time::timeout(ENDING_MAX, ended.wait_for(Option::is_some)).await;
+        let reason = self.disk_trouble().unwrap_or_else(|| "the manager is stopping".into());
+        Failure::new(manager::Code::Unavailable, reason)
     }
 
     /// Another manager leads when this returns, if one can before so long.
@@ -94,10 +117,6 @@ impl Handle {
     ) {
         let _ = self.asks.send(Ask::Logs { caller, request, stream }).await;
     }
-}
-
-fn stopped() -> Failure {
-    Failure::new(manager::Code::Unavailable, "the manager is stopping")
 }
 
 /// Everything the loop needs besides the core itself.

@@ -128,7 +128,11 @@ impl Cluster {
         &self,
     ) -> Result<(Arc<Node>, manager_task::Handle, manager::Leader), ControlError> {
         let (node, manager) = self.managing()?;
-        let leader = leader_within(&manager, LEADER_WAIT).await.ok_or_else(no_leader)?;
+        let leader = leader_within(&manager, LEADER_WAIT).await;
+        let leader = leader.ok_or_else(|| match manager.disk_trouble() {
+            Some(trouble) => ControlError::new(ControlCode::Unavailable, trouble),
+            None => no_leader(),
+        })?;
         Ok((node, manager, leader))
     }
 
@@ -221,6 +225,8 @@ impl Cluster {
             info.state = LocalNodeState::Active;
             (info.nodes, info.managers) = *manager.nodes.borrow();
             info.cluster = manager.cluster.borrow().as_deref().cloned();
+            info.error = manager.disk_trouble().unwrap_or_default();
+            info.control_available &= info.error.is_empty();
             info.warnings = manager_warnings(info.managers, info.control_available);
         }
         info

@@ -25,6 +25,8 @@ const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const RENEW_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Raft messages that wait until this manager knows its place in the set.
 const HELD_MAX: usize = 64;
+/// Before a manager whose disk failed is begun again.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
 const JOIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
@@ -564,6 +566,7 @@ async fn settle_manager(
         }
         (pb::NodeRole::Manager, Some(_), Some(Ended::Disk(reason))) => {
             tracing::error!(reason, "the manager begins again from its disk");
+            tokio::time::sleep(DISK_PAUSE).await;
             changing.stop().await;
             changing.start(cluster, Begin::Restore).await?;
         }
@@ -572,8 +575,9 @@ async fn settle_manager(
             let managers = locked(&node.agent.view.managers).clone();
             let other =
                 managers.into_iter().map(|(_, address)| address).find(|address| address != own);
-            let Some(address) = other else { return Ok(()) };
-            changing.start(cluster, Begin::Join { address }).await?;
+            // What the log holds goes before whatever the others would answer.
+            let begin = other.map_or(Begin::Restore, |address| Begin::Join { address });
+            changing.start(cluster, begin).await?;
         }
         _ => {}
     }
