@@ -132,6 +132,8 @@ pub(crate) struct Database {
     /// As in [`Ours`], for who is on which network.
     pub changed: Instant,
     pub differed: u32,
+    /// Networks whose nodes changed with the message that is being read.
+    pub peers_to_tell: BTreeSet<NetworkId>,
     /// What others were told to be applied, to be said once more: a packet may be lost.
     pub applied: BTreeMap<String, Vec<u64>>,
 }
@@ -150,6 +152,7 @@ impl Database {
             reannounce_at: None,
             changed: Instant::default(),
             differed: 0,
+            peers_to_tell: BTreeSet::new(),
             applied: BTreeMap::new(),
         }
     }

@@ -220,6 +220,7 @@ impl Gossip {
                 Notice::Accused => database.reannounce_soon(now),
             }
         }
+        database.tell_peers(&mut io);
         for (subject, event) in database.events.drain(..) {
             swim.queue.push(subject, Message::User(event).encode());
         }

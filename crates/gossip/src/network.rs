@@ -187,9 +187,17 @@ impl Database {
         }
     }
 
+    /// Notes the change; [`Database::tell_peers`] says once what many of one message come to.
     pub fn peers_changed(&mut self, io: &mut Io<'_>, id: &NetworkId) {
         self.changed = io.now;
-        io.effect(Effect::PeersChanged { network: id.clone(), peers: self.peers_of(id) });
+        self.peers_to_tell.insert(id.clone());
+    }
+
+    pub fn tell_peers(&mut self, io: &mut Io<'_>) {
+        for network in std::mem::take(&mut self.peers_to_tell) {
+            let peers = self.peers_of(&network);
+            io.effect(Effect::PeersChanged { network, peers });
+        }
     }
 
     /// Active nodes on a network, this one included when it is there.

@@ -1,6 +1,6 @@
 //! memberlist: who is there. Every change of a node's state goes through one of four functions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -64,6 +64,8 @@ pub(crate) struct Swim {
     packet_bytes_max: usize,
     incarnation: u32,
     pub nodes: BTreeMap<String, Node>,
+    /// Those of them that are suspected.
+    suspects: BTreeSet<String>,
     /// Everything that is told around, the layer above's events included.
     pub queue: Queue,
     pub prober: Prober,
@@ -82,6 +84,7 @@ impl Swim {
             packet_bytes_max: config.packet_bytes_max,
             incarnation: 0,
             nodes: BTreeMap::new(),
+            suspects: BTreeSet::new(),
             queue: Queue::default(),
             prober: Prober::default(),
             notices: Vec::new(),
@@ -172,6 +175,7 @@ impl Swim {
             vsn: alive.vsn.to_vec(),
             suspicion: None,
         };
+        self.suspects.remove(&alive.node);
         let fresh = self.nodes.insert(alive.node.clone(), node).is_none();
         if fresh {
             let at = io.below(self.prober.order.len() + 1);
@@ -222,6 +226,7 @@ impl Swim {
         node.changed = io.now;
         node.suspicion =
             Some(Suspicion::new(io.now, accusation.from.clone(), count, PROBE_INTERVAL));
+        self.suspects.insert(accusation.node.clone());
         self.queue.push(accusation.node.clone(), Message::Suspect(accusation).encode());
     }
 
@@ -242,6 +247,7 @@ impl Swim {
         }
         let left = accusation.node == accusation.from;
         node.suspicion = None;
+        self.suspects.remove(&accusation.node);
         node.incarnation = accusation.incarnation;
         node.state = if left { State::Left } else { State::Dead };
         node.changed = io.now;
@@ -345,8 +351,7 @@ impl Swim {
             node.suspicion.as_ref().is_some_and(|suspicion| suspicion.deadline() <= io.now)
         };
         let failed: Vec<Accusation> = self
-            .nodes
-            .values()
+            .suspected()
             .filter(due)
             .map(|node| Accusation {
                 incarnation: node.incarnation,
@@ -360,7 +365,11 @@ impl Swim {
     }
 
     pub fn next_suspect(&self) -> Option<Instant> {
-        self.nodes.values().filter_map(|node| Some(node.suspicion.as_ref()?.deadline())).min()
+        self.suspected().filter_map(|node| Some(node.suspicion.as_ref()?.deadline())).min()
+    }
+
+    fn suspected(&self) -> impl Iterator<Item = &Node> {
+        self.suspects.iter().filter_map(|name| self.nodes.get(name))
     }
 
     /// Tells a few nodes what is new.

@@ -239,7 +239,15 @@ impl World {
                 living.len(),
                 "{what}: peers of {node}"
             );
-            assert_eq!(self.table(*node), expected, "{what}: rows of {node}");
+            let table = self.table(*node);
+            let lacking = expected.iter().filter(|row| !table.contains(row)).take(3);
+            let lacking: Vec<_> = if table == expected { Vec::new() } else { lacking.collect() };
+            assert!(
+                table == expected,
+                "{what}: node {node} has {} rows of {}, and lacks {lacking:?}",
+                table.len(),
+                expected.len()
+            );
         }
     }
 
