@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: one lab for each group of cases, and how an answer is judged.
 
+pub mod dns;
 pub mod load;
 pub mod registry;
 pub mod terminal;

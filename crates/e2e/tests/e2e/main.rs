@@ -17,6 +17,7 @@ mod overlay;
 mod overlay_paths;
 mod ports;
 mod refusals;
+mod questions;
 mod repair;
 mod repair_by_kind;
 mod restart;

@@ -23,6 +23,8 @@ fn overlay_networks() -> Result<()> {
         &lab,
         &[
             ("names have addresses of both families", names_have_addresses_of_both_families),
+            ("names are answered in every form", crate::questions::in_every_form),
+            ("what is too long for a packet", crate::questions::too_long_for_a_packet),
             ("tasks reach each other over IPv6", tasks_reach_each_other_over_ipv6),
             ("a published port answers everywhere", a_published_port_answers_everywhere),
             ("udp, dynamic and host ports", udp_dynamic_and_host_ports),
@@ -35,7 +37,8 @@ fn overlay_networks() -> Result<()> {
             ("an internal overlay has no way out", an_internal_overlay_has_no_way_out),
             ("without a virtual address", without_a_virtual_address),
             ("the ingress network is replaced", the_ingress_network_is_replaced),
-            ("names while the daemon is stopped", names_while_the_daemon_is_stopped),
+            ("names while the daemon is stopped", crate::questions::while_the_daemon_is_stopped),
+            ("what the gossip drops is counted", what_the_gossip_drops_is_counted),
         ],
     )
 }
@@ -247,6 +250,10 @@ fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
     first.dk("run -d --name plain httpd")?;
     first.dk("network connect --alias pal web plain")?;
     refused(first, "network connect web plain", "already exists in network web")?;
+    first.dk("run -d --name late httpd")?;
+    refused(first, "network connect --ip 10.0.1.77 web late", "10.0.1.77 is in use")?;
+    refused(first, "network connect --ip 10.0.1.1 web late", "10.0.1.1")?;
+    first.dk("rm -f late")?;
     until_known(second, &task_on(second, "web")?, "pal", 2)?;
     let ping = second.dk("exec guest ping -c 1 pal")?;
     ensure!(ping.contains("1 packets received"), "{ping}");
@@ -449,10 +456,7 @@ fn an_internal_overlay_has_no_way_out(lab: &Lab) -> Result<()> {
     host.dk("exec in1 ping -c 1 in2")?;
     let out = host.try_docker(&["exec", "in1", "ping", "-c", "1", "-W", "1", "192.168.68.1"])?;
     ensure!(!out.status.success(), "an internal network reached the outside");
-    // The lab's own server answers NXDOMAIN to what is forwarded: here nobody is asked.
-    let answer = host.try_docker(&["exec", "in1", "nslookup", "example.org"])?;
-    let said = String::from_utf8_lossy(&answer.stdout).into_owned();
-    ensure!(!said.contains("NXDOMAIN"), "forwarded from an internal network: {said}");
+    crate::questions::of_an_internal_network(host, "in1")?;
     host.dk("rm -f in1")?;
     far.dk("rm -f in2")?;
     wait_until(SOON, || Ok(host.try_docker(&["network", "rm", "inner"])?.status.success()))
@@ -498,30 +502,29 @@ fn the_ingress_network_is_replaced(lab: &Lab) -> Result<()> {
     host.dk("service rm entered").map(drop)
 }
 
-fn names_while_the_daemon_is_stopped(lab: &Lab) -> Result<()> {
-    let host = lab.host(2);
-    let task = task_on(host, "web")?;
-    let netns = host.netns_of(&task)?;
-    host.stop()?;
-    let question = || -> Result<usize> {
-        host.within(&netns, || {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
-            socket.set_read_timeout(Some(SOON))?;
-            socket.connect("127.0.0.11:53")?;
-            // RFC 1035 section 4.1: id, recursion desired, one question: tasks.web A IN.
-            let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-            packet.extend(b"\x05tasks\x03web\x00\x00\x01\x00\x01");
-            socket.send(&packet)?;
-            let mut answer = [0; 512];
-            let length = socket.recv(&mut answer)?;
-            if length < 12 || answer[3] & 15 != 0 {
-                bail!("no answer: {:?}", &answer[..length]);
-            }
-            Ok(usize::from(answer[7]))
-        })
+/// Garbage from outside the swarm, as packets and as streams, and how the nodes say so.
+fn what_the_gossip_drops_is_counted(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let counted = |event: &str| -> Result<u64> {
+        let page = host.sh("curl -sS http://127.0.0.1:9323/metrics")?;
+        let name = format!("skep_gossip_events_total{{event=\"{event}\"}} ");
+        let line = page.lines().find_map(|line| line.strip_prefix(&name));
+        Ok(line.map_or(Ok(0), str::parse)?)
     };
-    let answered = question();
-    host.start()?;
-    ensure!(answered? == 4, "four tasks, told by nobody's daemon");
+    let before = (counted("packet_not_opened")?, counted("stream_broken")?);
+    within(&format!("/run/netns/{}", lab.router), || {
+        let to = format!("{}:7946", host.address);
+        let packets = UdpSocket::bind("0.0.0.0:0")?;
+        for size in [0, 1, 100, 1_400, 30_000] {
+            packets.send_to(&vec![0x0c; size], &to)?;
+        }
+        let mut stream = std::net::TcpStream::connect(&to)?;
+        Ok(std::io::Write::write_all(&mut stream, &[10, 0xff, 0xff, 0xff, 0xff, 1])?)
+    })?;
+    wait_until(SOON, || Ok(counted("packet_not_opened")? >= before.0 + 5))
+        .with_context(|| host.sh("curl -sS http://127.0.0.1:9323/metrics").unwrap_or_default())?;
+    wait_until(SOON, || Ok(counted("stream_broken")? > before.1)).context("a broken stream")?;
+    let names = host.sh("curl -sS http://127.0.0.1:9323/metrics")?;
+    ensure!(names.contains("skep_names_questions_total{event=\"answered\"}"), "{names}");
     Ok(())
 }
