@@ -6,6 +6,7 @@ pub mod event;
 mod life;
 pub mod network;
 mod rows;
+mod claims;
 mod session;
 mod told;
 #[cfg(test)]
@@ -59,6 +60,7 @@ pub struct Agent {
     /// Rows of others that the next picture follows, by owner.
     followed: BTreeMap<String, BTreeSet<u64>>,
     shown: Picture,
+    claims_refused: u64,
     joined: BTreeSet<NetworkId>,
     /// The picture may have changed: look at it then.
     look_at: Option<Instant>,
@@ -96,6 +98,7 @@ impl Agent {
             told: Told::default(),
             followed: BTreeMap::new(),
             shown: Picture::default(),
+            claims_refused: 0,
             joined: BTreeSet::new(),
             look_at: None,
             settles: None,
@@ -137,6 +140,11 @@ impl Agent {
     /// Rows of the gossip that could not be read.
     pub fn rows_dropped(&self) -> u64 {
         self.rows.dropped
+    }
+
+    /// How often a row of another node claimed what it may not.
+    pub fn claims_refused(&self) -> u64 {
+        self.claims_refused
     }
 
     fn take(&mut self, now: Instant, event: Event, effects: &mut Vec<Effect>) {
@@ -413,6 +421,7 @@ impl Agent {
         }
         self.announce(now, &new, effects);
         self.leave(&new, effects);
+        self.claims_refused += new.refused.difference(&self.shown.refused).count() as u64;
         self.shown = new;
     }
 

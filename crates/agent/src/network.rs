@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use wire::networktable::{self, EndpointRecord, PeerRecord};
 use wire::swarmkit as pb;
 
+use crate::claims::{self, Believed, Ground};
 use crate::event::{Endpoint, Listed, OverlayState};
 use crate::life::Life;
 use crate::rows::{Rows, addresses_of, plain, vips_of};
@@ -34,6 +35,8 @@ pub struct Picture {
     pub state: OverlayState,
     pub zones: BTreeMap<NetworkId, dns::Zone>,
     pub rows: BTreeMap<RowKey, Vec<u8>>,
+    /// Rows of others that claim what they may not, by network, table and key.
+    pub refused: BTreeSet<(NetworkId, &'static str, String)>,
 }
 
 /// What the picture is made of.
@@ -92,22 +95,47 @@ pub fn picture(subject: &Subject) -> Picture {
         subject.node.and_then(|node| u16::try_from(node.vxlanudp_port).ok()).unwrap_or_default();
     for (id, (network, own)) in networks(subject) {
         let ingress = store::tables::is_ingress(network);
-        let named = named(subject, &id, network);
         let mut overlay = bare(network);
+        let believed = claims::believe(subject.rows, &id, &ground(subject, &id, &overlay, own));
+        let refused = believed.refused.iter().cloned();
+        picture.refused.extend(refused.map(|(table, key)| (id.clone(), table, key)));
+        let named = named(subject, &id, network, &believed);
         overlay.lb_address = own;
-        overlay.peers = subject.rows.peers(&id, subject.own_name);
         overlay.services = services(subject, &id, &named);
-        picture.state.listed.insert(id.clone(), listed(subject, &overlay, &named));
         if ingress {
-            overlay.ingress = Some(mesh(subject, &id, own, &named));
+            overlay.ingress = Some(mesh(subject, own, &named, &believed));
         } else {
             picture.zones.insert(id.clone(), zone(network, &named));
         }
+        overlay.peers = believed.peers;
+        picture.state.listed.insert(id.clone(), listed(subject, &overlay, &named));
         announce(subject, &id, network, own, &mut picture.rows);
         picture.state.names.insert(id.clone(), name_of(network).to_owned());
         picture.state.overlays.insert(id, overlay);
     }
     picture
+}
+
+/// What this node knows of a network by itself.
+fn ground<'a>(
+    subject: &Subject<'a>,
+    id: &NetworkId,
+    overlay: &Overlay,
+    own: Option<Cidr>,
+) -> Ground<'a> {
+    let lives = || subject.lives.values().filter(|life| life.is_reachable());
+    let attachments = lives().filter_map(|life| attachment(&life.task, id));
+    let addresses = attachments.flat_map(|it| &it.addresses).filter_map(|text| plain(text));
+    let gateways = overlay.subnets.iter().filter_map(|subnet| subnet.gateway);
+    let vips = lives()
+        .flat_map(|life| vips(&life.task, id).map(|vip| (vip, life.task.service_id.as_str())));
+    Ground {
+        own_name: subject.own_name,
+        data_path: Some(subject.data_path),
+        subnets: overlay.subnets.iter().map(|subnet| subnet.subnet).collect(),
+        held: addresses.chain(gateways).chain(own.map(|own| own.addr)).collect(),
+        vips: vips.collect(),
+    }
 }
 
 /// What the network's own object says.
@@ -136,7 +164,12 @@ fn bare(network: &pb::Network) -> Overlay {
 }
 
 /// All endpoints with a name on a network: this node's own as they are, the others' as announced.
-fn named(subject: &Subject, id: &NetworkId, network: &pb::Network) -> Vec<Named> {
+fn named(
+    subject: &Subject,
+    id: &NetworkId,
+    network: &pb::Network,
+    believed: &Believed,
+) -> Vec<Named> {
     let own = subject.lives.values().filter(|life| life.serves()).flat_map(|life| {
         let record = record_of(life, network)?;
         Some(Named {
@@ -148,16 +181,14 @@ fn named(subject: &Subject, id: &NetworkId, network: &pb::Network) -> Vec<Named>
             own: true,
         })
     });
-    let reachable = subject.rows.reachable(id);
-    let others = subject.rows.endpoints(id).filter(|(_, row)| row.owner != subject.own_name);
-    let others = others.map(|(key, row)| Named {
-        endpoint_id: key.clone(),
+    let others = believed.endpoints.iter().map(|(key, row)| Named {
+        endpoint_id: (*key).clone(),
         record: row.record.clone(),
         addresses: addresses_of(&row.record),
         // Nothing is sent where no way is known yet.
         ready: !row.record.service_disabled
             && subject.rows.is_up(&row.owner)
-            && reachable.contains(&row.address),
+            && believed.peers.contains_key(&row.address),
         engine: subject.rows.engine(&row.owner),
         own: false,
     });
@@ -291,7 +322,7 @@ fn listed(subject: &Subject, overlay: &Overlay, named: &[Named]) -> Vec<Listed> 
 }
 
 /// Published ports of the whole cluster, and the nodes through which they are reached.
-fn mesh(subject: &Subject, id: &NetworkId, own: Option<Cidr>, named: &[Named]) -> Ingress {
+fn mesh(subject: &Subject, own: Option<Cidr>, named: &[Named], believed: &Believed) -> Ingress {
     let mut ports: BTreeMap<(Proto, u16), BTreeMap<IpAddr, IngressBackend>> = BTreeMap::new();
     for endpoint in named {
         for port in &endpoint.record.ingress_ports {
@@ -311,10 +342,10 @@ fn mesh(subject: &Subject, id: &NetworkId, own: Option<Cidr>, named: &[Named]) -
         published,
         backends: backends.into_values().collect(),
     });
-    let mut nodes: BTreeSet<IngressNode> = subject
-        .rows
-        .endpoints(id)
-        .filter(|(_, row)| row.owner != subject.own_name && row.record.name == INGRESS_ENDPOINT)
+    let mut nodes: BTreeSet<IngressNode> = believed
+        .endpoints
+        .iter()
+        .filter(|(_, row)| row.record.name == INGRESS_ENDPOINT)
         .map(|(_, row)| IngressNode {
             address: row.address,
             engine: subject.rows.engine(&row.owner),

@@ -1,6 +1,6 @@
 //! What the gossip says: rows by network, and the nodes that announced them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use gossip::{ENDPOINT_TABLE, OVERLAY_PEER_TABLE};
@@ -16,6 +16,47 @@ pub struct Remote {
     pub owner: String,
     pub record: EndpointRecord,
     pub address: IpAddr,
+    /// Grows with the order of arrival; a change of anything but the claim does not renew it.
+    pub since: u64,
+}
+
+/// Where an address of another node is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    pub owner: String,
+    pub address: IpAddr,
+    pub peer: Peer,
+    /// As in [`Remote`].
+    pub since: u64,
+}
+
+/// A row that claims addresses.
+trait Claim {
+    /// Whether the other row claims the same for the same node.
+    fn same(&self, other: &Self) -> bool;
+    fn since(&mut self) -> &mut u64;
+}
+
+impl Claim for Remote {
+    fn same(&self, other: &Self) -> bool {
+        self.owner == other.owner
+            && addresses_of(&self.record) == addresses_of(&other.record)
+            && vips_of(&self.record) == vips_of(&other.record)
+    }
+
+    fn since(&mut self) -> &mut u64 {
+        &mut self.since
+    }
+}
+
+impl Claim for Located {
+    fn same(&self, other: &Self) -> bool {
+        (&self.owner, self.address, self.peer) == (&other.owner, other.address, other.peer)
+    }
+
+    fn since(&mut self) -> &mut u64 {
+        &mut self.since
+    }
 }
 
 /// Every address of an endpoint, the first one first.
@@ -34,8 +75,9 @@ pub fn vips_of(record: &EndpointRecord) -> Vec<IpAddr> {
 pub struct Rows {
     /// By network and endpoint id.
     endpoints: BTreeMap<NetworkId, BTreeMap<String, Remote>>,
-    peers: BTreeMap<NetworkId, BTreeMap<String, (String, IpAddr, Peer)>>,
+    peers: BTreeMap<NetworkId, BTreeMap<String, Located>>,
     members: BTreeMap<String, bool>,
+    arrivals: u64,
     /// Rows that could not be read.
     pub dropped: u64,
 }
@@ -50,14 +92,16 @@ impl Rows {
         owner: String,
         value: Option<&[u8]>,
     ) {
+        self.arrivals += 1;
+        let since = self.arrivals;
         match table {
             ENDPOINT_TABLE => {
-                let row = value.map(|value| endpoint(owner, value));
+                let row = value.map(|value| endpoint(owner, since, value));
                 self.dropped += u64::from(matches!(row, Some(None)));
                 set(self.endpoints.entry(network).or_default(), key, row.flatten());
             }
             OVERLAY_PEER_TABLE => {
-                let row = value.map(|value| peer(owner, value));
+                let row = value.map(|value| located(owner, since, value));
                 self.dropped += u64::from(matches!(row, Some(None)));
                 set(self.peers.entry(network).or_default(), key, row.flatten());
             }
@@ -97,46 +141,38 @@ impl Rows {
         self.endpoints.get(network).into_iter().flatten()
     }
 
-    /// The addresses of which some node has said where they are.
-    pub fn reachable(&self, network: &NetworkId) -> BTreeSet<IpAddr> {
-        let rows = self.peers.get(network).into_iter().flat_map(BTreeMap::values);
-        rows.map(|(_, address, _)| *address).collect()
-    }
-
-    /// Where the addresses of other nodes are; where two rows claim one, the living owner's holds.
-    pub fn peers(&self, network: &NetworkId, own: &str) -> BTreeMap<IpAddr, Peer> {
-        let mut peers: BTreeMap<IpAddr, (bool, Peer)> = BTreeMap::new();
-        let rows = self.peers.get(network).into_iter().flat_map(BTreeMap::values);
-        for (owner, address, peer) in rows.filter(|(owner, _, _)| owner != own) {
-            let up = self.is_up(owner);
-            let known = peers.get(address);
-            if known.is_none_or(|(known_up, _)| up && !known_up) {
-                peers.insert(*address, (up, *peer));
-            }
-        }
-        peers.into_iter().map(|(address, (_, peer))| (address, peer)).collect()
+    pub fn peers(&self, network: &NetworkId) -> impl Iterator<Item = (&String, &Located)> {
+        self.peers.get(network).into_iter().flatten()
     }
 }
 
-fn set<T>(rows: &mut BTreeMap<String, T>, key: String, row: Option<T>) {
+fn set<T: Claim>(rows: &mut BTreeMap<String, T>, key: String, row: Option<T>) {
     match row {
-        Some(row) => drop(rows.insert(key, row)),
+        Some(mut row) => {
+            if let Some(before) = rows.get_mut(&key).filter(|before| before.same(&row)) {
+                *row.since() = *before.since();
+            }
+            rows.insert(key, row);
+        }
         None => drop(rows.remove(&key)),
     }
 }
 
-fn endpoint(owner: String, value: &[u8]) -> Option<Remote> {
+fn endpoint(owner: String, since: u64, value: &[u8]) -> Option<Remote> {
     let record = EndpointRecord::decode(value).ok()?;
     let address = plain(&record.endpoint_ip)?;
-    (!record.name.is_empty()).then_some(Remote { owner, record, address })
+    (!record.name.is_empty()).then_some(Remote { owner, record, address, since })
 }
 
-fn peer(owner: String, value: &[u8]) -> Option<(String, IpAddr, Peer)> {
+fn located(owner: String, since: u64, value: &[u8]) -> Option<Located> {
     let record = PeerRecord::decode(value).ok()?;
     let address = plain(&record.endpoint_ip)?;
     let mac: Mac = record.endpoint_mac.parse().ok()?;
     let vtep = plain(&record.tunnel_endpoint_ip)?;
-    Some((owner, address, Peer { mac, vtep }))
+    let usable = !vtep.is_unspecified() && !vtep.is_multicast() && !vtep.is_loopback();
+    // The lowest bit of the first byte is that of groups.
+    let single = mac.0[0] & 1 == 0 && mac.0 != [0; 6];
+    (usable && single).then_some(Located { owner, address, peer: Peer { mac, vtep }, since })
 }
 
 /// An address, with or without a prefix length; Docker writes a missing one as `<nil>`.

@@ -6,6 +6,8 @@ use netplan::view::{Backend, NodeEngine};
 use prost::Message as _;
 use wire::networktable::{EndpointRecord, PeerRecord, PortConfig};
 
+mod claims;
+
 const OWN: &str = "aaaaaaaaaaaa";
 
 struct World {

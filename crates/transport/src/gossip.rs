@@ -17,7 +17,9 @@ use wire::memberlist::seal::{FRAME_HEADER_BYTES, frame_length};
 /// memberlist's TCP timeout: for a whole exchange.
 const STREAM_TIME_MAX: Duration = Duration::from_secs(10);
 /// Accepted connections at a time; further ones are closed at once and tried again by their makers.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
+/// Of one host: it needs one at a time, and cannot keep the others out.
+const CONNECTIONS_PER_HOST_MAX: usize = 16;
 /// How long a port may be in use before that is an error.
 const PORT_WAIT_MAX: Duration = Duration::from_secs(2);
 const EVENTS_WAITING_MAX: usize = 1_024;
@@ -82,6 +84,15 @@ pub async fn start(
     listen: SocketAddr,
     out: mpsc::Sender<Effect>,
 ) -> io::Result<Handle> {
+    start_with(config, listen, out, STREAM_TIME_MAX).await
+}
+
+async fn start_with(
+    config: Config,
+    listen: SocketAddr,
+    out: mpsc::Sender<Effect>,
+    stream_time_max: Duration,
+) -> io::Result<Handle> {
     let (udp, tcp) = bind(listen).await?;
     let (orders, ordered) = mpsc::channel(EVENTS_WAITING_MAX);
     let (streams, streamed) = mpsc::channel(EVENTS_WAITING_MAX);
@@ -98,6 +109,9 @@ pub async fn start(
         replies: BTreeMap::new(),
         next_stream: 0,
         tasks: JoinSet::new(),
+        stream_time_max,
+        accepted: BTreeMap::new(),
+        counters: BTreeMap::new(),
     };
     tokio::spawn(runner.run(tcp, ordered, streamed));
     Ok(handle)
@@ -155,7 +169,19 @@ struct Runner {
     streams: mpsc::Sender<Streamed>,
     replies: BTreeMap<StreamId, oneshot::Sender<Vec<u8>>>,
     next_stream: u64,
-    tasks: JoinSet<()>,
+    tasks: JoinSet<Ended>,
+    stream_time_max: Duration,
+    /// Accepted connections that are open, by the host at their other end.
+    accepted: BTreeMap<IpAddr, usize>,
+    /// What was dropped before the state machine saw it.
+    counters: BTreeMap<&'static str, u64>,
+}
+
+/// A connection's task that is over.
+enum Ended {
+    Dialled,
+    /// By the host at the other end, with what was wrong.
+    Served(IpAddr, Option<&'static str>),
 }
 
 impl Runner {
@@ -179,7 +205,7 @@ impl Runner {
                 },
                 Some(streamed) = streamed.recv() => self.streamed(streamed),
                 _ = self.udp.readable(), if room => self.receive(&mut buffer),
-                accepted = tcp.accept() => self.accepted(accepted).await,
+                incoming = tcp.accept() => self.incoming(incoming).await,
                 () = sleep(wait) => self.step(Event::Deadline),
                 permit = out.reserve(), if !self.waiting.is_empty() => match permit {
                     Ok(permit) => {
@@ -189,7 +215,7 @@ impl Runner {
                     }
                     Err(_) => return,
                 },
-                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
             }
         }
     }
@@ -201,7 +227,9 @@ impl Runner {
                 let _ = reply.send(self.gossip.rows(&network, &table));
             }
             Order::Counters { reply } => {
-                let _ = reply.send(self.gossip.counters());
+                let mut counters = self.gossip.counters();
+                counters.extend(&self.counters);
+                let _ = reply.send(counters);
             }
         }
     }
@@ -231,20 +259,45 @@ impl Runner {
         }
     }
 
-    async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
-        match accepted {
-            Ok((stream, from)) if self.tasks.len() < CONNECTIONS_MAX * 3 => {
-                let streams = self.streams.clone();
-                self.tasks.spawn(async move {
-                    // Who is too slow is cut off.
-                    let _ =
-                        tokio::time::timeout(STREAM_TIME_MAX, serve(stream, from, streams)).await;
-                });
-            }
-            Ok(_) => {}
-            // Out of descriptors: a pause lets some be closed.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+    async fn incoming(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        // Out of descriptors: a pause lets some be closed.
+        let Ok((stream, from)) = accepted else {
+            return tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let open: usize = self.accepted.values().sum();
+        let of_host = self.accepted.get(&from.ip()).copied().unwrap_or_default();
+        if open >= CONNECTIONS_MAX || of_host >= CONNECTIONS_PER_HOST_MAX {
+            return self.count("stream_refused");
         }
+        self.accepted.insert(from.ip(), of_host + 1);
+        let (streams, time) = (self.streams.clone(), self.stream_time_max);
+        self.tasks.spawn(async move {
+            let served = tokio::time::timeout(time, serve(stream, from, streams));
+            let wrong = match served.await {
+                Ok(Ok(())) => None,
+                Ok(Err(_)) => Some("stream_broken"),
+                // Who is too slow is cut off.
+                Err(_) => Some("stream_slow"),
+            };
+            Ended::Served(from.ip(), wrong)
+        });
+    }
+
+    fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let Ok(Ended::Served(host, wrong)) = ended else { return };
+        if let Some(count) = self.accepted.get_mut(&host) {
+            *count -= 1;
+            if *count == 0 {
+                self.accepted.remove(&host);
+            }
+        }
+        if let Some(wrong) = wrong {
+            self.count(wrong);
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
     }
 
     fn step(&mut self, event: Event) {
@@ -258,14 +311,15 @@ impl Runner {
             // A full buffer loses a packet as any network may.
             Effect::SendPacket { to, bytes } => drop(self.udp.try_send_to(&bytes, to)),
             Effect::OpenStream { dial, to, bytes, reply } => {
-                let streams = self.streams.clone();
+                let (streams, time) = (self.streams.clone(), self.stream_time_max);
                 self.tasks.spawn(async move {
                     let exchange = exchange(to, bytes, reply, dial);
-                    let event = match tokio::time::timeout(STREAM_TIME_MAX, exchange).await {
+                    let event = match tokio::time::timeout(time, exchange).await {
                         Ok(Ok(event)) => event,
                         Ok(Err(_)) | Err(_) => Event::StreamFailed { dial },
                     };
                     let _ = streams.send(Streamed::Dialled(event)).await;
+                    Ended::Dialled
                 });
             }
             Effect::ReplyStream { stream, bytes } => {
@@ -337,27 +391,76 @@ mod tests {
     use super::*;
     use ::gossip::{ENDPOINT_TABLE, Key};
 
-    async fn node(number: u8) -> (Handle, mpsc::Receiver<Effect>) {
-        // Loopback addresses of this test process alone.
-        let process = std::process::id();
-        let [_, _, high, low] = process.to_be_bytes();
-        let address: SocketAddr = ([127, 64 | (high & 63), low, number], 7_946).into();
+    /// Loopback addresses of this test process alone.
+    fn at(number: u8) -> SocketAddr {
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        SocketAddr::from(([127, 64 | (high & 63), low, number], 7_946))
+    }
+
+    /// A second is as good as ten to find a stream slow.
+    const SLOW: Duration = Duration::from_secs(1);
+
+    async fn node(number: u8, first: u8) -> (Handle, mpsc::Receiver<Effect>) {
         let (out, effects) = mpsc::channel(64);
-        let config = Config::new(format!("{number:012x}"), address, [number; 32]);
-        let handle = start(config, address, out).await.unwrap();
+        let config = Config::new(format!("{number:012x}"), at(number), [number; 32]);
+        let handle = start_with(config, at(number), out, SLOW).await.unwrap();
         let keys = (1..4).map(|lamport| Key { lamport, secret: [lamport as u8; 16] }).collect();
         handle.send(Event::SetKeys(keys)).await;
         handle.send(Event::JoinNetwork { network: NetworkId::new("net1") }).await;
-        let first = SocketAddr::from(([127, 64 | (high & 63), low, 1], 7_946));
-        handle.send(Event::Join { addresses: vec![first] }).await;
+        handle.send(Event::Join { addresses: vec![at(first)] }).await;
         (handle, effects)
+    }
+
+    /// Waits until a counter stands at `value`.
+    async fn until_counted(node: &Handle, what: &str, value: u64) {
+        let counted = async {
+            while node.counters().await.get(what) != Some(&value) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(STREAM_TIME_MAX, counted).await;
+        assert!(waited.is_ok(), "{what}: {:?}", node.counters().await);
+    }
+
+    #[tokio::test]
+    async fn one_host_cannot_hold_every_stream_and_garbage_is_counted() {
+        let (first, _effects) = node(11, 11).await;
+        let from = |number: u8| async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::new(at(number).ip(), 0)).unwrap();
+            socket.connect(at(11)).await.unwrap()
+        };
+        // A header of 10 that takes its time, as often as one host may, and once more.
+        let mut slow = Vec::new();
+        for _ in 0..CONNECTIONS_PER_HOST_MAX {
+            let mut stream = from(12).await;
+            stream.write_all(&[10, 0, 0]).await.unwrap();
+            slow.push(stream);
+        }
+        let mut more = from(12).await;
+        until_counted(&first, "stream_refused", 1).await;
+        assert_eq!(more.read(&mut [0; 1]).await.unwrap_or_default(), 0, "closed at once");
+        // Others are served meanwhile: a frame that is none is told so by the end.
+        let mut garbage = from(13).await;
+        garbage.write_all(&[0xff; 64]).await.unwrap();
+        let mut huge = from(13).await;
+        huge.write_all(&[10, 0xff, 0xff, 0xff, 0xff]).await.unwrap();
+        until_counted(&first, "stream_broken", 2).await;
+        let packet = UdpSocket::bind(SocketAddr::new(at(13).ip(), 0)).await.unwrap();
+        packet.send_to(&[7; 60_000], at(11)).await.unwrap();
+        until_counted(&first, "packet_not_opened", 1).await;
+        // Whoever is cut off makes room.
+        until_counted(&first, "stream_slow", CONNECTIONS_PER_HOST_MAX as u64).await;
+        drop(slow);
+        let _again = from(12).await;
+        until_counted(&first, "stream_refused", 1).await;
     }
 
     #[tokio::test]
     async fn rows_travel_over_real_sockets() {
         let network = NetworkId::new("net1");
-        let (first, mut heard) = node(1).await;
-        let (second, _effects) = node(2).await;
+        let (first, mut heard) = node(1, 1).await;
+        let (second, _effects) = node(2, 1).await;
         let (table, key, value) = (ENDPOINT_TABLE.to_owned(), "a".to_owned(), b"1".to_vec());
         second.send(Event::PutRow { network: network.clone(), table, key, value }).await;
         let row = async {

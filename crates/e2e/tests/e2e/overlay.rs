@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{cases, refused, swarm_of_skep, task_on};
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
@@ -324,7 +324,7 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         (pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"10.77.0.0/25\"}"), 403, "Pool overlaps"),
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"Gateway\":\"10.78.0.1\"}"), 400, "10.78.0.1"),
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"IPRange\":\"10.78.0.0/25\"}"), 400, "range"),
-        (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "invalid subnet"),
+        (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "Invalid subnet"),
         (
             pool("{\"Subnet\":\"10.77.0.0/24\",\"AuxiliaryAddresses\":{\"a\":\"10.9.9.9\"}}"),
             400,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use agent::{Agent, Effect, Event, Record, Work};
@@ -15,6 +16,7 @@ use wire::swarmkit as pb;
 
 use super::clock::Clock;
 use super::executor::Executor;
+use super::gossiped::gossiped;
 use super::saved::Folder;
 use super::task_records::{read_records, write_record};
 use transport::gossip;
@@ -61,6 +63,14 @@ impl Handle {
         tokio::time::sleep(GOODBYE_TIME).await;
     }
 
+    /// What the gossip saw and dropped, by a fixed name.
+    pub async fn gossip_counters(&self) -> BTreeMap<&'static str, u64> {
+        let mut counters = self.gossip.counters().await;
+        counters.insert("row_unreadable", self.view.rows_dropped.load(Ordering::Relaxed));
+        counters.insert("claim_refused", self.view.claims_refused.load(Ordering::Relaxed));
+        counters
+    }
+
     /// The nodes on a network: gossip name and address.
     pub fn peers(&self, network: &NetworkId) -> Vec<(String, String)> {
         self.gossip.peers(network).into_iter().map(|(name, ip)| (name, ip.to_string())).collect()
@@ -83,6 +93,9 @@ pub struct View {
     pub works: Mutex<BTreeMap<String, Work>>,
     /// The networks' own objects, by id.
     pub networks: Mutex<BTreeMap<String, (pb::Network, i64)>>,
+    /// Rows of the gossip that could not be read, and those that claimed what they may not.
+    pub rows_dropped: AtomicU64,
+    pub claims_refused: AtomicU64,
 }
 
 pub fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -265,6 +278,8 @@ impl Loop {
                 self.registered.send_replace(true);
             }
             let effects = self.core.step(self.clock.now(), event);
+            self.view.rows_dropped.store(self.core.rows_dropped(), Ordering::Relaxed);
+            self.view.claims_refused.store(self.core.claims_refused(), Ordering::Relaxed);
             self.carry_out(effects).await;
         }
     }
@@ -566,28 +581,5 @@ impl Post {
     async fn lost(&self, manager: &Manager, status: &transport::Status) {
         let reason = format!("manager {}: {}", manager.address, status.message());
         self.event(Event::SessionLost { reason }).await;
-    }
-}
-
-fn gossiped(effect: ::gossip::Effect) -> Option<Event> {
-    match effect {
-        ::gossip::Effect::RowChanged { network, table, key, owner, new, .. } => {
-            Some(Event::Row { network, table, key, owner, value: new })
-        }
-        ::gossip::Effect::NodeUp(member) => {
-            let skep = member.is_skep();
-            Some(Event::MemberUp { name: member.name, address: member.address.ip(), skep })
-        }
-        ::gossip::Effect::PeersChanged { network, peers } => {
-            let names = peers.into_iter().map(|(name, _)| name).collect();
-            Some(Event::Peers { network, names })
-        }
-        ::gossip::Effect::Synced { network } => Some(Event::Synced { network }),
-        ::gossip::Effect::Applied { by, rows } => Some(Event::Applied { by, rows }),
-        ::gossip::Effect::NodeDown(member) => {
-            tracing::info!(address = %member.address, "a node of the swarm does not answer on the gossip");
-            Some(Event::MemberDown { name: member.name })
-        }
-        _ => None,
     }
 }

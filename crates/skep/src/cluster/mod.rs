@@ -6,6 +6,7 @@ pub mod address;
 pub mod events;
 pub mod manager_task;
 pub mod agent_task;
+mod gossiped;
 pub mod task_records;
 pub mod executor;
 pub mod task_spec;
@@ -438,6 +439,15 @@ impl ClusterApi for Api {
         Box::pin(async move {
             match self.0.state() {
                 State::Active(node) => view::local_overlays(&self.0.engine, &node),
+                _ => BTreeMap::new(),
+            }
+        })
+    }
+
+    fn gossip_counters(&self) -> BoxFuture<'_, BTreeMap<&'static str, u64>> {
+        Box::pin(async move {
+            match self.0.state() {
+                State::Active(node) => node.agent.gossip_counters().await,
                 _ => BTreeMap::new(),
             }
         })

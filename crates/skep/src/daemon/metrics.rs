@@ -67,6 +67,10 @@ async fn page(State(source): State<Source>) -> Result<impl IntoResponse, String>
         counter.inc_by(value);
         registry.register(format!("skep_manager_port_{name}"), help, counter);
     }
+    let help = "What came over the gossip and was dropped, and what happened to nodes, by kind";
+    let gossip = source.cluster.gossip_counters().await;
+    by_event(&mut registry, "skep_gossip_events", help, gossip.into_iter());
+    names_figures(&mut registry, &source.engine).await;
     swarm_figures(&mut registry, &*source.cluster).await;
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|error| error.to_string())?;
@@ -127,6 +131,28 @@ fn network_figures(registry: &mut Registry, engine: &Engine) {
     }
     let networks = engine.network.networks().len();
     gauge(registry, "engine_networks", "Networks of this host alone", networks);
+}
+
+/// What the resolver process answered, forwarded and dropped; nothing where it has never run.
+async fn names_figures(registry: &mut Registry, engine: &Engine) {
+    let client = engine.network.resolver();
+    let ask = move || client.has_run().then(|| client.counters().ok()).flatten();
+    let counters = tokio::task::spawn_blocking(ask).await.ok().flatten().unwrap_or_default();
+    let help = "Questions for names, by what became of them";
+    by_event(registry, "skep_names_questions", help, counters.into_iter());
+}
+
+fn by_event<N: Into<String>>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    counters: impl Iterator<Item = (N, u64)>,
+) {
+    let family: Family<Vec<(&'static str, String)>, Counter> = Family::default();
+    for (event, count) in counters {
+        family.get_or_create(&vec![("event", event.into())]).inc_by(count);
+    }
+    registry.register(name, help, family);
 }
 
 async fn swarm_figures(registry: &mut Registry, cluster: &dyn ClusterApi) {

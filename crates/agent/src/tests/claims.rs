@@ -1,0 +1,94 @@
+//! Rows of other nodes that claim what they may not.
+
+use super::*;
+
+/// `web` as two other nodes announce it: a peer's row and an endpoint's row by key.
+fn claim(world: &mut World, key: &str, owner: &str, ip: &str, service: &str, vip: &str) {
+    let vtep = if owner == "bbbbbbbbbbbb" { "192.0.2.2" } else { "192.0.2.3" };
+    let peer = PeerRecord {
+        endpoint_ip: format!("{ip}/24"),
+        endpoint_mac: "02:42:0a:00:01:06".into(),
+        tunnel_endpoint_ip: vtep.into(),
+    };
+    let endpoint = EndpointRecord {
+        name: format!("{service}.1.{key}"),
+        service_name: service.into(),
+        service_id: service.into(),
+        virtual_ip: vip.into(),
+        endpoint_ip: ip.into(),
+        ..Default::default()
+    };
+    world.row("web", OVERLAY_PEER_TABLE, key, owner, peer.encode_to_vec());
+    world.row("web", ENDPOINT_TABLE, key, owner, endpoint.encode_to_vec());
+}
+
+#[test]
+fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let (good, bad) = ("bbbbbbbbbbbb", "000000000bad");
+    for (name, address) in [(good, "192.0.2.2"), (bad, "192.0.2.3")] {
+        let address = address.parse().unwrap();
+        let _ = world.step(Event::MemberUp { name: name.into(), address, skep: true });
+    }
+    claim(&mut world, "e6", good, "10.0.1.6", "svc", "10.0.1.4");
+    claim(&mut world, "e7", good, "10.0.1.7", "shop", "10.0.1.8");
+    let _ = world.pass(Duration::from_millis(10));
+    assert_eq!(world.agent.claims_refused(), 0);
+    let before = (world.agent.shown.state.clone(), world.agent.shown.zones.clone());
+    let mut refused = 0;
+    for (key, ip, service, vip, what, rows) in [
+        ("a0", "10.0.1.5", "x", "", "the address of a task that is here", 2),
+        ("a1", "10.0.1.9", "x", "", "this node's own address", 2),
+        ("a2", "10.0.1.1", "x", "", "the gateway", 2),
+        ("a3", "10.0.1.6", "x", "", "the address of another node's task", 2),
+        ("a4", "172.16.0.1", "x", "", "an address of no subnet", 2),
+        ("a5", "10.0.1.4", "x", "", "the virtual address of a service that is here", 2),
+    ] {
+        claim(&mut world, key, bad, ip, service, vip);
+        let _ = world.pass(Duration::from_millis(10));
+        refused += rows;
+        assert_eq!(world.agent.claims_refused(), refused, "{what}");
+        let shown = &world.agent.shown;
+        assert!((&shown.state, &shown.zones) == (&before.0, &before.1), "{what} was believed");
+    }
+    // With an address of its own it is somewhere, but it is nobody's service.
+    for (key, ip, service, vip, what) in [
+        ("b0", "10.0.1.20", "x", "10.0.1.4", "the virtual address of a service that is here"),
+        ("b1", "10.0.1.21", "x", "10.0.1.8", "the virtual address of a service that is not"),
+        ("b2", "10.0.1.22", "x", "10.0.1.6", "a task's address for a virtual one"),
+    ] {
+        claim(&mut world, key, bad, ip, service, vip);
+        let _ = world.pass(Duration::from_millis(10));
+        refused += 1;
+        assert_eq!(world.agent.claims_refused(), refused, "{what}");
+        assert!(world.agent.shown.zones == before.1, "{what} was believed");
+        assert!(
+            world.agent.shown.state.overlays["web"].services == before.0.overlays["web"].services,
+            "{what} was believed"
+        );
+    }
+    // That the tunnel to another's task ends here.
+    let here = PeerRecord {
+        endpoint_ip: "10.0.1.30/24".into(),
+        endpoint_mac: "02:42:0a:00:01:06".into(),
+        tunnel_endpoint_ip: "192.0.2.1".into(),
+    };
+    world.row("web", OVERLAY_PEER_TABLE, "c0", bad, here.encode_to_vec());
+    for (mac, vtep) in [("01:42:0a:00:01:06", "192.0.2.3"), ("02:42:0a:00:01:06", "224.0.0.1")] {
+        let record = PeerRecord {
+            endpoint_mac: mac.into(),
+            tunnel_endpoint_ip: vtep.into(),
+            ..here.clone()
+        };
+        world.row("web", OVERLAY_PEER_TABLE, "c1", bad, record.encode_to_vec());
+    }
+    let _ = world.pass(Duration::from_millis(10));
+    assert_eq!(world.agent.claims_refused(), refused + 1);
+    assert_eq!(world.agent.rows_dropped(), 2);
+    // When the first owner goes, the address is the other's.
+    let _ = world.step(Event::MemberDown { name: good.into() });
+    let _ = world.pass(Duration::from_millis(10));
+    let web = &world.agent.shown.state.overlays["web"];
+    assert_eq!(web.peers[&"10.0.1.6".parse().unwrap()].vtep.to_string(), "192.0.2.3");
+}
