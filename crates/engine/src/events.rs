@@ -14,7 +14,7 @@ const EVENTS_KEPT_MAX: usize = 256;
 /// A listener further behind than this loses the oldest ones.
 const EVENTS_QUEUED_MAX: usize = 1_024;
 
-pub use bollard_stubs::models::EventMessageTypeEnum as Type;
+pub use bollard_stubs::models::{EventMessageScopeEnum as Scope, EventMessageTypeEnum as Type};
 
 pub struct Bus {
     kept: Mutex<VecDeque<EventMessage>>,

@@ -41,7 +41,10 @@ impl NodeInfo {
             host_ports: BTreeSet::new(),
             failures: BTreeMap::new(),
         };
-        for task in store.tasks_of_node(&node.id) {
+        // A global service's task has its node from the start, and takes nothing of it before it is
+        // let in: it must not stand in its own way.
+        let let_in = store.tasks_of_node(&node.id).filter(|task| !crate::is_waiting(task));
+        for task in let_in {
             if !access::has_ended(task) {
                 let given = task.assigned_generic_resources.clone();
                 generic::remove(&given, &mut info.generic_left);
@@ -108,6 +111,7 @@ impl NodeInfo {
 pub fn weigh_the_same(old: &pb::Task, new: &pb::Task) -> bool {
     let lives = |task| (access::is_wanted(task), access::has_ended(task));
     old.node_id == new.node_id
+        && crate::is_waiting(old) == crate::is_waiting(new)
         && lives(old) == lives(new)
         && !access::has_ended(new)
         && old.service_id == new.service_id

@@ -163,6 +163,33 @@ fn reservations_host_ports_and_max_replicas_fill_nodes_up() {
 }
 
 #[test]
+fn a_task_that_has_its_node_from_the_start_does_not_stand_in_its_own_way() {
+    let alone = |id: &str, node: &str| {
+        let mut spec = reserving();
+        spec.placement = Some(pb::Placement { max_replicas: 1, ..Default::default() });
+        let reserved = spec.resources.get_or_insert_default().reservations.get_or_insert_default();
+        (reserved.nano_cpus, reserved.memory_bytes) = (3_000_000_000, 800 << 20);
+        let mut port = pb::PortConfig { published_port: 80, ..Default::default() };
+        port.set_publish_mode(pb::port_config::PublishMode::Host);
+        let endpoint = pb::EndpointSpec { ports: vec![port], ..Default::default() };
+        let endpoint = pb::Endpoint { spec: Some(endpoint), ..Default::default() };
+        pb::Task { node_id: node.into(), endpoint: Some(endpoint), ..task(id, spec) }
+    };
+    let nodes = vec![node("n1", &[]), node("n2", &[])];
+    let store = run(nodes, vec![alone("a", "n1"), alone("b", "n2"), alone("c", "n1")]);
+    for (id, why) in [
+        ("a", ""),
+        ("b", ""),
+        // Another than itself does.
+        ("c", "no suitable node (insufficient resources on 1 node)"),
+    ] {
+        assert_eq!(err(&store, id), why, "{id}");
+        let placed = store.get::<pb::Task>(id).map(|task| access::state(task));
+        assert_eq!(placed == Some(access::TaskState::Assigned), why.is_empty(), "{id}");
+    }
+}
+
+#[test]
 fn a_spread_preference_balances_the_groups_first() {
     let nodes = vec![
         node("a1", &[("rack", "a")]),

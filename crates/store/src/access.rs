@@ -23,6 +23,17 @@ pub fn is_wanted(task: &pb::Task) -> bool {
     task.desired_state() <= TaskState::Running
 }
 
+/// The names and numbers that belong to the task, for its container's name, labels and templates.
+pub fn container_name(task: &pb::Task) -> String {
+    let service = task.service_annotations.as_ref().map_or("", |annotations| &annotations.name);
+    let annotation = task.annotations.as_ref().map_or("", |annotations| &annotations.name);
+    match (task.slot, service) {
+        (_, "") if !annotation.is_empty() => annotation.to_owned(),
+        (0, service) => format!("{service}.{}.{}", task.node_id, task.id),
+        (slot, service) => format!("{service}.{slot}.{}", task.id),
+    }
+}
+
 /// `None` for other modes than replicated.
 pub fn replicas(service: &pb::Service) -> Option<u64> {
     match service.spec.as_ref()?.mode.as_ref()? {

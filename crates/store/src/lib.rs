@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod object;
+pub mod template;
 pub mod tables;
 pub mod transaction;
 mod snapshot;

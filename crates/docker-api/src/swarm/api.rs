@@ -4,12 +4,8 @@ use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use tokio::sync::broadcast;
 use wire::control::{Call, Request, Response};
 use wire::swarmkit as pb;
-
-/// Events kept for a slow reader of the cluster's changes.
-pub const EVENTS_BUFFERED_MAX: usize = 1_024;
 
 /// gRPC's codes as far as the Control service uses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,18 +132,6 @@ pub struct NodeInfo {
     pub warnings: Vec<String>,
 }
 
-/// A change of a cluster object, for `docker events --filter scope=swarm`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClusterEvent {
-    /// `node`, `service`, `network`, `secret` or `config`.
-    pub kind: &'static str,
-    /// `create`, `update` or `remove`.
-    pub action: &'static str,
-    pub id: String,
-    pub attributes: BTreeMap<String, String>,
-    pub unix_nanos: i64,
-}
-
 /// What this node knows of an overlay network it takes part in (`GET /networks/{id}` on any node).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalOverlay {
@@ -212,7 +196,6 @@ pub trait ClusterApi: Send + Sync + 'static {
     /// Empty when autolock is off.
     fn unlock_key(&self) -> Answer<'_, String>;
     fn node_info(&self) -> BoxFuture<'_, NodeInfo>;
-    fn events(&self) -> broadcast::Receiver<ClusterEvent>;
     fn subscribe_logs(
         &self,
         request: pb::SubscribeLogsRequest,
@@ -248,15 +231,8 @@ impl dyn ClusterApi {
 }
 
 /// A node that is in no swarm.
-pub struct Inactive {
-    events: broadcast::Sender<ClusterEvent>,
-}
-
-impl Default for Inactive {
-    fn default() -> Self {
-        Self { events: broadcast::channel(1).0 }
-    }
-}
+#[derive(Default)]
+pub struct Inactive;
 
 fn refuse<T: Send + 'static>() -> Answer<'static, T> {
     Box::pin(std::future::ready(Err(ControlError::no_swarm())))
@@ -286,9 +262,6 @@ impl ClusterApi for Inactive {
     }
     fn node_info(&self) -> BoxFuture<'_, NodeInfo> {
         Box::pin(std::future::ready(NodeInfo::default()))
-    }
-    fn events(&self) -> broadcast::Receiver<ClusterEvent> {
-        self.events.subscribe()
     }
     fn subscribe_logs(
         &self,

@@ -281,7 +281,6 @@ pub fn write_spec(spec: &pb::ClusterSpec) -> Value {
 }
 
 /// What holds where `swarm init` said nothing.
-const DEFAULT_POOL: &str = "10.0.0.0/8";
 const DEFAULT_MASK: u32 = 24;
 
 /// `ClusterInfo`: the part of `GET /swarm` that `GET /info` shows too.
@@ -294,7 +293,7 @@ pub fn info(cluster: &pb::Cluster) -> Out {
     let meta = cluster.meta.unwrap_or_default();
     let root = cluster.root_ca.clone().unwrap_or_default();
     let pools: Value = match cluster.default_address_pool.as_slice() {
-        [] => json!([DEFAULT_POOL]),
+        [] => Value::Null,
         pools => pools.to_vec().into(),
     };
     Out::new()

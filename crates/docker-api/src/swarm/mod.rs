@@ -20,8 +20,7 @@ use axum::Router;
 use crate::ApiState;
 
 pub use api::{
-    ClusterApi, ClusterEvent, ControlCode, ControlError, Inactive, InitRequest, JoinRequest,
-    NodeInfo,
+    ClusterApi, ControlCode, ControlError, Inactive, InitRequest, JoinRequest, NodeInfo,
 };
 pub use cluster::info_json;
 

@@ -14,7 +14,6 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
 use super::moment;
-use crate::swarm::api::ClusterEvent;
 use crate::{ApiError, ApiResult, ApiState, Filters, Parameters};
 
 /// Lines on their way to a slow client before the stream waits.
@@ -56,7 +55,6 @@ pub(super) fn stream(state: &ApiState, query: &Parameters) -> ApiResult {
         return Err(ApiError::bad_request("`since` time cannot be after `until` time"));
     }
     let (kept, mut local) = state.engine.events.subscribe();
-    let mut cluster = state.cluster.events();
     let (out, lines) = mpsc::channel::<Bytes>(LINES_QUEUED_MAX);
     tokio::spawn(async move {
         let past = kept.into_iter().map(from_local).filter(|event| {
@@ -79,7 +77,6 @@ pub(super) fn stream(state: &ApiState, query: &Parameters) -> ApiResult {
                     Err(RecvError::Lagged(_)) => continue,
                     Err(RecvError::Closed) => return,
                 },
-                Ok(event) = cluster.recv() => from_cluster(event),
             };
             if wanted(&event, &filters) && out.send(line(&event)).await.is_err() {
                 return;
@@ -116,17 +113,6 @@ fn from_local(event: EventMessage) -> Event {
     }
 }
 
-fn from_cluster(event: ClusterEvent) -> Event {
-    Event {
-        kind: event.kind.into(),
-        action: event.action.into(),
-        id: event.id,
-        attributes: event.attributes.into_iter().collect(),
-        scope: "swarm".into(),
-        nanos: event.unix_nanos,
-    }
-}
-
 /// With the three fields at the top that old clients read for containers and images.
 fn line(event: &Event) -> Bytes {
     let mut object = json!({
@@ -153,12 +139,19 @@ fn wanted(event: &Event, filters: &Filters) -> bool {
         if !filters.has(kind) {
             return true;
         }
-        // A network's events name its containers, too.
-        let other = event.attributes.get(kind).map(String::as_str).unwrap_or_default();
+        // A network's events name its containers, too, and a container's the service that it is of.
+        let attribute =
+            |name: &str| event.attributes.get(name).map(String::as_str).unwrap_or_default();
+        let other = attribute(kind);
+        let of_service = |value: &str| {
+            attribute("com.docker.swarm.service.name") == value
+                || attribute("com.docker.swarm.service.id").starts_with(value)
+        };
         filters.values(kind).any(|value| {
             let own = event.kind == kind
                 && (event.id.starts_with(value) || name == value.trim_start_matches('/'));
-            own || (kind == "container" && !other.is_empty() && other.starts_with(value))
+            own || (kind == "service" && of_service(value))
+                || (kind == "container" && !other.is_empty() && other.starts_with(value))
                 || (kind == "image" && event.kind == "container" && same_image(event, value))
                 || (kind == "image" && event.kind == "image" && repository(&event.id) == value)
         })
@@ -234,6 +227,8 @@ mod tests {
         assert!(!check(&start, r#"{"type":["network"]}"#));
         let health = event("container", "health_status: healthy", "abc", &[]);
         assert!(check(&health, r#"{"event":["health_status"]}"#));
+        let task = event("container", "die", "a", &[("com.docker.swarm.service.name", "web")]);
+        assert!(check(&task, r#"{"service":["web"]}"#) && !check(&task, r#"{"service":["we"]}"#));
         let connect = event("network", "connect", "n1", &[("container", "abc123")]);
         assert!(check(&connect, r#"{"container":["abc"]}"#));
     }

@@ -151,6 +151,7 @@ fn constraint(text: &str) -> Checked {
 }
 
 fn container(spec: &pb::ContainerSpec) -> Checked {
+    store::template::check(spec).map_err(invalid)?;
     if spec.image.is_empty() {
         return Err(invalid("ContainerSpec: image reference must be provided"));
     }

@@ -2,22 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use docker_api::swarm::ClusterEvent;
 use docker_api::swarm::object::availability;
-use model::Instant;
+use engine::events::Type;
 use store::{Kind, Target, Touched};
 use wire::swarmkit as pb;
 
 type Attributes = BTreeMap<String, String>;
 
+/// `create`, `update` or `remove` of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterEvent {
+    pub kind: Type,
+    pub action: &'static str,
+    pub id: String,
+    pub attributes: Attributes,
+}
+
 /// None for objects that Docker has no events for.
-pub fn cluster_events(touched: &Touched, now: Instant) -> Vec<ClusterEvent> {
+pub fn cluster_events(touched: &Touched) -> Vec<ClusterEvent> {
     let kind = match touched.kind {
-        Kind::Node => "node",
-        Kind::Service => "service",
-        Kind::Network => "network",
-        Kind::Secret => "secret",
-        Kind::Config => "config",
+        Kind::Node => Type::NODE,
+        Kind::Service => Type::SERVICE,
+        Kind::Network => Type::NETWORK,
+        Kind::Secret => Type::SECRET,
+        Kind::Config => Type::CONFIG,
         _ => return Vec::new(),
     };
     let action = match (&touched.old, &touched.new) {
@@ -29,17 +37,14 @@ pub fn cluster_events(touched: &Touched, now: Instant) -> Vec<ClusterEvent> {
     let Some(attributes) = attributes(touched.old.as_ref(), touched.new.as_ref()) else {
         return Vec::new();
     };
-    // dockerd is silent about updates that change nothing a user asked for.
-    if action == "update" && attributes.len() <= 1 && matches!(touched.kind, Kind::Node) {
+    // Reports of a node that change nothing that was asked for are none.
+    if let (Some(Target::Node(old)), Some(Target::Node(new))) = (&touched.old, &touched.new)
+        && attributes.len() <= 1
+        && old.spec == new.spec
+    {
         return Vec::new();
     }
-    vec![ClusterEvent {
-        kind,
-        action,
-        id: touched.id.to_string(),
-        attributes,
-        unix_nanos: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
-    }]
+    vec![ClusterEvent { kind, action, id: touched.id.to_string(), attributes }]
 }
 
 fn attributes(old: Option<&Target>, new: Option<&Target>) -> Option<Attributes> {

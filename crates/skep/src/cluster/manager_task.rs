@@ -5,17 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use docker_api::swarm::ClusterEvent;
 use manager::{
     Call, Caller, Effect, Event, Failure, Leader, Manager, Message, Open, StreamId, Ticket,
 };
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use transport::raft::{Members, Report};
 use transport::{Call as Remote, Gate, Keys, Peer, Route, Status};
 use wire::swarmkit as pb;
 
 use super::clock::Clock;
-use super::events::cluster_events;
+use super::events::{ClusterEvent, cluster_events};
 
 /// Asks that may wait for the loop.
 const ASKS_WAITING_MAX: usize = 1_024;
@@ -128,7 +127,7 @@ pub struct Parts {
     pub calls: mpsc::Receiver<Remote>,
     /// Calls that came while the manager was not there yet.
     pub held: Vec<Remote>,
-    pub events: broadcast::Sender<ClusterEvent>,
+    pub engine: Arc<engine::Engine>,
 }
 
 /// How an answer leaves.
@@ -164,7 +163,7 @@ struct Loop {
     streams: BTreeMap<u64, Outgoing>,
     next: u64,
     asks: mpsc::WeakSender<Ask>,
-    events: broadcast::Sender<ClusterEvent>,
+    engine: Arc<engine::Engine>,
     leader: watch::Sender<Option<Leader>>,
     member_list: watch::Sender<Vec<pb::RaftMember>>,
     cluster: watch::Sender<Option<Arc<pb::Cluster>>>,
@@ -184,7 +183,7 @@ pub fn start(
     let (cluster, cluster_seen) = watch::channel(None);
     let (nodes, nodes_seen) = watch::channel((0, 0));
     let (ended, ended_seen) = watch::channel(None);
-    let Parts { clock, log, keys, gate, calls, held, events } = parts;
+    let Parts { clock, log, keys, gate, calls, held, engine } = parts;
     let the_loop = Loop {
         clock,
         core,
@@ -196,7 +195,7 @@ pub fn start(
         streams: BTreeMap::new(),
         next: 1,
         asks: asks.downgrade(),
-        events,
+        engine,
         leader,
         member_list,
         cluster,
@@ -306,9 +305,10 @@ impl Loop {
     }
 
     fn touched(&mut self, touched: &[store::Touched]) {
-        let now = self.clock.now();
-        for event in touched.iter().flat_map(|touched| cluster_events(touched, now)) {
-            let _ = self.events.send(event);
+        for event in touched.iter().flat_map(cluster_events) {
+            let scope = engine::events::Scope::SWARM;
+            let ClusterEvent { kind, action, id, attributes } = event;
+            self.engine.events.publish_scoped(kind, action, id, attributes, scope);
         }
         if touched
             .iter()

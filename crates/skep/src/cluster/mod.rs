@@ -10,7 +10,6 @@ mod gossiped;
 pub mod task_records;
 pub mod executor;
 pub mod task_spec;
-pub mod template;
 pub mod log_publisher;
 pub mod description;
 pub mod node;
@@ -24,12 +23,12 @@ use std::time::Duration;
 
 use docker_api::swarm::api::{Answer, Attachment, LocalNodeState, LocalOverlay};
 use docker_api::swarm::{
-    ClusterApi, ClusterEvent, ControlCode, ControlError, InitRequest, JoinRequest, NodeInfo,
+    ClusterApi, ControlCode, ControlError, InitRequest, JoinRequest, NodeInfo,
 };
 use engine::Engine;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt};
-use tokio::sync::{Mutex, broadcast, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use transport::gate::Counters;
 use wire::control::{Request, Response};
@@ -67,7 +66,6 @@ pub struct Cluster {
     pub(crate) engine: Arc<Engine>,
     pub(crate) folder: Folder,
     pub(crate) clock: Clock,
-    pub(crate) events: broadcast::Sender<ClusterEvent>,
     /// What the manager's port let in and refused, in all lives of the manager.
     pub(crate) counters: Arc<Counters>,
     state: RwLock<State>,
@@ -88,7 +86,6 @@ impl Cluster {
             folder: Folder::below(&engine.config().data_root),
             engine,
             clock: Clock::start(),
-            events: broadcast::channel(docker_api::swarm::api::EVENTS_BUFFERED_MAX).0,
             counters,
             state: RwLock::default(),
             unlock_key: RwLock::default(),
@@ -422,10 +419,6 @@ impl ClusterApi for Api {
 
     fn node_info(&self) -> BoxFuture<'_, NodeInfo> {
         Box::pin(self.0.info())
-    }
-
-    fn events(&self) -> broadcast::Receiver<ClusterEvent> {
-        self.0.events.subscribe()
     }
 
     fn subscribe_logs(

@@ -303,7 +303,7 @@ impl Changing<'_> {
             gate,
             calls: call_queue,
             held,
-            events: cluster.events.clone(),
+            engine: cluster.engine.clone(),
         };
         let (handle, task) = manager_task::start(core, first, parts);
         *locked(&node.manager) = Some(Managing { handle, tasks: vec![server, Task(task)] });

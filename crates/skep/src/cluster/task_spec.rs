@@ -5,24 +5,13 @@ use std::collections::BTreeMap;
 use agent::Work;
 use engine::containers::{CreateRequest, TaskEndpoint, TaskFile, TaskSpec};
 use serde_json::{Map, Value, json};
+use store::access::container_name;
+use store::template::{self, Context};
 use wire::swarmkit as pb;
 use wire::swarmkit::mount::Type as MountType;
 
-use super::template::{self, Context};
-
 /// Why a task can never run as it is described.
 pub type Rejected = String;
-
-/// The names and numbers that belong to the task, for its container's name, labels and templates.
-pub fn container_name(task: &pb::Task) -> String {
-    let service = task.service_annotations.as_ref().map_or("", |annotations| &annotations.name);
-    let annotation = task.annotations.as_ref().map_or("", |annotations| &annotations.name);
-    match (task.slot, service) {
-        (_, "") if !annotation.is_empty() => annotation.to_owned(),
-        (0, service) => format!("{service}.{}.{}", task.node_id, task.id),
-        (slot, service) => format!("{service}.{slot}.{}", task.id),
-    }
-}
 
 pub fn create_request(work: &Work, node: &pb::NodeDescription) -> Result<CreateRequest, Rejected> {
     let task = &work.task;
@@ -30,7 +19,7 @@ pub fn create_request(work: &Work, node: &pb::NodeDescription) -> Result<CreateR
     let Some(pb::task_spec::Runtime::Container(container)) = &spec.runtime else {
         return Err("only container tasks are supported by skep".into());
     };
-    let context = Context::new(work, node);
+    let context = context(work, container, node);
     let config = config(task, container, &context)?;
     let host_config = host_config(work, &spec, container, &context)?;
     Ok(CreateRequest {
@@ -64,6 +53,34 @@ fn labels(task: &pb::Task, container: &pb::ContainerSpec) -> BTreeMap<String, St
     put("service.id", &task.service_id);
     put("service.name", service);
     labels
+}
+
+/// What the task's templates can see, in secrets and configs too.
+fn context(work: &Work, container: &pb::ContainerSpec, node: &pb::NodeDescription) -> Context {
+    let mut context = Context::new(&work.task, node);
+    for line in &container.env {
+        let (key, value) = line.split_once('=').unwrap_or((line, ""));
+        context.env.insert(key.to_owned(), value.to_owned());
+    }
+    for reference in &container.secrets {
+        if let Some(pb::secret_reference::Target::File(file)) = &reference.target
+            && let Some(secret) =
+                work.secrets.iter().find(|secret| secret.id == reference.secret_id)
+        {
+            let data = secret.spec.clone().unwrap_or_default().data;
+            context.secrets.insert(file.name.clone(), data);
+        }
+    }
+    for reference in &container.configs {
+        if let Some(pb::config_reference::Target::File(file)) = &reference.target
+            && let Some(config) =
+                work.configs.iter().find(|config| config.id == reference.config_id)
+        {
+            let data = config.spec.clone().unwrap_or_default().data;
+            context.configs.insert(file.name.clone(), data);
+        }
+    }
+    context
 }
 
 fn config(

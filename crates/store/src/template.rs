@@ -5,23 +5,22 @@
 
 use std::collections::BTreeMap;
 
-use agent::Work;
 use wire::swarmkit as pb;
 
-use super::task_spec::container_name;
+use crate::access::container_name;
 
 /// What a template can see.
 pub struct Context {
     fields: BTreeMap<&'static str, String>,
     service_labels: BTreeMap<String, String>,
-    env: BTreeMap<String, String>,
-    secrets: BTreeMap<String, Vec<u8>>,
-    configs: BTreeMap<String, Vec<u8>>,
+    /// These three only in secrets and configs; files by their target's name.
+    pub env: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, Vec<u8>>,
+    pub configs: BTreeMap<String, Vec<u8>>,
 }
 
 impl Context {
-    pub fn new(work: &Work, node: &pb::NodeDescription) -> Self {
-        let task = &work.task;
+    pub fn new(task: &pb::Task, node: &pb::NodeDescription) -> Self {
         let service = task.service_annotations.clone().unwrap_or_default();
         let platform = node.platform.clone().unwrap_or_default();
         // A task of a global service has the node's id where others have their number.
@@ -37,43 +36,35 @@ impl Context {
             (".Task.Name", container_name(task)),
             (".Task.Slot", slot),
         ]);
-        let mut context = Self {
+        Self {
             fields,
             service_labels: service.labels,
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             configs: BTreeMap::new(),
-        };
-        context.read_container(work);
-        context
+        }
     }
+}
 
-    fn read_container(&mut self, work: &Work) {
-        let spec = work.task.spec.as_ref().and_then(|spec| spec.runtime.as_ref());
-        let Some(pb::task_spec::Runtime::Container(container)) = spec else { return };
-        for line in &container.env {
-            let (key, value) = line.split_once('=').unwrap_or((line, ""));
-            self.env.insert(key.to_owned(), value.to_owned());
-        }
-        for reference in &container.secrets {
-            if let Some(pb::secret_reference::Target::File(file)) = &reference.target
-                && let Some(secret) =
-                    work.secrets.iter().find(|secret| secret.id == reference.secret_id)
-            {
-                self.secrets
-                    .insert(file.name.clone(), secret.spec.clone().unwrap_or_default().data);
-            }
-        }
-        for reference in &container.configs {
-            if let Some(pb::config_reference::Target::File(file)) = &reference.target
-                && let Some(config) =
-                    work.configs.iter().find(|config| config.id == reference.config_id)
-            {
-                self.configs
-                    .insert(file.name.clone(), config.spec.clone().unwrap_or_default().data);
-            }
+/// Whether the templates of a container can be filled in at all, told in SwarmKit's words: a user is
+/// better told when he creates a service than by its tasks.
+pub fn check(container: &pb::ContainerSpec) -> Result<(), String> {
+    let context = Context::new(&pb::Task::default(), &pb::NodeDescription::default());
+    let good = |text: &str| expand(text, &context).map(drop);
+    for mount in &container.mounts {
+        let labels = mount.volume_options.iter().flat_map(|options| options.labels.values());
+        let source = ("source", &mount.source);
+        let parts = [source, ("target", &mount.target)].into_iter();
+        for (part, text) in parts.chain(labels.map(|label| ("label", label))) {
+            good(text).map_err(|why| {
+                format!("expanding mounts failed: expanding mount {part} {text:?}: {why}")
+            })?;
         }
     }
+    for line in &container.env {
+        good(line).map_err(|why| format!("expanding env failed: expanding env {line:?}: {why}"))?;
+    }
+    good(&container.hostname).map_err(|why| format!("expanding hostname failed: {why}"))
 }
 
 /// Text with its templates filled in; the error names what is not known.
@@ -82,14 +73,14 @@ pub fn expand(text: &str, context: &Context) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let filled = fill(text, context, false)?;
-    String::from_utf8(filled).map_err(|_| "expanding template: the result is not text".to_owned())
+    String::from_utf8(filled).map_err(|_| "template: the result is not text".to_owned())
 }
 
 /// The same for a secret's or config's payload.
 pub fn expand_bytes(data: &[u8], context: &Context) -> Result<Vec<u8>, String> {
     match std::str::from_utf8(data) {
         Ok(text) => fill(text, context, true),
-        Err(_) => Err("expanding template: the payload is not text".into()),
+        Err(_) => Err("template: the payload is not text".into()),
     }
 }
 
@@ -98,11 +89,10 @@ fn fill(text: &str, context: &Context, payload: bool) -> Result<Vec<u8>, String>
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
         out.extend_from_slice(before.as_bytes());
-        let (action, after) = after
-            .split_once("}}")
-            .ok_or_else(|| format!("expanding template {text:?}: unclosed action"))?;
+        let (action, after) =
+            after.split_once("}}").ok_or_else(|| "template: unclosed action".to_owned())?;
         let value = evaluate(action.trim(), context, payload)
-            .ok_or_else(|| format!("expanding template: {{{{{action}}}}} is not known"))?;
+            .ok_or_else(|| format!("template: {{{{{action}}}}} is not known"))?;
         out.extend_from_slice(&value);
         rest = after;
     }
@@ -157,14 +147,7 @@ mod tests {
             service_annotations: Some(annotations),
             ..Default::default()
         };
-        let work = Work {
-            task,
-            endpoints: Vec::new(),
-            ingress: Vec::new(),
-            secrets: Vec::new(),
-            configs: Vec::new(),
-        };
-        Context::new(&work, &pb::NodeDescription { hostname: "vm1".into(), ..Default::default() })
+        Context::new(&task, &pb::NodeDescription { hostname: "vm1".into(), ..Default::default() })
     }
 
     #[test]
@@ -184,6 +167,36 @@ mod tests {
                 expected.map(str::to_owned),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_template_that_nothing_can_fill_in_is_refused_where_it_stands() {
+        let mount = |source: &str| pb::Mount { source: source.into(), ..Default::default() };
+        let spec = |hostname: &str, env: &str, source: &str| pb::ContainerSpec {
+            hostname: hostname.into(),
+            env: vec![env.into()],
+            mounts: vec![mount(source)],
+            ..Default::default()
+        };
+        let good = spec("{{.Node.Hostname}}", "A={{.Task.Slot}}", "v{{.Service.ID}}");
+        assert_eq!(check(&good), Ok(()));
+        for (bad, words) in [
+            (spec("{{.X}}", "", ""), "expanding hostname failed: template: {{.X}} is not known"),
+            (
+                spec("", "A={{.X}}", ""),
+                "expanding env failed: expanding env \"A={{.X}}\": template: {{.X}} is not known",
+            ),
+            (
+                spec("", "", "{{.X"),
+                "expanding mounts failed: expanding mount source \"{{.X\": template: unclosed action",
+            ),
+            (
+                spec("", "{{env \"A\"}}", ""),
+                "expanding env failed: expanding env \"{{env \\\"A\\\"}}\": template: {{env \"A\"}} is not known",
+            ),
+        ] {
+            assert_eq!(check(&bad), Err(words.to_owned()));
         }
     }
 }
