@@ -14,8 +14,9 @@ const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const PROTOINFO: u16 = 4;
 const ID: u16 = 12;
-/// `TCP_CONNTRACK_SYN_SENT` to `TCP_CONNTRACK_ESTABLISHED`: both ends are, or may be, there.
-const TCP_ALIVE: std::ops::RangeInclusive<u8> = 1..=3;
+/// `TCP_CONNTRACK_SYN_RECV` and `TCP_CONNTRACK_ESTABLISHED`: both ends know of each other. Whoever has
+/// had no answer yet asks again within a second, and is then led to one that lives.
+const TCP_ALIVE: std::ops::RangeInclusive<u8> = 2..=3;
 const NESTED: u16 = 0x8000;
 const SOCK_DESTROY: u16 = 21;
 
@@ -32,7 +33,7 @@ pub struct Tuple {
 pub struct Flow {
     pub original: Tuple,
     pub reply: Tuple,
-    /// Somebody waits for packets of it. What is over is kept for minutes, and its port may have been
+    /// Somebody waits for more packets of it. What is over is kept for minutes, and its port may have been
     /// taken for a new connection.
     alive: bool,
     family: u8,

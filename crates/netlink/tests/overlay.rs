@@ -355,6 +355,19 @@ fn connections_of_a_dead_backend_are_reset_and_datagrams_move() {
     assert!(ended.contains(&error.kind()), "{error:?}");
     caller.send_to(b"c", "10.0.1.100:91").unwrap();
     near.recv_from(&mut buffer).expect("the datagram moved to the live backend");
+
+    // Nobody has answered yet: the next attempt of the same connection is led to one that lives.
+    one.apply(&with_backends(1, &[("10.0.1.12", true)]));
+    two.ip("link set eth0 down");
+    let _near = inside(&one, || TcpListener::bind("0.0.0.0:92"));
+    let to = "10.0.1.100:92".parse().unwrap();
+    let patience = Duration::from_secs(3);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| inside(&one, || TcpStream::connect_timeout(&to, patience)));
+        std::thread::sleep(Duration::from_millis(200));
+        one.apply(&with_backends(1, &[("10.0.1.11", true)]));
+        asking.join().expect("a connection in the making is not ended");
+    });
 }
 
 #[test]

@@ -291,8 +291,22 @@ fn table(ns: &Namespace, found: &Objects, wanted: &Objects, steps: &mut Vec<Step
             steps.push(Step::SetTable(ns.clone(), table.clone()));
             steps.push(Step::SettleFlows(ns.clone(), settled(&found.flows, &wanted.flows)));
         }
+        // One that drained was in the table no longer, and had its flows until now.
+        (Some(_), Some(_)) if has_lost(&found.flows, &wanted.flows) => {
+            steps.push(Step::SettleFlows(ns.clone(), settled(&found.flows, &wanted.flows)));
+        }
         _ => {}
     }
+}
+
+/// Somebody who answered before no longer does.
+fn has_lost(before: &Flows, after: &Flows) -> bool {
+    let gone = |was: &BTreeSet<IpAddr>, is: Option<&BTreeSet<IpAddr>>| {
+        was.iter().any(|one| is.is_none_or(|is| !is.contains(one)))
+    };
+    let (vips, ports) = (&after.virtual_addresses, &after.ports);
+    before.virtual_addresses.iter().any(|(vip, was)| gone(was, vips.get(vip)))
+        || before.ports.iter().any(|(port, was)| gone(was, ports.get(port)))
 }
 
 /// The new flows, and for what was there before and is no longer: nobody answers.

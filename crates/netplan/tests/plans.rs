@@ -233,6 +233,26 @@ fn a_far_task_that_moves_to_another_host_and_one_that_dies() {
     check("task-moves.txt", &one_task(), &after);
 }
 
+/// A task that is stopped leaves the table first, and its flows when it is gone.
+#[test]
+fn what_a_drained_task_held_ends_with_it() {
+    let drained = |view: &mut View, gone: bool| {
+        let web = view.overlays.get_mut("webwebwebwebweb").unwrap();
+        let backends = &mut web.services[0].backends;
+        assert!(backends.len() > 1);
+        backends[0].ready = false;
+        backends.drain(..usize::from(gone));
+    };
+    let (mut draining, mut after) = (one_task(), one_task());
+    drained(&mut draining, false);
+    drained(&mut after, true);
+    let steps = diff(&desired(&draining), &desired(&after));
+    let settles = |step: &netplan::Step| matches!(step, netplan::Step::SettleFlows(..));
+    assert!(!steps.is_empty() && steps.iter().all(settles), "{steps:#?}");
+    let back = diff(&desired(&after), &desired(&draining));
+    assert!(back.is_empty(), "one that comes takes nothing from anybody: {back:#?}");
+}
+
 /// One of another kind, or of another segment, has its place.
 #[test]
 fn a_link_made_anew_gets_back_all_that_hung_on_it() {

@@ -1,5 +1,6 @@
 //! The docker CLI against real daemons on lab hosts; each module is a part of the product.
 
+mod balancer;
 mod containers;
 mod cut;
 mod life;

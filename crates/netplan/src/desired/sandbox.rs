@@ -31,10 +31,26 @@ pub(super) fn objects(view: &View, id: &SandboxId, sandbox: &Sandbox) -> Objects
         add_services(view, sandbox, &mut objects.flows, &mut table);
         ingress::add_task(view, sandbox, &mut objects, &mut table);
     }
+    let flows = &objects.flows;
+    let leads = !flows.virtual_addresses.is_empty() || !flows.ports.is_empty();
+    if leads || !sandbox.ingress.is_empty() {
+        keep_silent_flows(&mut objects);
+    }
     if !table.chains.is_empty() {
         objects.table = Some(Arc::new(table));
     }
     objects
+}
+
+/// A translation lives as long as the connection, however long its ends are silent: without it an
+/// answer would find no socket. Five days, the kernel's own limit, is less than some wait; more than
+/// this cannot be said on every kernel (`INT_MAX / HZ`). Where one end has finished and still listens,
+/// the kernel's minute becomes a day.
+fn keep_silent_flows(objects: &mut Objects) {
+    for (state, seconds) in [("established", 2_000_000), ("close_wait", 86_400)] {
+        let path = format!("net/netfilter/nf_conntrack_tcp_timeout_{state}");
+        objects.sysctls.insert(path, seconds.to_string());
+    }
 }
 
 fn add_link(objects: &mut Objects, view: &View, link: &Link, plug: &Plug<'_>) {
