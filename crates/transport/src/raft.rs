@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tonic::{Code, Status};
@@ -15,6 +17,9 @@ use crate::tls::Keys;
 
 /// Messages that may wait for one member; raft repeats what is lost.
 pub const MESSAGES_WAITING_MAX: usize = 4_096;
+/// Bytes that may wait for one member; what comes on top of so many is lost. A snapshot, of which
+/// raft sends one at a time and none again before it is told what became of it, is not.
+pub const BYTES_WAITING_MAX: usize = 16 << 20;
 /// Part of a snapshot in one gRPC message.
 const CHUNK_BYTES: usize = 2 << 20;
 const SEND_TIME_MAX: Duration = Duration::from_secs(2);
@@ -44,6 +49,8 @@ pub enum Report {
 struct Queue {
     address: String,
     messages: mpsc::Sender<raftpb::Message>,
+    /// Of the messages that wait or are on their way.
+    bytes: Arc<AtomicUsize>,
     task: AbortHandle,
 }
 
@@ -68,17 +75,38 @@ impl Members {
         {
             let Ok(manager) = Manager::new(address, self.keys.clone()) else { return };
             let (messages, queue) = mpsc::channel(MESSAGES_WAITING_MAX);
-            let task =
-                tokio::spawn(deliver(member, manager, queue, self.reports.clone())).abort_handle();
-            self.queues.insert(member, Queue { address: address.to_owned(), messages, task });
+            let bytes = Arc::<AtomicUsize>::default();
+            let delivering = deliver(member, manager, queue, bytes.clone(), self.reports.clone());
+            let task = tokio::spawn(delivering).abort_handle();
+            let queue = Queue { address: address.to_owned(), messages, bytes, task };
+            self.queues.insert(member, queue);
         }
         if let Some(queue) = self.queues.get(&member) {
-            let _ = queue.messages.try_send(message);
+            queue.put(message);
         }
+    }
+
+    /// Bytes that wait for a member.
+    pub fn waiting(&self, member: u64) -> usize {
+        self.queues.get(&member).map_or(0, |queue| queue.bytes.load(Ordering::Relaxed))
     }
 
     pub fn forget(&mut self, member: u64) {
         self.queues.remove(&member);
+    }
+}
+
+impl Queue {
+    fn put(&self, message: raftpb::Message) {
+        let length = message.encoded_len();
+        let full = self.bytes.load(Ordering::Relaxed) >= BYTES_WAITING_MAX;
+        if full && message.r#type() != raftpb::MessageType::MsgSnap {
+            return;
+        }
+        self.bytes.fetch_add(length, Ordering::Relaxed);
+        if self.messages.try_send(message).is_err() {
+            self.bytes.fetch_sub(length, Ordering::Relaxed);
+        }
     }
 }
 
@@ -92,13 +120,16 @@ async fn deliver(
     member: u64,
     manager: Manager,
     mut queue: mpsc::Receiver<raftpb::Message>,
+    bytes: Arc<AtomicUsize>,
     reports: mpsc::Sender<Report>,
 ) {
     let mut streams = true;
     let mut reachable = None;
     while let Some(message) = queue.recv().await {
         let snapshot = message.r#type() == raftpb::MessageType::MsgSnap;
+        let length = message.encoded_len();
         let sent = send_one(&manager, message, &mut streams).await;
+        bytes.fetch_sub(length, Ordering::Relaxed);
         if snapshot {
             let _ = reports.send(Report::Snapshot { member, delivered: sent.is_ok() }).await;
         }

@@ -1,7 +1,7 @@
 //! The manager's port over the loopback: who gets in, who is refused, and that both are counted.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ca::{Key, Root};
@@ -144,6 +144,13 @@ async fn answer(mut queue: mpsc::Receiver<Call>, root: Root, token: String) {
                     certificate: Some(certificate),
                 };
                 let _ = reply.send(Ok(answer));
+            }
+            // As a manager does it: who does not read is told no more.
+            Call::Assignments { stream, .. } => {
+                while stream.try_send(Ok(assignments())).is_ok() {
+                    SENT.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
             // Dropped replies are answered "unavailable".
             _ => {}
@@ -449,4 +456,62 @@ async fn a_token_that_is_none_is_refused_before_anything_is_sent() {
         assert!(refused.is_err(), "{token:?}");
     }
     assert_eq!(value(&port.gate.counters.connections), 0);
+}
+
+/// Messages that the manager of the test with a reader could send.
+static SENT: AtomicUsize = AtomicUsize::new(0);
+
+fn assignments() -> pb::AssignmentsMessage {
+    pb::AssignmentsMessage { applies_to: "x".repeat(100_000), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_costs_a_bounded_amount() {
+    let port = Port::open().await;
+    let client = port.client(port.worker());
+    let opened = client.dispatcher().assignments(pb::AssignmentsRequest::default()).await;
+    let mut unread = opened.unwrap().into_inner();
+    // The one loop of this manager answers again once the reader was given up.
+    let given_up = tokio::time::timeout(Duration::from_secs(30), port.heartbeat(port.worker()));
+    assert_eq!(given_up.await, Ok(Ok(())), "messages are taken for ever");
+    let sent = SENT.load(Ordering::Relaxed);
+    // Its queue, and what the connection's own windows take.
+    let windows = (8 << 20) / assignments().applies_to.len();
+    let most = transport::call::STREAM_WAITING_MAX + windows;
+    assert!((transport::call::STREAM_WAITING_MAX..most).contains(&sent), "{sent} messages");
+    let mut read = 0;
+    while let Ok(Some(_)) = unread.message().await {
+        read += 1;
+    }
+    assert_eq!(read, sent, "what was taken arrives");
+}
+
+#[tokio::test]
+async fn a_member_that_takes_nothing_costs_a_bounded_amount() {
+    use transport::raft::{BYTES_WAITING_MAX, Members};
+    // It accepts connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let root = root();
+    let keys = Keys::new(member(&root, "m1", pb::NodeRole::Manager, CLUSTER, now())).unwrap();
+    let (reports, mut reported) = mpsc::channel(16);
+    let mut members = Members::new(keys, reports);
+    let length = 1 << 20;
+    let entry = wire::raftpb::Entry { data: Some(vec![1; length]), ..Default::default() };
+    let append = wire::raftpb::Message {
+        r#type: Some(wire::raftpb::MessageType::MsgApp as i32),
+        entries: vec![entry],
+        ..Default::default()
+    };
+    for _ in 0..100 {
+        members.send(2, &address, append.clone());
+        assert!(members.waiting(2) <= BYTES_WAITING_MAX + 2 * length);
+    }
+    assert!(members.waiting(2) >= BYTES_WAITING_MAX, "so much is kept for who is a little late");
+    let report = tokio::time::timeout(Duration::from_secs(30), reported.recv()).await.unwrap();
+    assert!(matches!(report, Some(transport::raft::Report::Unreachable { member: 2, .. })));
+    drop(silent);
+    // Refused now, each at once: nothing is left waiting.
+    tokio::spawn(async move { while reported.recv().await.is_some() {} });
+    until("the queue to empty", || members.waiting(2) == 0).await;
 }
