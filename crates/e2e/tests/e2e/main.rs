@@ -6,6 +6,7 @@ mod cut;
 mod life;
 mod crash;
 mod daemon;
+mod daemon_gone;
 mod full;
 mod images;
 mod local;
