@@ -412,7 +412,11 @@ async fn create(
     stream::progress(move |progress| async move {
         let named = import.reference.as_ref().map(Reference::familiar);
         let image = engine.images.run(move |store| store.import(tar, &import)).await?;
-        engine.images.event("import", &image.id.to_string(), named.as_deref().unwrap_or_default());
+        let id = image.id.to_string();
+        if let Some(named) = &named {
+            engine.images.event("tag", &id, named);
+        }
+        engine.images.event("import", &id, named.as_deref().unwrap_or_default());
         progress.send(engine::image::Progress::status(image.id.to_string())).await;
         Ok(())
     })

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bollard_stubs::models::EndpointSettings;
+use engine::events::Type as EventType;
 use engine::network::{
     BRIDGE, Cidr, Driver, EndpointState, GATEWAY_BRIDGE, HOST, IpamPool, LocalNetwork, NONE,
     NetworkSpec, SandboxState,
@@ -383,6 +384,7 @@ async fn prune(State(state): State<ApiState>, parameters: Parameters, _: RawBody
             deleted.push(name.to_owned());
         }
     }
+    state.engine.events.publish(EventType::NETWORK, "prune", "", [("reclaimed", "0")]);
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
     Ok(Json(json!({ "NetworksDeleted": deleted })).into_response())
 }

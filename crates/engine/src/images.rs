@@ -59,7 +59,7 @@ impl Images {
         let image = self.resolve(name)?;
         let name = name.to_owned();
         let records = self.run(move |store| store.remove(&name, remove, &users)).await?;
-        self.tell_removed(&image.id.to_string(), &records);
+        self.tell_removed(&image, &records);
         Ok(records)
     }
 
@@ -72,7 +72,7 @@ impl Images {
         let pruned = self.run(move |store| store.prune(dangling_only, &wanted, &users)).await?;
         for record in &pruned.deleted {
             if let Deleted::Deleted(id) = record {
-                self.event("delete", id, id);
+                self.events.publish(Type::IMAGE, "delete", id, [("name", id)]);
             }
         }
         let bytes = pruned.bytes.to_string();
@@ -116,16 +116,34 @@ impl Images {
         Ok(())
     }
 
-    /// `action` happened to an image; `name` is what the user called it.
+    /// `action` happened to an image that is there; `name` is what the user called it.
     pub fn event(&self, action: &str, id: &str, name: &str) {
-        self.events.publish(Type::IMAGE, action, id, [("name", name)]);
+        match self.store.resolve(id) {
+            Ok(image) => self.tell(action, &image, name),
+            Err(_) => self.events.publish(Type::IMAGE, action, id, [("name", name)]),
+        }
     }
 
-    fn tell_removed(&self, image: &str, records: &[Deleted]) {
+    /// The image's labels are attributes, too.
+    fn tell(&self, action: &str, image: &Image, name: &str) {
+        let labels = image.config.config.iter().flat_map(|config| config.labels.iter().flatten());
+        let attributes = labels.map(|(key, value)| (key.as_str(), value.as_str()));
+        self.events.publish(
+            Type::IMAGE,
+            action,
+            image.id.to_string(),
+            attributes.chain([("name", name)]),
+        );
+    }
+
+    fn tell_removed(&self, image: &Image, records: &[Deleted]) {
+        let own = image.id.to_string();
         for record in records {
             match record {
-                Deleted::Untagged(_) => self.event("untag", image, image),
-                Deleted::Deleted(id) if id == image => self.event("delete", id, id),
+                Deleted::Untagged(_) => self.tell("untag", image, &own),
+                Deleted::Deleted(id) if *id == own => {
+                    self.events.publish(Type::IMAGE, "delete", id, [("name", id)]);
+                }
                 // Layers make no event.
                 Deleted::Deleted(_) => {}
             }

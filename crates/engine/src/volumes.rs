@@ -135,16 +135,21 @@ impl Volumes {
         self.lock().mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
     }
 
-    /// The container no longer runs; the last one unmounts the device.
+    /// The container no longer runs; the last one unmounts the device. An event tells it of those that had it mounted.
     pub fn unmount(&self, name: &str, container: &str) -> Result<()> {
         let Some(volume) = self.get(name) else { return Ok(()) };
         let mut state = self.lock();
+        let mut had = false;
         let last = state.mounted.get_mut(name).is_none_or(|mounted| {
-            mounted.remove(container);
+            had = mounted.remove(container);
             mounted.is_empty()
         });
         if last && !volume.options.is_empty() && is_mounted(&volume.mountpoint)? {
             unmount_device(&volume.mountpoint)?;
+        }
+        if had {
+            let attributes = [("container", container), ("driver", &volume.driver)];
+            self.events.publish(Type::VOLUME, "unmount", name, attributes);
         }
         Ok(())
     }

@@ -125,7 +125,9 @@ fn line(event: &Event) -> Bytes {
     });
     if matches!(event.kind.as_str(), "container" | "image") {
         object["status"] = json!(event.action);
-        object["id"] = json!(event.id);
+        if !event.id.is_empty() {
+            object["id"] = json!(event.id);
+        }
         if let Some(image) = event.attributes.get("image") {
             object["from"] = Value::String(image.clone());
         }

@@ -7,6 +7,7 @@ mod life;
 mod crash;
 mod daemon;
 mod daemon_gone;
+mod fields;
 mod full;
 mod images;
 mod local;

@@ -112,9 +112,24 @@ impl Engine {
             state.ended = None;
         });
         tracing::trace!(target: "step", "start noted");
+        self.tell_mounted(spec);
         self.publish(container, "start", []);
         self.watch_health(container);
         Ok(())
+    }
+
+    fn tell_mounted(&self, spec: &Spec) {
+        for record in spec.mounts.iter().filter(|record| !record.name.is_empty()) {
+            let writable = (!record.read_only).to_string();
+            let attributes = [
+                ("container", spec.id.as_str()),
+                ("destination", &record.destination),
+                ("driver", &record.driver),
+                ("propagation", &record.propagation),
+                ("read/write", &writable),
+            ];
+            self.events.publish(crate::events::Type::VOLUME, "mount", &record.name, attributes);
+        }
     }
 
     /// Undoes whatever of a start (or of a run that has ended) is there. Every step is tried.
