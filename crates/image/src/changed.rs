@@ -78,7 +78,8 @@ impl Store {
             comment: Some(commit.message.clone()).filter(|message| !message.is_empty()),
             ..config
         };
-        let meta = Meta { parent: base.map(|image| image.id), ..Meta::default() };
+        let passing = commit.reference.is_some();
+        let meta = Meta { parent: base.map(|image| image.id), passing, ..Meta::default() };
         let id = self.create(&json(&config)?, held, meta)?;
         if let Some(reference) = &commit.reference {
             self.tag(&id, &reference.clone().or_latest())?;

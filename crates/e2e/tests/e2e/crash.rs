@@ -22,13 +22,13 @@ struct Operation {
     name: &'static str,
     /// What has to be there before; runs undisturbed.
     before: fn(&Host) -> Result<()>,
-    /// The docker command.
+    /// The docker command; `TAR` is a file with the image of the registry.
     command: &'static str,
     /// Must hold once the command has succeeded, whatever happened to the daemon then.
     acknowledged: fn(&Host) -> Result<()>,
 }
 
-const OPERATIONS: [Operation; 6] = [
+const OPERATIONS: [Operation; 9] = [
     Operation {
         name: "create",
         before: |_| Ok(()),
@@ -85,6 +85,30 @@ const OPERATIONS: [Operation; 6] = [
         command: "rmi 127.0.0.1:5000/app:1",
         acknowledged: |host| is(host, "images -q 127.0.0.1:5000/app", ""),
     },
+    Operation {
+        name: "load",
+        before: |_| Ok(()),
+        command: "load -q -i TAR",
+        acknowledged: |host| {
+            is(host, "run --rm 127.0.0.1:5000/app:1 cat /tmp/one /tmp/two", "one\ntwo")
+        },
+    },
+    Operation {
+        name: "import",
+        before: |_| Ok(()),
+        command: "import TAR 127.0.0.1:5000/app:1",
+        acknowledged: |host| host.dk("image inspect 127.0.0.1:5000/app:1").map(drop),
+    },
+    Operation {
+        name: "commit",
+        before: |host| {
+            let line = "echo three > /tmp/three; sleep 1000";
+            host.docker(&["run", "-d", "--name", "victim", "httpd", "sh", "-c", line])?;
+            wait_until(SETTLE_MAX, || Ok(host.dk("exec victim cat /tmp/three").is_ok()))
+        },
+        command: "commit victim 127.0.0.1:5000/app:1",
+        acknowledged: |host| is(host, "run --rm 127.0.0.1:5000/app:1 cat /tmp/three", "three"),
+    },
 ];
 
 fn is(host: &Host, line: &str, expected: &str) -> Result<()> {
@@ -124,6 +148,7 @@ fn a_crash_anywhere_leaves_nothing_behind_and_loses_nothing() -> Result<()> {
 struct Rig<'a> {
     host: &'a Host,
     steps: String,
+    tar: String,
     /// What there is while only the survivor is there.
     quiet: BTreeMap<&'static str, BTreeSet<String>>,
     survivor: String,
@@ -140,6 +165,8 @@ impl<'a> Rig<'a> {
             host.dk("rm layer")?;
         }
         host.dk(&format!("push -q {REGISTRY}/app:1"))?;
+        let tar = host.folder.join("app.tar").display().to_string();
+        host.dk(&format!("save -o {tar} {REGISTRY}/app:1"))?;
         host.dk(&format!("rmi {REGISTRY}/app:1"))?;
         host.dk("image prune -f")?;
         host.dk("volume create --opt type=tmpfs --opt device=tmpfs fast")?;
@@ -149,7 +176,7 @@ impl<'a> Rig<'a> {
         let steps = host.folder.join("steps");
         fs::create_dir_all(&steps)?;
         let mut rig =
-            Rig { host, steps: steps.display().to_string(), quiet: BTreeMap::new(), survivor };
+            Rig { host, steps: steps.display().to_string(), tar, quiet: BTreeMap::new(), survivor };
         host.stop()?;
         rig.start_again()?;
         // A volume with a device is the same one for whoever comes after a restart.
@@ -176,7 +203,7 @@ impl<'a> Rig<'a> {
     fn steps(&self, operation: &Operation) -> Result<Vec<String>> {
         (operation.before)(self.host)?;
         self.arm("")?;
-        self.host.dk(operation.command)?;
+        self.host.docker(&self.words(operation))?;
         let passed = fs::read_to_string(format!("{}/passed", self.steps))?;
         (operation.acknowledged)(self.host)?;
         self.clear()?;
@@ -198,7 +225,7 @@ impl<'a> Rig<'a> {
         (operation.before)(self.host)?;
         let pid = self.host.daemon_pid()?;
         self.arm(step)?;
-        let words: Vec<&str> = operation.command.split(' ').collect();
+        let words = self.words(operation);
         let acknowledged = self.host.try_docker(&words)?.status.success();
         wait_until(SETTLE_MAX, || Ok(self.host.exec(&["kill", "-0", &pid]).is_err()))
             .context("the daemon did not come to this step")?;
@@ -224,10 +251,17 @@ impl<'a> Rig<'a> {
         self.compare()
     }
 
+    fn words<'b>(&'b self, operation: &Operation) -> Vec<&'b str> {
+        let word = |word: &'static str| if word == "TAR" { self.tar.as_str() } else { word };
+        operation.command.split(' ').map(word).collect()
+    }
+
     /// Only the survivor again.
     fn clear(&self) -> Result<()> {
         self.host.try_docker(&["rm", "-f", "-v", "victim"])?;
         self.host.try_docker(&["rmi", "-f", &format!("{REGISTRY}/app:1")])?;
+        // A second try of an import takes the name from what the first one made.
+        self.host.dk("image prune -f")?;
         let others = self.host.dk("ps -aq --no-trunc")?;
         ensure!(others == self.survivor, "containers are left: {others}");
         Ok(())

@@ -170,8 +170,9 @@ impl Store {
             let found = contents.layers.get(&contents.at(layer)).ok_or_else(|| missing(layer))?;
             held.push(self.inner.layers.hold(&found.info.diff_id).ok_or_else(|| missing(layer))?);
         }
-        let id = self.create(&raw, held, Meta::default())?;
         let tags = item.repo_tags.clone().unwrap_or_default();
+        let meta = Meta { passing: !tags.is_empty(), ..Meta::default() };
+        let id = self.create(&raw, held, meta)?;
         for tag in &tags {
             let reference = Reference::parse(tag)?.or_latest();
             let before = self.read().names.get(&reference);
