@@ -46,6 +46,7 @@ pub struct Draft<'a> {
     slots: Slots,
     removed: BTreeSet<String>,
     update_status: Option<pb::UpdateStatus>,
+    rolls_back: bool,
     wake: Option<Instant>,
 }
 
@@ -72,6 +73,7 @@ impl<'a> Draft<'a> {
             slots,
             removed: BTreeSet::new(),
             update_status: None,
+            rolls_back: false,
             wake: None,
         }
     }
@@ -162,6 +164,13 @@ impl<'a> Draft<'a> {
         self.update_status.as_ref().or(self.service.update_status.as_ref())
     }
 
+    /// The spec before the last change shall be the service's again. As with SwarmKit none is kept
+    /// beside it: the one that failed is not to be rolled back to.
+    pub fn roll_back(&mut self, status: pb::UpdateStatus) {
+        self.rolls_back = true;
+        self.set_update_status(status);
+    }
+
     /// Look at this service again at that time.
     pub fn wake_at(&mut self, at: Instant) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
@@ -170,7 +179,11 @@ impl<'a> Draft<'a> {
     pub fn finish(self) -> (Vec<Change>, Option<Instant>) {
         let mut changes = Vec::new();
         if let Some(status) = self.update_status {
-            let service = pb::Service { update_status: Some(status), ..self.service.clone() };
+            let mut service = pb::Service { update_status: Some(status), ..self.service.clone() };
+            if self.rolls_back {
+                service.spec = service.previous_spec.take();
+                service.spec_version = service.previous_spec_version.take();
+            }
             changes.push(Change::update(service));
         }
         // New tasks first: an entry that is cut short must not leave a slot without any.

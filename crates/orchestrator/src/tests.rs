@@ -83,6 +83,8 @@ impl World {
         spec.task.get_or_insert_default().runtime =
             Some(pb::task_spec::Runtime::Container(container));
         change(spec);
+        service.previous_spec = old.as_ref().and_then(|old| old.spec.clone());
+        service.previous_spec_version = old.as_ref().and_then(|old| old.spec_version);
         service.update_status = None;
         service.spec_version = Some(pb::Version { index: self.version });
         let change = if old.is_some() { Change::update(service) } else { Change::create(service) };
@@ -366,6 +368,47 @@ fn a_broken_update_pauses_names_the_task_and_leaves_the_rest_running() {
     world.deploy("v1", |_| {});
     world.pass(SECOND * 60);
     assert_eq!(world.images(), ["v1", "v1", "v1"]);
+}
+
+/// Replicas with an update that is rolled back when it fails.
+fn cautious(spec: &mut pb::ServiceSpec) {
+    replicas(spec, 3);
+    let mut config = pb::UpdateConfig { parallelism: 1, ..Default::default() };
+    config.set_failure_action(pb::update_config::FailureAction::Rollback);
+    spec.update = Some(config);
+}
+
+#[test]
+fn a_broken_update_is_rolled_back_when_asked_to() {
+    let mut world = World::new(&["a", "b"]);
+    world.deploy("v1", cautious);
+    world.settle();
+    world.broken.insert("bad".into());
+    world.deploy("bad", |_| {});
+    world.settle();
+    let (state, message) = world.update_state();
+    assert_eq!(state, pb::update_status::UpdateState::RollbackStarted);
+    let words = "update rolled back due to failure or early termination of task ";
+    assert!(message.strip_prefix(words).is_some_and(|task| task.len() == 25), "{message}");
+    world.pass(SECOND * 60);
+    assert_eq!(world.images(), ["v1", "v1", "v1"]);
+    let done = (pb::update_status::UpdateState::RollbackCompleted, "rollback completed".to_owned());
+    assert_eq!(world.update_state(), done);
+    let service = world.store.get::<pb::Service>("s").unwrap();
+    assert_eq!(service.previous_spec, None);
+}
+
+#[test]
+fn a_rollback_that_fails_itself_pauses() {
+    let mut world = World::new(&["a", "b"]);
+    world.deploy("v1", cautious);
+    world.settle();
+    world.broken.extend(["v1".into(), "bad".into()]);
+    world.deploy("bad", |_| {});
+    world.pass(SECOND * 60);
+    let (state, message) = world.update_state();
+    assert_eq!(state, pb::update_status::UpdateState::RollbackPaused);
+    assert!(message.starts_with("rollback paused due to failure"), "{message}");
 }
 
 #[test]

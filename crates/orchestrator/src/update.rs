@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::Instant;
+use pb::update_config::FailureAction;
 use pb::update_status::UpdateState;
 use store::access::{self, TaskState};
 use store::transaction::timestamp;
@@ -24,7 +25,7 @@ struct Rules {
     delay: Duration,
     monitor: Duration,
     start_first: bool,
-    keep_going: bool,
+    on_failure: FailureAction,
     max_failure_ratio: f32,
 }
 
@@ -40,7 +41,7 @@ impl Rules {
             delay: config.delay.as_ref().map(access::duration).unwrap_or_default(),
             monitor: config.monitor.as_ref().map_or(MONITOR, access::duration),
             start_first: config.order() == pb::update_config::UpdateOrder::StartFirst,
-            keep_going: config.failure_action() == pb::update_config::FailureAction::Continue,
+            on_failure: config.failure_action(),
             max_failure_ratio: config.max_failure_ratio,
         }
     }
@@ -102,7 +103,14 @@ pub fn update(draft: &mut Draft, running_since: &RunningSince) {
     let config = if rolls_back(state) { spec.rollback } else { spec.update };
     let rules = Rules::new(config.as_ref());
     if let Some(task) = failure(draft, &slots, &rules, running_since) {
-        pause(draft, &task);
+        match rules.on_failure {
+            FailureAction::Rollback
+                if !rolls_back(state) && draft.service.previous_spec.is_some() =>
+            {
+                roll_back(draft, &task);
+            }
+            _ => pause(draft, &task),
+        }
         return;
     }
     start_some(draft, &slots, &rules, running_since);
@@ -157,7 +165,8 @@ fn failure(
         }
     }
     let ratio = failed.len() as f32 / slots.len().max(1) as f32;
-    last.filter(|_| !rules.keep_going && ratio > rules.max_failure_ratio)
+    let minds = rules.on_failure != FailureAction::Continue;
+    last.filter(|_| minds && ratio > rules.max_failure_ratio)
 }
 
 fn pause(draft: &mut Draft, task: &str) {
@@ -169,6 +178,16 @@ fn pause(draft: &mut Draft, task: &str) {
     status.set_state(state);
     status.message = format!("{what} paused due to failure or early termination of task {task}");
     draft.set_update_status(status);
+}
+
+fn roll_back(draft: &mut Draft, task: &str) {
+    let mut status = pb::UpdateStatus {
+        started_at: Some(timestamp(draft.now)),
+        message: format!("update rolled back due to failure or early termination of task {task}"),
+        ..Default::default()
+    };
+    status.set_state(UpdateState::RollbackStarted);
+    draft.roll_back(status);
 }
 
 /// Replaces tasks of the old spec, as many at a time as the rules allow.
