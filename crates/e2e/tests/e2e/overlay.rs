@@ -2,7 +2,7 @@
 //! is listed, what is refused.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -180,41 +180,81 @@ fn udp_dynamic_and_host_ports(lab: &Lab) -> Result<()> {
     let dynamic = ports.split(' ').filter_map(|pair| pair.strip_prefix("80>"));
     let dynamic = dynamic.filter_map(|port| port.parse::<u16>().ok()).find(|port| *port >= 30_000);
     let dynamic = dynamic.with_context(|| format!("no dynamic port in {ports}"))?;
-    for port in [dynamic, 7000] {
-        wait_until(SOON, || Ok(seen_from_outside(lab, "192.168.68.109", port).is_ok()))
-            .with_context(|| format!("port {port}"))?;
+    let every = ["192.168.68.109", "192.168.68.110", "[fd00:68::109]", "[fd00:68::110]"];
+    for (port, address) in [dynamic, 7000].into_iter().flat_map(|port| every.map(|at| (port, at))) {
+        wait_until(SOON, || Ok(seen_from_outside(lab, address, port).is_ok()))
+            .with_context(|| format!("{address}:{port}"))?;
     }
     // In host mode the task's own host answers, and no other.
-    let seen = seen_from_outside(lab, "192.168.68.110", 8002)?;
-    ensure!(seen == "[::ffff:192.168.68.1]", "{seen}");
-    ensure!(seen_from_outside(lab, "192.168.68.109", 8002).is_err(), "host mode is one host's");
+    for (address, client) in
+        [("192.168.68.110", "[::ffff:192.168.68.1]"), ("[fd00:68::110]", "[fd00:68::1]")]
+    {
+        let seen = seen_from_outside(lab, address, 8002)?;
+        ensure!(seen == client, "{address}: {seen}");
+    }
+    for address in ["192.168.68.109", "[fd00:68::109]"] {
+        ensure!(seen_from_outside(lab, address, 8002).is_err(), "host mode is one host's");
+    }
     let netns = far.netns_of(&task_on(far, "ports")?)?;
+    the_rest_of_a_range(lab, &netns)?;
     let server = far.within(&netns, || Ok(UdpSocket::bind("[::]:5353")?))?;
     server.set_read_timeout(Some(SOON))?;
-    for address in ["192.168.68.109:5300", "192.168.68.110:5300", "[fd00:68::109]:5300"] {
+    let outside = format!("/run/netns/{}", lab.router);
+    let itself = format!("/proc/{}/ns/net", host.init_pid());
+    let asker = host.netns_of(&task_on(host, "web")?)?;
+    let inside = format!("/proc/{}/root{asker}", host.init_pid());
+    for (from, address) in [
+        (&outside, "192.168.68.109:5300"),
+        (&outside, "192.168.68.110:5300"),
+        (&outside, "[fd00:68::109]:5300"),
+        (&outside, "[fd00:68::110]:5300"),
+        (&itself, "127.0.0.1:5300"),
+        (&itself, "[::1]:5300"),
+        (&itself, "192.168.68.110:5300"),
+        (&inside, "192.168.68.109:5300"),
+        (&inside, "192.168.68.110:5300"),
+    ] {
         let to: SocketAddr = address.parse()?;
-        let client = within(&format!("/run/netns/{}", lab.router), || {
+        let client = within(from, || {
             let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             Ok(UdpSocket::bind(any)?)
         })?;
         client.set_read_timeout(Some(SOON))?;
         client.send_to(b"question", to)?;
         let mut buffer = [0; 64];
-        let (_, from) = server.recv_from(&mut buffer).context(address)?;
-        let source = from.ip().to_canonical().to_string();
-        ensure!(["192.168.68.1", "fd00:68::1"].contains(&source.as_str()), "{address}: {from}");
-        server.send_to(b"answer", from)?;
+        let (_, seen) = server.recv_from(&mut buffer).context(address)?;
+        let source = seen.ip().to_canonical().to_string();
+        let known = ["192.168.68.1", "fd00:68::1"].contains(&source.as_str());
+        ensure!(known || *from != outside, "{address}: {seen}");
+        server.send_to(b"answer", seen)?;
         let (length, from) = client.recv_from(&mut buffer).context(address)?;
         ensure!(from == to && &buffer[..length] == b"answer", "{address}: from {from}");
     }
     host.dk("service rm ports").map(drop)
 }
 
+/// 7001 leads to 81 and 7002 to 82, by either family.
+fn the_rest_of_a_range(lab: &Lab, netns: &str) -> Result<()> {
+    let far = lab.host(2);
+    for (published, target) in [(7001, 81), (7002, 82)] {
+        let listener = far.within(netns, || Ok(TcpListener::bind(("::", target))?))?;
+        for address in ["192.168.68.109", "fd00:68::109"] {
+            let to = SocketAddr::new(address.parse()?, published);
+            let outside = format!("/run/netns/{}", lab.router);
+            let client = within(&outside, || Ok(TcpStream::connect_timeout(&to, SOON)?))
+                .with_context(|| format!("{to}"))?;
+            let (_, seen) = listener.accept()?;
+            ensure!(seen.port() == client.local_addr()?.port(), "{to}: {seen}");
+        }
+    }
+    Ok(())
+}
+
 /// The mesh serves the port all the same, and the host that cannot hold it says so.
 fn a_port_that_something_else_has_is_named(lab: &Lab) -> Result<()> {
     let (host, far) = (lab.host(1), lab.host(2));
     let path = format!("/proc/{}/ns/net", far.init_pid());
-    let holder = within(&path, || Ok(std::net::TcpListener::bind("0.0.0.0:8003")?))?;
+    let holder = within(&path, || Ok(TcpListener::bind("0.0.0.0:8003")?))?;
     host.dk(&format!("{CREATE} --name taken -p 8003:80 httpd"))?;
     wait_until(SOON, || Ok(seen_from_outside(lab, "192.168.68.110", 8003).is_ok()))?;
     wait_until(SOON, || Ok(warnings(far)?.contains("8003/tcp")))
