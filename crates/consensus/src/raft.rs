@@ -287,14 +287,9 @@ impl Raft {
 
     /// Takes a snapshot of the store as of the last applied entry, and shortens the log but for the
     /// last `keep` entries before it.
-    pub fn snapshot(&mut self, store: pb::StoreSnapshot, keep: u64) -> Vec<Effect> {
-        let data = pb::Snapshot {
-            version: pb::snapshot::Version::V0 as i32,
-            membership: Some(self.members.save()),
-            store: Some(store),
-        };
+    pub fn snapshot(&mut self, store: Vec<u8>, keep: u64) -> Vec<Effect> {
         let mut snapshot = eraftpb::Snapshot::default();
-        snapshot.data = data.encode_to_vec().into();
+        snapshot.data = translate::snapshot_data(self.members.save(), store).into();
         let conf_state = self.node.store().conf_state.clone();
         let metadata = snapshot.mut_metadata();
         metadata.index = self.applied.index;

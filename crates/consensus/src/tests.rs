@@ -228,7 +228,8 @@ impl Set {
             })
             .collect();
         let store = pb::StoreSnapshot { extensions, ..Default::default() };
-        let effects = host.raft.as_mut().unwrap().snapshot(store, 500);
+        let bytes = prost::Message::encode_to_vec(&store);
+        let effects = host.raft.as_mut().unwrap().snapshot(bytes, 500);
         self.perform(id, effects, usize::MAX);
     }
 }

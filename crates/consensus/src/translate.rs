@@ -1,7 +1,9 @@
 //! Between etcd's messages (ours) and raft-rs's.
 
 use ::raft::eraftpb;
+use prost::Message as _;
 use wire::raftpb;
+use wire::swarmkit as pb;
 
 /// `None` for messages that only etcd's own storage threads send, and for unknown kinds.
 pub fn message_in(message: raftpb::Message) -> Option<eraftpb::Message> {
@@ -133,6 +135,18 @@ pub fn name_receiver(snapshot: &mut eraftpb::Snapshot, id: u64) {
     if named.all(|named| *named != id) {
         state.learners.push(id);
     }
+}
+
+/// The field of a snapshot that holds the store, whose bytes are a message's.
+const STORE_IN_SNAPSHOT: u32 = 3;
+
+/// What a snapshot holds: who is a member, and the store as it is encoded already.
+pub fn snapshot_data(membership: pb::ClusterSnapshot, store: Vec<u8>) -> Vec<u8> {
+    let version = pb::snapshot::Version::V0 as i32;
+    let head = pb::Snapshot { version, membership: Some(membership), store: None };
+    let mut data = head.encode_to_vec();
+    prost::encoding::bytes::encode(STORE_IN_SNAPSHOT, &store, &mut data);
+    data
 }
 
 pub fn snapshot_out(mut snapshot: eraftpb::Snapshot) -> raftpb::Snapshot {

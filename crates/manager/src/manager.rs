@@ -300,7 +300,7 @@ impl Manager {
         }
         let (interval, keep) = self.snapshot_rules();
         if self.raft.snapshot_due(interval) {
-            let effects = self.raft.snapshot(self.store.save(), keep);
+            let effects = self.raft.snapshot(self.store.encode(), keep);
             self.carry_out(now, effects, out);
         }
     }

@@ -27,6 +27,28 @@ impl Store {
         }
     }
 
+    /// The bytes of [`Self::save`], made without a copy of the objects: a big store must not be held
+    /// twice, nor its leader be held up longer than encoding takes.
+    pub fn encode(&self) -> Vec<u8> {
+        fn put<T: Stored + prost::Message>(store: &Store, tag: u32, bytes: &mut Vec<u8>) {
+            for object in store.all::<T>() {
+                prost::encoding::message::encode(tag, object.as_ref(), bytes);
+            }
+        }
+        let mut bytes = Vec::new();
+        put::<pb::Node>(self, 1, &mut bytes);
+        put::<pb::Service>(self, 2, &mut bytes);
+        put::<pb::Network>(self, 3, &mut bytes);
+        put::<pb::Task>(self, 4, &mut bytes);
+        put::<pb::Cluster>(self, 5, &mut bytes);
+        put::<pb::Secret>(self, 6, &mut bytes);
+        put::<pb::Resource>(self, 7, &mut bytes);
+        put::<pb::Extension>(self, 8, &mut bytes);
+        put::<pb::Config>(self, 9, &mut bytes);
+        put::<pb::Volume>(self, 10, &mut bytes);
+        bytes
+    }
+
     /// A store that holds exactly what the snapshot does.
     pub fn restore(snapshot: pb::StoreSnapshot) -> Self {
         let mut store = Store::default();

@@ -178,5 +178,6 @@ proptest! {
         let restored = Store::restore(store.save());
         prop_assert!(store.changes_to(&restored).is_empty());
         prop_assert_eq!(restored.save(), store.save());
+        prop_assert_eq!(store.encode(), prost::Message::encode_to_vec(&store.save()));
     }
 }
