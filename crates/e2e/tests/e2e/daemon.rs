@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{answers, cases, hosts, hosts_of_skep};
+use e2e::{answers, cases, hosts, hosts_of_skep, refused};
 use lab::command::{output, run};
 use lab::host::wait_until;
 use lab::{Host, Lab, Plan};
@@ -39,6 +39,7 @@ fn what_only_this_daemon_promises() -> Result<()> {
             ("sockets are taken over from systemd", sockets_are_taken_over),
             ("figures and structured logs", figures_and_structured_logs),
             ("under the name dockerd", under_the_name_dockerd),
+            ("a host without certificates", a_host_without_certificates),
             ("what is not supported names the way round", the_way_round_is_named),
         ],
     )
@@ -344,6 +345,21 @@ fn figures_and_structured_logs(lab: &Lab) -> Result<()> {
         }
         Ok(())
     })
+}
+
+fn a_host_without_certificates(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    lab::registry::start(host, 5000, &[])?;
+    host.dk("tag httpd 127.0.0.1:5000/plain:1")?;
+    host.stop()?;
+    host.start_with(&[], &[("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_DIR", "/nowhere")])?;
+    host.dk("push -q 127.0.0.1:5000/plain:1")?;
+    host.dk("rmi 127.0.0.1:5000/plain:1")?;
+    host.dk("pull -q 127.0.0.1:5000/plain:1")?;
+    refused(host, "pull reg.example:5000/app", "install ca-certificates or set SSL_CERT_FILE")?;
+    host.dk("rmi 127.0.0.1:5000/plain:1")?;
+    host.stop()?;
+    host.start()
 }
 
 fn under_the_name_dockerd(lab: &Lab) -> Result<()> {
