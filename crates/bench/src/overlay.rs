@@ -12,6 +12,8 @@ use serde_json::Value;
 
 use crate::figures::{Report, seconds};
 
+mod endpoints;
+
 const ROUNDS: usize = 5;
 const NO_IPVS: &str = "its virtual addresses need IPVS, which this kernel lacks";
 
@@ -52,6 +54,7 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     names(&ours, &theirs, report)?;
     balanced(&ours.lab, report)?;
     propagation(&ours, &theirs, report)?;
+    endpoints::applied(report)?;
     names_while_dead(&ours, report)
 }
 
@@ -80,12 +83,17 @@ fn pair(engine: Engine, skep: &Path) -> Result<Pair> {
 fn throughput(pair: &Pair, streams: usize) -> Result<f64> {
     let server = inside_container(pair.lab.host(2), "c2")?;
     let client = inside_container(pair.lab.host(1), "c1")?;
-    iperf(&server, &client, &pair.target, streams)
+    rate(&iperf(&server, &tcp(&client, &pair.target, streams))?)
 }
 
 fn host_throughput(lab: &Lab, streams: usize) -> Result<f64> {
     let enter = |host: &Host| format!("nsenter -t {} -n", host.init_pid());
-    iperf(&enter(lab.host(2)), &enter(lab.host(1)), &lab.host(2).address, streams)
+    let client = tcp(&enter(lab.host(1)), &lab.host(2).address, streams);
+    rate(&iperf(&enter(lab.host(2)), &client)?)
+}
+
+fn tcp(client: &str, target: &str, streams: usize) -> String {
+    format!("{client} iperf3 -c {target} -t 2 -P {streams} -f g")
 }
 
 fn inside_container(host: &Host, name: &str) -> Result<String> {
@@ -93,17 +101,21 @@ fn inside_container(host: &Host, name: &str) -> Result<String> {
     Ok(format!("nsenter -t {} -p -m -- nsenter -t {pid} -n", host.init_pid()))
 }
 
-fn iperf(server: &str, client: &str, target: &str, streams: usize) -> Result<f64> {
+/// What the client says, once the server listens.
+fn iperf(server: &str, client: &str) -> Result<String> {
     let mut server = lab::command::words(&format!("{server} iperf3 -s -1"));
     let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let line = format!("{client} iperf3 -c {target} -t 2 -P {streams} -f g");
     let mut said = String::new();
     wait_until(Duration::from_secs(10), || {
-        let answer = run_command(&mut lab::command::words(&line));
+        let answer = run_command(&mut lab::command::words(client));
         said = answer.as_ref().cloned().unwrap_or_default();
         Ok(answer.is_ok())
     })?;
     server.wait()?;
+    Ok(said)
+}
+
+fn rate(said: &str) -> Result<f64> {
     let line =
         said.lines().rfind(|line| line.contains("receiver")).context("iperf3 said nothing")?;
     let words: Vec<&str> = line.split_whitespace().collect();
