@@ -376,7 +376,7 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         (option("encrypted", ""), 501, "encrypted"),
         ("\"Ingress\":true".to_owned(), 409, "ingress"),
         ("\"Ingress\":true,\"Attachable\":true".to_owned(), 400, "attachable"),
-        ("\"Scope\":\"local\"".to_owned(), 400, "scope"),
+        ("\"Scope\":\"local\"".to_owned(), 403, "downgrade network scope"),
     ] {
         let body = format!("{{\"Name\":\"wrong\",\"Driver\":\"overlay\",{rest}}}");
         let (got, said) = host.api("POST", "/networks/create", &body)?;
@@ -386,7 +386,7 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         );
     }
     refused(host, "network create -d overlay web", "already exists")?;
-    refused(lab.host(2), "network create -d overlay far", "not a swarm manager")?;
+    refused(lab.host(2), "network create -d overlay far", "from a worker node")?;
     refused(host, "network rm ingress", "depends on it").or_else(|_| {
         // The CLI asks before it removes the ingress network.
         let (status, said) = host.api("DELETE", "/networks/ingress", "")?;
