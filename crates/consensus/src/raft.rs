@@ -110,6 +110,8 @@ pub struct Raft {
     next_change: u64,
     /// Ticks since the leader was heard.
     quiet: u32,
+    /// The term in which this member had voted for itself when it began.
+    own_term: Option<u64>,
 }
 
 impl Raft {
@@ -176,6 +178,8 @@ impl Raft {
             members.learn(cluster);
             effects.push(Effect::Restored(Box::new(store)));
         }
+        let voted = &recovered.hard_state;
+        let own_term = (voted.vote() == id).then(|| voted.term());
         let log = Log::restore(
             recovered.snapshot.map(translate::snapshot_in),
             translate::hard_state_in(&recovered.hard_state),
@@ -198,6 +202,7 @@ impl Raft {
             leadership: (0, StateRole::Follower, 0),
             next_change: 0,
             quiet: 0,
+            own_term,
         };
         raft.drain(&mut effects);
         if raft.alone() {
@@ -326,11 +331,12 @@ impl Raft {
         !self.leads() && has_leader && self.quiet >= QUIET_TICKS
     }
 
-    /// Whether the term's only possible leader was this member, which a restart made a follower:
-    /// the others wait for a leader that answers and does not lead.
+    /// Whether the term's only possible leader was this member, which a restart made a follower: the
+    /// others wait for a leader that answers and does not lead. In the term of its beginning alone:
+    /// who stands again after each lost election keeps those with more of the log from standing.
     pub fn led_until_restarted(&self) -> bool {
         let raft = &self.node.raft;
-        self.leader() == 0 && raft.state == StateRole::Follower && raft.vote == self.id
+        self.leader() == 0 && raft.state == StateRole::Follower && self.own_term == Some(raft.term)
     }
 
     pub fn term(&self) -> u64 {
