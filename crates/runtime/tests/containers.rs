@@ -385,6 +385,21 @@ async fn limits_are_in_the_control_groups_and_running_out_is_reported() {
 }
 
 #[tokio::test]
+async fn a_start_returns_when_the_command_is_executed_and_does_not_wait_for_more() {
+    let bench = Bench::new();
+    let spec = bench.spec(&["sleep", "60"]);
+    bench.runtime.create(&spec).await.unwrap();
+    // The shim's patience with a process that does not get there is five seconds.
+    let start = tokio::time::timeout(Duration::from_secs(4), bench.runtime.start(&spec.id));
+    start.await.expect("the shim waits for what has happened").unwrap();
+    for pid in bench.runtime.pids(&spec.id).await.unwrap() {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(comm.trim(), "sleep", "not the runtime any more");
+    }
+    bench.end(&spec).await;
+}
+
+#[tokio::test]
 async fn a_paused_container_stands_still() {
     let bench = Bench::new();
     let spec = bench.spec(&["sh", "-c", "while :; do echo tick; sleep 0.05; done"]);

@@ -77,6 +77,8 @@ pub fn start(spec: &ShimSpec, executed: Option<OwnedFd>) -> Result<()> {
             stream
                 .write_all(b"start container")
                 .map_err(|e| Error::system("container not started", e))?;
+            // The process reads to the end of the word before it goes on.
+            drop(stream);
             executed.iter().for_each(wait_for_end);
             Ok(())
         }
