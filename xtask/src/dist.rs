@@ -16,12 +16,12 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 const FILES: &[(&str, &str)] = &[
     ("packaging/skep.service", "usr/lib/systemd/system/skep.service"),
     ("packaging/skep.socket", "usr/lib/systemd/system/skep.socket"),
-    ("README.md", "usr/share/doc/skep/README.md"),
-    ("CHANGELOG.md", "usr/share/doc/skep/CHANGELOG.md"),
-    ("docs/compatibility.md", "usr/share/doc/skep/docs/compatibility.md"),
-    ("docs/packet.svg", "usr/share/doc/skep/docs/packet.svg"),
     ("LICENSE", "usr/share/doc/skep/copyright"),
 ];
+
+/// Pages beside the folder `docs`, which goes along whole: what a page links to is there, too.
+const PAGES: &[&str] = &["README.md", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+const PAGES_TARGET: &str = "usr/share/doc/skep";
 
 /// What the program prints about itself, and where that goes.
 const PRINTED: &[(&[&str], &str)] = &[
@@ -97,10 +97,10 @@ fn stage(binary: &Path, root: &Path) -> Result<()> {
     run(Command::new("strip").arg("-o").arg(&program).arg(binary))?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
     for (from, to) in FILES {
-        let target = root.join(to);
-        make_room(&target)?;
-        fs::copy(tidy::workspace().join(from), &target).with_context(|| (*from).to_owned())?;
-        fs::set_permissions(&target, fs::Permissions::from_mode(0o644))?;
+        copy(Path::new(from), &root.join(to))?;
+    }
+    for page in pages()? {
+        copy(&page, &root.join(PAGES_TARGET).join(&page))?;
     }
     for (words, to) in PRINTED {
         let target = root.join(to);
@@ -109,6 +109,26 @@ fn stage(binary: &Path, root: &Path) -> Result<()> {
         fs::write(&target, format!("{text}\n"))?;
     }
     Ok(())
+}
+
+fn copy(from: &Path, target: &Path) -> Result<()> {
+    make_room(target)?;
+    fs::copy(tidy::workspace().join(from), target).with_context(|| from.display().to_string())?;
+    Ok(fs::set_permissions(target, fs::Permissions::from_mode(0o644))?)
+}
+
+/// What there is to read, by its place in the repository.
+fn pages() -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = PAGES.iter().map(PathBuf::from).collect();
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(tidy::workspace().join(&folder))? {
+            let entry = entry?;
+            let list = if entry.file_type()?.is_dir() { &mut folders } else { &mut found };
+            list.push(folder.join(entry.file_name()));
+        }
+    }
+    Ok(found)
 }
 
 fn make_room(file: &Path) -> Result<()> {
@@ -182,5 +202,26 @@ mod tests {
             "0x0010: Name: GLIBC_2.9 Flags\n0x0020: Name: GLIBC_2.34\n0x0030: Name: GLIBC_2.2.5";
         assert_eq!(libc_version(said), "2.34");
         assert_eq!(in_brackets(" 0x1 (NEEDED) Shared library: [libm.so.6]"), Some("libm.so.6"));
+    }
+    /// The places that a page links to, without those on other machines and in the same page.
+    fn links(text: &str) -> Vec<&str> {
+        let ends = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+        let places = ends.filter_map(|(link, _)| link.split('#').next());
+        places.filter(|place| !place.is_empty() && !place.contains("://")).collect()
+    }
+
+    #[test]
+    fn what_a_page_links_to_goes_along() -> Result<()> {
+        assert_eq!(
+            links("[a](b.md#c), [d](#e), [f](https://g)\n![h](i/j.svg)"),
+            ["b.md", "i/j.svg"]
+        );
+        let readme = fs::read_to_string(tidy::workspace().join("README.md"))?;
+        let pages = pages()?;
+        for place in links(&readme) {
+            let goes = pages.iter().any(|page| page.starts_with(place));
+            assert!(goes, "README.md links to {place}, which is not packed");
+        }
+        Ok(())
     }
 }
