@@ -15,6 +15,8 @@ use crate::figures::{Report, seconds};
 mod endpoints;
 
 const ROUNDS: usize = 5;
+/// Five times about 4,000 connections stay below the 28,000 ports that a client has.
+const CONNECTING_SECONDS: f64 = 0.6;
 const NO_IPVS: &str = "its virtual addresses need IPVS, which this kernel lacks";
 
 /// One pair of hosts with a container each on an attachable overlay.
@@ -51,6 +53,7 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     }
     let [a, b] = rtt;
     report.add("overlay round trip", "us", a, Ok(b));
+    packets(&ours, &theirs, report)?;
     names(&ours, &theirs, report)?;
     balanced(&ours.lab, report)?;
     propagation(&ours, &theirs, report)?;
@@ -134,6 +137,38 @@ fn round_trip(pair: &Pair) -> Result<f64> {
     Ok(average.parse::<f64>()? * 1000.0)
 }
 
+/// Small datagrams that arrive, on the overlays and between the hosts.
+fn packets(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
+    let mut samples = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (turn, pair) in [ours, theirs].into_iter().enumerate() {
+            let server = inside_container(pair.lab.host(2), "c2")?;
+            let client = inside_container(pair.lab.host(1), "c1")?;
+            samples[turn].push(arriving(&server, &client, &pair.target)?);
+        }
+        let [one, two] = [1, 2].map(|number| ours.lab.host(number));
+        let enter = |host: &Host| format!("nsenter -t {} -n", host.init_pid());
+        samples[2].push(arriving(&enter(two), &enter(one), &two.address)?);
+    }
+    let [a, b, direct] = samples;
+    report.add("overlay datagrams of 64 bytes", "1/s", a, Ok(b));
+    report.add("host to host datagrams of 64 bytes", "1/s", direct.clone(), Ok(direct));
+    Ok(())
+}
+
+/// Datagrams a second that one side's flood brings to the other.
+fn arriving(server: &str, client: &str, target: &str) -> Result<f64> {
+    let program = lab::plan::binaries()?.join("load").display().to_string();
+    let mut flood = lab::command::words(&format!("{client} {program} datagrams 20 {target}:5201"));
+    let mut flood = flood.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    let counted =
+        run_command(&mut lab::command::words(&format!("{server} {program} count 5201 2")));
+    // The flood ends with its standard input.
+    drop(flood.stdin.take());
+    flood.wait()?;
+    counted?.trim().parse().context("count gave no number")
+}
+
 /// What a client of the `load` program counted: it runs on the host, or in a container's network.
 fn load(host: &Host, container: Option<&str>, words: &str) -> Result<Value> {
     let place = match container {
@@ -177,30 +212,22 @@ fn names(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// New connections through the virtual address and the mesh, beside the task's own address.
+/// New connections through the virtual address and the mesh, beside the task's own address. Each way
+/// has a client of its own, and all samples together fewer connections than a client has ports:
+/// what a closed connection leaves behind for two minutes would slow down the next ones.
 fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
     let host = lab.host(1);
     lab.import_program("load", r#"CMD ["load","serve","80"]"#)?;
+    host.dk("run -d --name c3 --network web httpd")?;
     host.dk("service create -q --no-resolve-image --name http --network web --replicas 1 -p 8080:80 --constraint node.role==worker load")?;
-    let task = host.dk("exec c1 nslookup -type=a tasks.http")?;
-    let vip = host.dk("exec c1 nslookup -type=a http")?;
-    let last = |said: &str| {
-        let address = said.lines().rev().find_map(|line| line.strip_prefix("Address: "));
-        address.map(str::to_owned).context("no address")
-    };
+    let task = format!("{}:80", looked_up(host, "tasks.http")?);
+    let vip = format!("{}:80", looked_up(host, "http")?);
+    let [here, there] = [1, 2].map(|number| format!("{}:8080", lab.host(number).address));
     let ways = [
-        ("new connections to a task's own address", Some("c1"), format!("{}:80", last(&task)?)),
-        ("new connections through the virtual address", Some("c1"), format!("{}:80", last(&vip)?)),
-        (
-            "new connections through the mesh, by the task's host",
-            None,
-            format!("{}:8080", lab.host(2).address),
-        ),
-        (
-            "new connections through the mesh, by the other host",
-            None,
-            format!("{}:8080", host.address),
-        ),
+        ("new connections to a task's own address", Some("c1"), task),
+        ("new connections through the virtual address", Some("c3"), vip),
+        ("new connections through the mesh, by the task's host", None, there),
+        ("new connections through the mesh, by the other host", None, here),
     ];
     wait_until(Duration::from_secs(20), || {
         Ok(host.sh(&format!("curl -sf --max-time 2 http://{}", ways[3].2)).is_ok())
@@ -208,8 +235,7 @@ fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
     let mut samples = ways.each_ref().map(|_| Vec::new());
     for _ in 0..ROUNDS {
         for ((_, from, to), list) in ways.iter().zip(&mut samples) {
-            let from = if from.is_some() { (host, *from) } else { (host, None) };
-            let said = load(from.0, from.1, &format!("requests close 0 2 {to}"))?;
+            let said = load(host, *from, &format!("requests close 0 {CONNECTING_SECONDS} {to}"))?;
             list.push(number(&said, "rate")?);
         }
     }
@@ -217,6 +243,13 @@ fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
         report.add(what, "1/s", list, Err(NO_IPVS.into()));
     }
     host.dk("service rm http").map(drop)
+}
+
+/// The last address that a name gives, as the first container sees it.
+fn looked_up(host: &Host, name: &str) -> Result<String> {
+    let said = host.dk(&format!("exec c1 nslookup -type=a {name}"))?;
+    let address = said.lines().rev().find_map(|line| line.strip_prefix("Address: "));
+    address.map(str::to_owned).with_context(|| format!("{name} has no address"))
 }
 
 /// From `service scale +1` to an answered ping of the new task, from a container of the other host.

@@ -3,8 +3,12 @@
 //! `load serve PORT`: HTTP and a UDP echo, answered with the host's name.
 //! `load requests close|keep RATE SECONDS ADDRESS:PORT`: RATE 0 is as fast as 16 connections go.
 //! `load names SECONDS RATE NAME...`: questions to 127.0.0.11; RATE 0 is 32 at a time.
+//! `load datagrams SECONDS ADDRESS:PORT`: small ones as fast as they go; `load count PORT SECONDS`
+//! prints how many a second arrive, from the first one.
 //! Clients end earlier when their standard input is closed, and print one line of JSON.
 
+mod burst;
+mod datagrams;
 mod names;
 mod report;
 mod requests;
@@ -30,8 +34,17 @@ async fn main() -> Result<()> {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
             names::run(seconds(time)?, rate.parse()?, names).await?.print()
         }
+        ["datagrams", time, address] => {
+            println!("{}", datagrams::send(seconds(time)?, address.parse()?).await?);
+            // The runtime would wait for somebody to close the standard input.
+            std::process::exit(0)
+        }
+        ["count", port, time] => {
+            println!("{}", datagrams::count(port.parse()?, seconds(time)?)?);
+            Ok(())
+        }
         _ => bail!(
-            "usage: load serve PORT | requests close|keep RATE SECONDS ADDRESS | names SECONDS RATE NAME..."
+            "usage: load serve PORT | requests close|keep RATE SECONDS ADDRESS | names SECONDS RATE NAME... | datagrams SECONDS ADDRESS | count PORT SECONDS"
         ),
     }
 }

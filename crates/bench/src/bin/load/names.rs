@@ -1,6 +1,6 @@
 //! Questions to the resolver of the container in whose network namespace this runs.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::burst::Burst;
 use crate::report::Report;
 
 const ASKERS: u32 = 2;
 /// Questions of each asker that are under way when no rate is asked for.
-const UNDER_WAY: u16 = 16;
+const UNDER_WAY: usize = 16;
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// NOERROR and at least one answer.
 const RCODE: u8 = 0x0f;
@@ -47,62 +48,83 @@ fn ask(names: &[String], rate: u32, over: &AtomicBool) -> io::Result<Report> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect("127.0.0.11:53")?;
     socket.set_read_timeout(Some(ANSWER_MAX))?;
-    let mut asker = Asker { socket, names, sent: vec![None; 1 << 16], next: 0 };
+    let mut asker =
+        Asker { socket, burst: Burst::new(), names, sent: vec![None; 1 << 16], next: 0 };
     let mut report = Report::default();
     let pause = (rate > 0).then(|| Duration::from_secs(1) * ASKERS / rate);
-    for _ in 0..if pause.is_some() { 1 } else { UNDER_WAY } {
-        asker.send()?;
-    }
+    asker.send(if pause.is_some() { 1 } else { UNDER_WAY })?;
     let mut due = Instant::now();
     while !over.load(Ordering::Relaxed) {
-        asker.receive(&mut report);
+        let ended = asker.receive(&mut report);
         if let Some(pause) = pause {
             due += pause;
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-        asker.send()?;
+        asker.send(ended)?;
     }
     Ok(report)
 }
 
 struct Asker<'a> {
     socket: UdpSocket,
+    burst: Burst,
     names: &'a [String],
     sent: Vec<Option<Instant>>,
     next: u16,
 }
 
 impl Asker<'_> {
-    fn send(&mut self) -> io::Result<()> {
-        self.next = self.next.wrapping_add(1);
-        self.sent[usize::from(self.next)] = Some(Instant::now());
-        let name = &self.names[usize::from(self.next) % self.names.len()];
-        match self.socket.send(&question(self.next, name)) {
-            // Nobody listens: told by the answer to an earlier question.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            sent => sent.map(drop),
-        }
-    }
-
-    fn receive(&mut self, report: &mut Report) {
-        let mut buffer = [0; 1_024];
-        match self.socket.recv(&mut buffer) {
-            Err(error) => report.fail(error.kind()),
-            Ok(length) if length < 12 => report.fail("short"),
-            Ok(_) => {
-                let id = u16::from_be_bytes([buffer[0], buffer[1]]);
-                let answers = u16::from_be_bytes([buffer[6], buffer[7]]);
-                match self.sent[usize::from(id)].take() {
-                    Some(at) if buffer[3] & RCODE == 0 && answers > 0 => {
-                        report.answer("127.0.0.11", at.elapsed());
-                    }
-                    Some(_) => {
-                        report.fail(format!("code {}, {answers} answers", buffer[3] & RCODE))
-                    }
-                    None => report.fail("not asked"),
-                }
+    fn send(&mut self, count: usize) -> io::Result<()> {
+        let questions: Vec<Vec<u8>> = (0..count).map(|_| self.question()).collect();
+        let mut rest = questions.as_slice();
+        while !rest.is_empty() {
+            match self.burst.send(&self.socket, rest) {
+                Ok(sent) => rest = &rest[sent..],
+                // Nobody listens: told by the answer to an earlier question.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
+    }
+
+    fn question(&mut self) -> Vec<u8> {
+        self.next = self.next.wrapping_add(1);
+        self.sent[usize::from(self.next)] = Some(Instant::now());
+        question(self.next, &self.names[usize::from(self.next) % self.names.len()])
+    }
+
+    /// How many questions have their end, answered or not.
+    fn receive(&mut self, report: &mut Report) -> usize {
+        let answers = match self.burst.receive(&self.socket) {
+            Ok(answers) => answers,
+            Err(error) => {
+                report.fail(error.kind());
+                return 1;
+            }
+        };
+        let now = Instant::now();
+        let mut ended = 0;
+        for answer in answers {
+            ended += 1;
+            note(answer, &mut self.sent, now, report);
+        }
+        ended
+    }
+}
+
+fn note(answer: &[u8], sent: &mut [Option<Instant>], now: Instant, report: &mut Report) {
+    if answer.len() < 12 {
+        return report.fail("short");
+    }
+    let id = u16::from_be_bytes([answer[0], answer[1]]);
+    let answers = u16::from_be_bytes([answer[6], answer[7]]);
+    match sent[usize::from(id)].take() {
+        Some(at) if answer[3] & RCODE == 0 && answers > 0 => {
+            report.answer("127.0.0.11", now.saturating_duration_since(at));
+        }
+        Some(_) => report.fail(format!("code {}, {answers} answers", answer[3] & RCODE)),
+        None => report.fail("not asked"),
     }
 }
 
