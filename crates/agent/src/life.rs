@@ -134,7 +134,7 @@ impl Life {
     }
 
     fn wants_end(&self) -> bool {
-        self.unassigned || self.task.desired_state() > TaskState::Running
+        self.unassigned || !store::access::is_wanted(&self.task)
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -201,7 +201,7 @@ impl Life {
             }
             // Only after a restart in the middle of it.
             TaskState::Preparing => self.ask(Stage::Prepare, Wish::Prepare),
-            TaskState::Ready if self.task.desired_state() == TaskState::Running => {
+            TaskState::Ready if self.task.desired_state() >= TaskState::Running => {
                 self.change(now, TaskState::Starting, "starting");
                 self.ask(Stage::Start, Wish::Start)
             }

@@ -43,6 +43,8 @@ pub struct Draft<'a> {
     /// What a task made now would be told.
     pub task_spec: pb::TaskSpec,
     dice: &'a mut dyn RngCore,
+    /// Which run of the job this is, if it is one.
+    pub iteration: Option<u64>,
     slots: Slots,
     removed: BTreeSet<String>,
     update_status: Option<pb::UpdateStatus>,
@@ -70,6 +72,7 @@ impl<'a> Draft<'a> {
             service,
             task_spec: task_spec(service),
             dice,
+            iteration: access::job_iteration(service),
             slots,
             removed: BTreeSet::new(),
             update_status: None,
@@ -124,6 +127,11 @@ impl<'a> Draft<'a> {
         self.removed.insert(task.id.clone());
     }
 
+    /// What becomes of a task that need not wait: it runs, a job's until it completes.
+    pub fn aim(&self) -> TaskState {
+        if self.iteration.is_some() { TaskState::Complete } else { TaskState::Running }
+    }
+
     pub fn create(&mut self, key: &SlotKey, desired: TaskState) {
         let (slot, node) = match key {
             SlotKey::Number(number) => (*number, String::new()),
@@ -150,6 +158,7 @@ impl<'a> Draft<'a> {
             status: Some(status),
             endpoint: Some(pb::Endpoint { spec: spec.endpoint, ..Default::default() }),
             log_driver: log_driver.or_else(|| defaults?.log_driver.clone()),
+            job_iteration: self.iteration.map(|index| pb::Version { index }),
             ..Default::default()
         };
         task.set_desired_state(desired);

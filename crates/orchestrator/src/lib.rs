@@ -1,10 +1,11 @@
-//! Replicated and global services; update, rollback, restart, reaping.
+//! Replicated and global services, jobs; update, rollback, restart, reaping.
 //!
 //! A leader makes one when it begins to lead and drops it when it no longer does: what is in here
 //! follows from the stored objects. A plan is a wish over committed state; changes that are not
 //! carried out are wished again by the next plan.
 
 mod draft;
+mod job;
 mod reap;
 mod scale;
 mod slot;
@@ -17,6 +18,7 @@ pub use draft::differs;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::Instant;
+use pb::service_spec::Mode;
 use rand_chacha::ChaCha8Rng;
 use store::access::{self, TaskState};
 use store::{Change, Kind, Store, Target, Touched};
@@ -139,14 +141,16 @@ impl Orchestrator {
         let service = store.get::<pb::Service>(id).filter(|service| !service.pending_delete);
         let Some(service) = service else { return (without_service(store, id), None) };
         let mut draft = Draft::new(now, store, service, &mut self.dice);
-        if let Some(replicas) = access::replicas(service) {
-            scale::replicated(&mut draft, replicas);
-        } else if access::is_global(service) {
-            scale::global(&mut draft);
-        } else {
-            return (Vec::new(), None);
+        match service.spec.as_ref().and_then(|spec| spec.mode.as_ref()) {
+            Some(Mode::Replicated(mode)) => scale::replicated(&mut draft, mode.replicas),
+            Some(Mode::Global(_)) => scale::global(&mut draft),
+            Some(Mode::ReplicatedJob(mode)) => job::replicated(&mut draft, mode),
+            Some(Mode::GlobalJob(_)) => job::global(&mut draft),
+            None => return (Vec::new(), None),
         }
-        update::update(&mut draft, &self.running_since);
+        if access::job_iteration(service).is_none() {
+            update::update(&mut draft, &self.running_since);
+        }
         reap::reap(&mut draft);
         draft.finish()
     }
@@ -173,8 +177,10 @@ fn concerns_service(store: &Store, touched: &Touched) -> bool {
         task.endpoint.as_ref()?.spec.as_ref()
     }
     let on_its_way = [old, new].into_iter().all(|task| {
-        task.desired_state() == TaskState::Running && access::state(task) <= TaskState::Running
-    }) && old.node_id == new.node_id
+        (TaskState::Running..=TaskState::Complete).contains(&task.desired_state())
+            && access::state(task) <= TaskState::Running
+    }) && old.desired_state == new.desired_state
+        && old.node_id == new.node_id
         && old.spec_version == new.spec_version
         && old.spec == new.spec
         && endpoint(old) == endpoint(new);

@@ -1,5 +1,7 @@
 //! Tasks that nobody needs any more, and how many of the old ones are kept.
 
+use std::sync::Arc;
+
 use store::access::{self, TaskState};
 use wire::swarmkit as pb;
 
@@ -26,8 +28,22 @@ pub fn reap(draft: &mut Draft) {
         finished.iter().for_each(|task| draft.remove(task));
         let Some(limit) = limit else { continue };
         let excess = kept.len().saturating_sub(limit);
-        let old = kept.iter().filter(|task| !access::is_wanted(task) && access::has_ended(task));
-        old.take(excess).for_each(|task| draft.remove(task));
+        let old = kept.iter().filter(|task| access::has_ended(task) && !stands(draft, task, &kept));
+        let old: Vec<_> = old.take(excess).collect();
+        old.into_iter().for_each(|task| draft.remove(task));
+    }
+}
+
+/// An ended task that still says what its slot is: of a job, the last one of the present run tells
+/// that it is done, or that it failed for good.
+fn stands(draft: &Draft, task: &pb::Task, slot: &[Arc<pb::Task>]) -> bool {
+    match draft.iteration {
+        None => access::is_wanted(task),
+        Some(iteration) => {
+            let done = access::state(task) == TaskState::Complete;
+            let last = slot.last().is_some_and(|last| last.id == task.id);
+            (done || last) && access::is_of_iteration(task, iteration)
+        }
     }
 }
 

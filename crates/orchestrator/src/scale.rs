@@ -90,7 +90,7 @@ pub fn global(draft: &mut Draft) {
     }
 }
 
-fn may_stay(draft: &Draft, node: &pb::Node) -> bool {
+pub fn may_stay(draft: &Draft, node: &pb::Node) -> bool {
     let placement = draft.task_spec.placement.as_ref();
     access::availability(node) != pb::node_spec::Availability::Drain
         && scheduler::constraint::satisfied(placement, node)

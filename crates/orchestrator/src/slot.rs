@@ -67,9 +67,14 @@ fn successor(draft: &Draft, key: &SlotKey, tasks: &[Arc<pb::Task>]) -> Option<Ta
     if !draft.is_dirty(newest) && !may_restart(draft, newest, tasks) {
         return None;
     }
+    Some(begin(draft, tasks))
+}
+
+/// What to want of a new task after those: it waits for their end and for the restart delay.
+pub fn begin(draft: &Draft, tasks: &[Arc<pb::Task>]) -> TaskState {
     let ready = tasks.iter().all(|task| stopped(draft, task))
         && start_time(draft, tasks, draft.now) <= draft.now;
-    Some(if ready { TaskState::Running } else { TaskState::Ready })
+    if ready { draft.aim() } else { TaskState::Ready }
 }
 
 /// The restart policy's word. Attempts are counted by the tasks that the history still has.
@@ -144,7 +149,7 @@ fn retire_doubles(draft: &mut Draft, key: &SlotKey) {
 }
 
 /// A task that was made ready starts when the others have stopped and its delay is over.
-fn promote(draft: &mut Draft, key: &SlotKey) {
+pub fn promote(draft: &mut Draft, key: &SlotKey) {
     let tasks = draft.slot(key);
     for task in tasks.iter().filter(|task| task.desired_state() == TaskState::Ready) {
         let others: Vec<Arc<pb::Task>> =
@@ -157,7 +162,7 @@ fn promote(draft: &mut Draft, key: &SlotKey) {
         if start > draft.now {
             draft.wake_at(start);
         } else if others.iter().all(|other| stopped(draft, other)) {
-            draft.set_desired(task, TaskState::Running);
+            draft.set_desired(task, draft.aim());
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Whole lives of services: orchestrator and scheduler over a store, with nodes that obey.
 
+mod jobs;
+
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -86,6 +88,14 @@ impl World {
         service.previous_spec = old.as_ref().and_then(|old| old.spec.clone());
         service.previous_spec_version = old.as_ref().and_then(|old| old.spec_version);
         service.update_status = None;
+        let run = service.job_status.and_then(|status| status.job_iteration);
+        let index = run.map_or(0, |run| run.index + 1);
+        let job_iteration = Some(pb::Version { index });
+        service.job_status = service
+            .spec
+            .as_ref()
+            .is_some_and(access::is_job)
+            .then_some(pb::JobStatus { job_iteration, ..Default::default() });
         service.spec_version = Some(pb::Version { index: self.version });
         let change = if old.is_some() { Change::update(service) } else { Change::create(service) };
         self.commit(vec![change]);
@@ -117,12 +127,12 @@ impl World {
             let next = match state {
                 TaskState::New => TaskState::Pending,
                 _ if task.node_id.is_empty() || self.deaf.contains(&task.node_id) => continue,
-                TaskState::Assigned if desired <= TaskState::Running => TaskState::Ready,
-                TaskState::Ready if desired == TaskState::Running => {
+                TaskState::Assigned if desired <= TaskState::Complete => TaskState::Ready,
+                TaskState::Ready if matches!(desired, TaskState::Running | TaskState::Complete) => {
                     let broken = self.broken.contains(image);
                     if broken { TaskState::Failed } else { TaskState::Running }
                 }
-                state if state <= TaskState::Running && desired > TaskState::Running => {
+                state if state <= TaskState::Running && desired > TaskState::Complete => {
                     TaskState::Shutdown
                 }
                 _ => continue,

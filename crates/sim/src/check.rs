@@ -10,6 +10,14 @@ use wire::swarmkit as pb;
 
 use crate::world::World;
 
+/// Service, run and slot.
+pub(crate) type JobSlot = (String, u64, u64);
+
+pub(crate) fn slot_of_job(task: &pb::Task) -> JobSlot {
+    let run = task.job_iteration.map_or(0, |version| version.index);
+    (task.service_id.clone(), run, task.slot)
+}
+
 impl World {
     /// What one manager applied: states go forward, and one version of an object is the same
     /// everywhere, whoever led when it was made.
@@ -27,6 +35,9 @@ impl World {
             }
             let Some(new) = &touched.new else { continue };
             let version = store::object::version_of_target(new);
+            if let Target::Task(task) = new {
+                self.check_job(task, touched.old.is_none(), version)?;
+            }
             let mut digest = DefaultHasher::new();
             pb::StoreAction { action: 0, target: Some(new.clone()) }
                 .encode_to_vec()
@@ -42,6 +53,48 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// No task is made for a slot of a job that was known to be done.
+    fn check_job(&mut self, task: &pb::Task, new: bool, version: u64) -> Result<(), String> {
+        if task.job_iteration.is_none() {
+            return Ok(());
+        }
+        let slot = slot_of_job(task);
+        if access::state(task) == access::TaskState::Complete {
+            let known = self.known_done.entry(slot).or_insert(version);
+            *known = version.min(*known);
+        } else if new && self.known_done.get(&slot).is_some_and(|known| *known < version) {
+            return Err(format!("task {} is made for {slot:?}, which is done", task.id));
+        }
+        Ok(())
+    }
+
+    /// The work of a job's slot is done once, whatever happens to managers and agents.
+    pub(crate) fn count_completion(&mut self, slot: JobSlot) -> Result<(), String> {
+        match self.done.insert(slot.clone()) {
+            true => Ok(()),
+            false => Err(format!("the work of {slot:?} is done a second time")),
+        }
+    }
+
+    /// A job completed exactly as often as asked, and nothing of it runs.
+    fn check_job_is_done(&self, store: &Store, service: &pb::Service) -> Result<(), String> {
+        let run = access::job_iteration(service).unwrap_or_default();
+        let wanted = crate::client::wanted(service) as usize;
+        let of_run = |slot: &&JobSlot| slot.0 == service.id && slot.1 == run;
+        let done = self.done.iter().filter(of_run).count();
+        let tasks = store.tasks_of_service(&service.id);
+        let complete = tasks.filter(|task| {
+            access::is_of_iteration(task, run) && access::state(task) == access::TaskState::Complete
+        });
+        let (known, runs) = (complete.count(), self.containers_of(&service.id).len());
+        if (done, known, runs) == (wanted, wanted, 0) {
+            return Ok(());
+        }
+        let tasks = describe(store, &service.id);
+        let id = &service.id;
+        Err(format!("job {id}: {done} of {wanted} done, {known} known, {runs} run: {tasks}"))
     }
 
     /// In one term nobody but one manager ever leads, and so commits.
@@ -93,6 +146,10 @@ impl World {
             }
         }
         for service in store.all::<pb::Service>() {
+            if access::job_iteration(service).is_some() {
+                self.check_job_is_done(store, service)?;
+                continue;
+            }
             let wanted = access::replicas(service).unwrap_or(0) as usize;
             let runs = self.containers_of(&service.id);
             if runs.len() != wanted {

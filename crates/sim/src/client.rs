@@ -7,6 +7,7 @@ use manager::{Answer, Call, Reply, Ticket};
 use rand::Rng;
 use wire::control::Request;
 use wire::swarmkit as pb;
+use wire::swarmkit::service_spec::Mode;
 
 use crate::world::{Happening, World};
 
@@ -30,7 +31,23 @@ pub fn stored(service: &pb::Service) -> (u64, String) {
     let spec = service.spec.as_ref();
     let container = spec.and_then(|spec| spec.task.as_ref()).and_then(store::object::container);
     let image = container.map_or("", |container| container.image.as_str());
-    (store::access::replicas(service).unwrap_or(0), image.to_owned())
+    (wanted(service), image.to_owned())
+}
+
+/// How many tasks shall run, or complete.
+pub fn wanted(service: &pb::Service) -> u64 {
+    match service.spec.as_ref().and_then(|spec| spec.mode.as_ref()) {
+        Some(Mode::Replicated(mode)) => mode.replicas,
+        Some(Mode::ReplicatedJob(job)) => job.total_completions,
+        _ => 0,
+    }
+}
+
+/// The same as a job, two at a time.
+fn job(name: &str, total: u64, image: &str, network: &str) -> pb::ServiceSpec {
+    let job = pb::ReplicatedJob { max_concurrent: 2, total_completions: total };
+    let mode = Some(Mode::ReplicatedJob(job));
+    pb::ServiceSpec { mode, update: None, ..spec(name, total, image, network) }
 }
 
 pub fn spec(name: &str, replicas: u64, image: &str, network: &str) -> pb::ServiceSpec {
@@ -50,7 +67,7 @@ pub fn spec(name: &str, replicas: u64, image: &str, network: &str) -> pb::Servic
             restart: Some(restart),
             ..Default::default()
         }),
-        mode: Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService { replicas })),
+        mode: Some(Mode::Replicated(pb::ReplicatedService { replicas })),
         update: Some(pb::UpdateConfig {
             parallelism: 2,
             failure_action: pb::update_config::FailureAction::Continue as i32,
@@ -69,7 +86,11 @@ impl World {
             self.after(pause, Happening::User);
         }
         let Some(leader) = self.leader() else { return };
-        let name = format!("service{}", self.dice.random_range(0..4));
+        let number = self.dice.random_range(0..6);
+        let (name, spec): (_, fn(&str, u64, &str, &str) -> _) = match number {
+            0..4 => (format!("service{number}"), spec),
+            _ => (format!("job{number}"), job),
+        };
         if self.client.open.values().any(|(busy, _)| *busy == name) {
             return;
         }

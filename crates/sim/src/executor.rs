@@ -5,8 +5,14 @@ use std::time::Duration;
 use agent::{Effect, Event, Stage, StageError};
 use rand::Rng;
 
+use crate::check;
 use crate::host::Container;
 use crate::world::{Happening, World};
+
+/// What an executor tells of a container that ended.
+pub(crate) fn ended(task: &str, exit_code: i32) -> agent::Container {
+    agent::Container { container_id: task.to_owned(), exit_code, ..Default::default() }
+}
 
 impl World {
     /// Carries out what an agent asked of its executor.
@@ -14,7 +20,8 @@ impl World {
         let (task, stage) = match effect {
             Effect::Prepare(work) => {
                 let id = work.task.id.clone();
-                let container = Container { work: *work, running: false, stopped: false };
+                let container =
+                    Container { work: *work, running: false, stopped: false, finished: false };
                 self.hosts[host].containers.insert(id.clone(), container);
                 (id, Stage::Prepare)
             }
@@ -45,12 +52,7 @@ impl World {
             _ => Ok(agent::Container { container_id: task.clone(), ..Default::default() }),
         };
         match (stage, &result) {
-            (Stage::Start, Ok(_)) => {
-                if let Some(container) = self.hosts[host].containers.get_mut(&task) {
-                    container.running = !container.stopped;
-                    self.starts += usize::from(container.running);
-                }
-            }
+            (Stage::Start, Ok(_)) => self.started(host, &task),
             (Stage::Shutdown, _) => {
                 if let Some(container) = self.hosts[host].containers.get_mut(&task) {
                     container.running = false;
@@ -60,6 +62,31 @@ impl World {
             _ => {}
         }
         self.tell_agent(host, Event::Staged { task, stage, result });
+    }
+
+    fn started(&mut self, host: usize, task: &str) {
+        let Some(container) = self.hosts[host].containers.get_mut(task) else { return };
+        container.running = !container.stopped;
+        self.starts += usize::from(container.running);
+        if container.running && container.work.task.job_iteration.is_some() {
+            let delay = Duration::from_millis(self.dice.random_range(50..15_000));
+            self.after(delay, Happening::Finished { host, task: task.to_owned() });
+        }
+    }
+
+    /// A job's container has done its work, unless it was stopped before.
+    pub(crate) fn finished(&mut self, host: usize, task: String) {
+        let Some(container) = self.hosts[host].containers.get_mut(&task) else { return };
+        if !std::mem::take(&mut container.running) {
+            return;
+        }
+        container.finished = true;
+        let slot = check::slot_of_job(&container.work.task);
+        if let Err(broken) = self.count_completion(slot) {
+            self.broken.get_or_insert(broken);
+        }
+        let container = Some(ended(&task, 0));
+        self.tell_agent(host, Event::Exited { task, container, message: String::new() });
     }
 
     /// One of the containers that run here ends by itself.
@@ -77,9 +104,7 @@ impl World {
         if let Some(container) = self.hosts[host].containers.get_mut(&task) {
             container.running = false;
         }
-        let container =
-            agent::Container { container_id: task.clone(), exit_code: 1, ..Default::default() };
-        let container = Some(container);
+        let container = Some(ended(&task, 1));
         self.tell_agent(host, Event::Exited { task, container, message: String::new() });
     }
 }

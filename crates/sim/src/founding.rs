@@ -7,6 +7,7 @@ use manager::{Answer, Bootstrap, Call, Caller, Identity, Manager};
 use rand::{Rng, RngCore};
 use wire::swarmkit as pb;
 
+use crate::executor;
 use crate::host::Host;
 use crate::world::{CLUSTER, START, World};
 
@@ -151,10 +152,11 @@ impl World {
         self.tell_agent(host, agent::Event::Deadline);
         for record in records {
             let id = record.task.id.clone();
-            let runs = self.hosts[host].containers.get(&id).is_some_and(|c| c.running);
-            if !runs {
-                let event =
-                    agent::Event::Exited { task: id, container: None, message: String::new() };
+            let known = self.hosts[host].containers.get(&id);
+            let finished = known.is_some_and(|container| container.finished);
+            if !known.is_some_and(|container| container.running) {
+                let container = finished.then(|| executor::ended(&id, 0));
+                let event = agent::Event::Exited { task: id, container, message: String::new() };
                 self.tell_agent(host, event);
             }
         }

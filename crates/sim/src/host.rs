@@ -43,6 +43,8 @@ pub struct Container {
     pub running: bool,
     /// It was told to stop.
     pub stopped: bool,
+    /// It ended by itself, and well.
+    pub finished: bool,
 }
 
 impl Host {

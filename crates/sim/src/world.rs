@@ -14,6 +14,7 @@ use wire::raftpb;
 use wire::swarmkit as pb;
 
 use crate::Plan;
+use crate::check::JobSlot;
 use crate::client::Client;
 use crate::host::Host;
 
@@ -27,6 +28,7 @@ pub(crate) enum Happening {
     ToManager { host: usize, event: Box<manager::Event> },
     ToAgent { host: usize, session: u64, event: Box<agent::Event> },
     Staged { host: usize, life: u64, task: String, stage: Stage },
+    Finished { host: usize, task: String },
     User,
     UserGivesUp(Ticket),
     Fault,
@@ -52,6 +54,7 @@ impl Happening {
             Happening::Restart { host, .. } => (9, *host, 0),
             Happening::Healed => (10, 0, 0),
             Happening::Check => (11, 0, 0),
+            Happening::Finished { host, .. } => (12, *host, 0),
         }
     }
 }
@@ -105,6 +108,9 @@ pub struct World {
     pub(crate) network: String,
     /// A digest of each version of each object, whoever applied it first.
     pub(crate) applied: BTreeMap<(String, u64), u64>,
+    /// Slots of jobs whose work was done, and in which version that was known.
+    pub(crate) done: BTreeSet<JobSlot>,
+    pub(crate) known_done: BTreeMap<JobSlot, u64>,
     /// Who led in each term.
     pub(crate) led: BTreeMap<u64, usize>,
     trace: DefaultHasher,
@@ -133,6 +139,8 @@ impl World {
             client: Client::default(),
             network: String::new(),
             applied: BTreeMap::new(),
+            done: BTreeSet::new(),
+            known_done: BTreeMap::new(),
             led: BTreeMap::new(),
             trace: DefaultHasher::new(),
             replies: BTreeMap::new(),
@@ -232,6 +240,7 @@ impl World {
                     self.staged(host, task, stage);
                 }
             }
+            Happening::Finished { host, task } => self.finished(host, task),
             Happening::User => self.user_acts(),
             Happening::UserGivesUp(ticket) => self.user_gives_up(ticket),
             Happening::Fault => self.fault(),

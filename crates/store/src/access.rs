@@ -14,13 +14,12 @@ pub fn state(task: &pb::Task) -> TaskState {
 
 /// Nothing of the task runs any more, or ever will.
 pub fn has_ended(task: &pb::Task) -> bool {
-    state(task) > TaskState::Running
-        || (task.desired_state() > TaskState::Running && state(task) < TaskState::Assigned)
+    state(task) > TaskState::Running || (!is_wanted(task) && state(task) < TaskState::Assigned)
 }
 
-/// The task is wanted, whatever it does at the moment.
+/// The task is wanted, whatever it does at the moment: it shall run, or run until it completes.
 pub fn is_wanted(task: &pb::Task) -> bool {
-    task.desired_state() <= TaskState::Running
+    task.desired_state() <= TaskState::Complete
 }
 
 /// The names and numbers that belong to the task, for its container's name, labels and templates.
@@ -42,9 +41,28 @@ pub fn replicas(service: &pb::Service) -> Option<u64> {
     }
 }
 
+/// One task on each node, be it a service's or a job's.
 pub fn is_global(service: &pb::Service) -> bool {
+    use pb::service_spec::Mode;
     let mode = service.spec.as_ref().and_then(|spec| spec.mode.as_ref());
-    matches!(mode, Some(pb::service_spec::Mode::Global(_)))
+    matches!(mode, Some(Mode::Global(_) | Mode::GlobalJob(_)))
+}
+
+pub fn is_job(spec: &pb::ServiceSpec) -> bool {
+    use pb::service_spec::Mode;
+    matches!(spec.mode, Some(Mode::ReplicatedJob(_) | Mode::GlobalJob(_)))
+}
+
+/// Which run of a job is the present one; `None` for services that are no jobs.
+pub fn job_iteration(service: &pb::Service) -> Option<u64> {
+    let job = service.spec.as_ref().is_some_and(is_job);
+    let iteration = service.job_status.as_ref().and_then(|status| status.job_iteration.as_ref());
+    job.then(|| iteration.map_or(0, |version| version.index))
+}
+
+/// The task belongs to the present run of its job.
+pub fn is_of_iteration(task: &pb::Task, iteration: u64) -> bool {
+    task.job_iteration.as_ref().is_some_and(|version| version.index == iteration)
 }
 
 pub fn availability(node: &pb::Node) -> pb::node_spec::Availability {

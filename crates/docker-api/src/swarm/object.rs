@@ -79,9 +79,14 @@ fn update_status(status: &pb::UpdateStatus) -> Value {
 
 fn job_status(status: &pb::JobStatus) -> Value {
     json!({
-        "JobIteration": {"Index": status.job_iteration.as_ref().map_or(0, |version| version.index)},
+        "JobIteration": iteration(status.job_iteration.unwrap_or_default()),
         "LastExecution": time(status.last_execution.as_ref()),
     })
+}
+
+/// The Docker Engine leaves out the first one's number, 0.
+fn iteration(version: pb::Version) -> Value {
+    Out::new().some("Index", version.index).into()
 }
 
 pub fn task_state(state: pb::TaskState) -> &'static str {
@@ -117,13 +122,12 @@ pub fn task(task: &pb::Task) -> Value {
         .some("DesiredState", task_state(task.desired_state()))
         .some("NetworksAttachments", task.networks.iter().map(attachment).collect::<Vec<_>>())
         .some("GenericResources", write_generic(&task.assigned_generic_resources));
-    let iteration = task.job_iteration.as_ref().map(|version| json!({"Index": version.index}));
     let volumes: Vec<Value> = task
         .volumes
         .iter()
         .map(|volume| json!({"ID": volume.id, "Source": volume.source, "Target": volume.target}))
         .collect();
-    out.opt("JobIteration", iteration)
+    out.opt("JobIteration", task.job_iteration.map(iteration))
         .put("Volumes", if volumes.is_empty() { Value::Null } else { volumes.into() })
         .into()
 }

@@ -81,7 +81,6 @@ async fn statuses(
 
 async fn create(State(state): State<ApiState>, headers: HeaderMap, body: Body<Value>) -> ApiResult {
     let mut spec = spec::read(&body.required()?)?;
-    refuse_jobs(&spec)?;
     let annotations = spec.annotations.get_or_insert_default();
     if annotations.name.is_empty() {
         annotations.name = engine::containers::generated_name();
@@ -93,15 +92,6 @@ async fn create(State(state): State<ApiState>, headers: HeaderMap, body: Body<Va
     let answer = state.cluster.call(pb::CreateServiceRequest { spec: Some(spec) }).await?;
     let id = answer.service.map(|service| service.id).unwrap_or_default();
     Ok((StatusCode::CREATED, Json(json!({ "ID": id }))).into_response())
-}
-
-/// Jobs come later: said at once rather than left to hang.
-fn refuse_jobs(spec: &pb::ServiceSpec) -> Result<(), Fault> {
-    match spec.mode {
-        Some(Mode::ReplicatedJob(_)) => Err(Fault::unsupported("services in mode replicated-job")),
-        Some(Mode::GlobalJob(_)) => Err(Fault::unsupported("services in mode global-job")),
-        _ => Ok(()),
-    }
 }
 
 /// Networks are stored by id; users name them as they like.
@@ -165,7 +155,6 @@ async fn update(
 ) -> ApiResult {
     let version = version_of(&query, "service")?;
     let mut spec = spec::read(&body.required()?)?;
-    refuse_jobs(&spec)?;
     let rollback = match query.get("rollback").unwrap_or_default() {
         "" | "none" => pb::update_service_request::Rollback::None,
         "previous" => pb::update_service_request::Rollback::Previous,

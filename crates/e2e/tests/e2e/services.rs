@@ -19,6 +19,13 @@ fn tasks_are_as_their_service_says() -> Result<()> {
 }
 
 #[test]
+fn jobs_run_to_their_end() -> Result<()> {
+    let lab = hosts(2)?;
+    run_on(&lab.hosts, "jobs", include_str!("../transcripts/swarm-jobs.txt"))?;
+    lab.down()
+}
+
+#[test]
 fn a_swarm_is_seen_as_with_docker() -> Result<()> {
     let lab = hosts(2)?;
     run_on(&lab.hosts, "views", include_str!("../transcripts/swarm-views.txt"))?;

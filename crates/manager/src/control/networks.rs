@@ -273,9 +273,7 @@ fn check_unused(desk: &Desk<'_>, id: &str, name: &str) -> Result<(), Failure> {
         return Err(precondition(format!("network {id} is in use by service {}", service.id)));
     }
     let alive = |task: &&std::sync::Arc<pb::Task>| {
-        let state = task.status.as_ref().map_or(0, |status| status.state);
-        task.desired_state <= pb::TaskState::Running as i32
-            && state <= pb::TaskState::Running as i32
+        store::access::is_wanted(task) && !store::access::has_ended(task)
     };
     if let Some(task) = desk.store.tasks_using_network(id).find(alive) {
         return Err(precondition(format!("network {id} is in use by task {}", task.id)));

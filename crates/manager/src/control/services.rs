@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost_types::Duration;
+use store::access::{self, TaskState};
 use store::object;
 use wire::control::Response;
 use wire::swarmkit as pb;
@@ -25,6 +26,7 @@ pub fn create(desk: &mut Desk<'_>, request: pb::CreateServiceRequest) -> Decided
     let id = desk.id();
     let service = pb::Service {
         id: id.clone(),
+        job_status: access::is_job(&spec).then(|| job_run(desk, None)),
         spec: Some(spec),
         spec_version: Some(pb::Version::default()),
         ..Default::default()
@@ -54,6 +56,8 @@ pub fn update(desk: &Desk<'_>, request: pb::UpdateServiceRequest) -> Decided {
         check_ports(desk, &spec, &id)?;
     }
     check_change(service.spec.as_ref(), &spec)?;
+    // Each change of a job lets it run again.
+    service.job_status = service.job_status.map(|status| job_run(desk, Some(&status)));
     if rollback {
         roll_back(desk, &mut service)?;
     } else {
@@ -74,6 +78,15 @@ pub fn update(desk: &Desk<'_>, request: pb::UpdateServiceRequest) -> Decided {
             Ok(Response::UpdateService(pb::UpdateServiceResponse { service }))
         }),
     )
+}
+
+/// The run of a job after another one, or its first.
+fn job_run(desk: &Desk<'_>, before: Option<&pb::JobStatus>) -> pb::JobStatus {
+    let index = before.map_or(0, |status| status.job_iteration.map_or(0, |run| run.index) + 1);
+    pb::JobStatus {
+        job_iteration: Some(pb::Version { index }),
+        last_execution: Some(store::transaction::timestamp(desk.now)),
+    }
 }
 
 fn roll_back(desk: &Desk<'_>, service: &mut pb::Service) -> Checked {
@@ -260,19 +273,26 @@ pub fn statuses(desk: &Desk<'_>, request: pb::ListServiceStatusesRequest) -> Dec
 }
 
 fn status(desk: &Desk<'_>, id: String) -> pb::list_service_statuses_response::ServiceStatus {
-    let running = pb::TaskState::Running as i32;
-    let mut wanted_tasks = 0;
-    let mut running_tasks = 0;
-    let mut completed_tasks = 0;
-    for task in desk.store.tasks_of_service(&id) {
-        let state = task.status.as_ref().map_or(0, |status| status.state);
-        wanted_tasks += u64::from(task.desired_state == running);
-        running_tasks += u64::from(state == running);
-        completed_tasks += u64::from(state == pb::TaskState::Complete as i32);
-    }
     let service = desk.store.get::<pb::Service>(&id);
+    let iteration = service.and_then(|service| access::job_iteration(service));
+    let (mut wanted_tasks, mut running_tasks, mut completed_tasks) = (0, 0, 0);
+    for task in desk.store.tasks_of_service(&id) {
+        // Of a job only its present run counts.
+        if iteration.is_some_and(|iteration| !access::is_of_iteration(task, iteration)) {
+            continue;
+        }
+        let completed = iteration.is_some() && access::state(task) == TaskState::Complete;
+        running_tasks += u64::from(access::state(task) == TaskState::Running);
+        completed_tasks += u64::from(completed);
+        wanted_tasks += u64::from(match task.desired_state() {
+            TaskState::Running => true,
+            TaskState::Complete => !completed,
+            _ => false,
+        });
+    }
     let desired_tasks = match service.and_then(|service| service.spec.as_ref()?.mode.as_ref()) {
         Some(pb::service_spec::Mode::Replicated(replicated)) => replicated.replicas,
+        Some(pb::service_spec::Mode::ReplicatedJob(job)) => job.max_concurrent,
         Some(_) => wanted_tasks,
         None => 0,
     };

@@ -64,10 +64,13 @@ pub fn in_use(kind: &str, name: &str, services: &[String]) -> Failure {
 pub fn service(spec: &pb::ServiceSpec) -> Checked {
     annotations(spec.annotations.as_ref())?;
     task(spec.task.as_ref().ok_or_else(lacking)?)?;
+    mode(spec)?;
+    if spec.update.is_some() && store::access::is_job(spec) {
+        return Err(invalid("Jobs may not have an update config"));
+    }
     update_config(spec.update.as_ref())?;
     update_config(spec.rollback.as_ref())?;
-    endpoint(spec.endpoint.as_ref())?;
-    mode(spec)
+    endpoint(spec.endpoint.as_ref())
 }
 
 fn mode(spec: &pb::ServiceSpec) -> Checked {
@@ -77,11 +80,15 @@ fn mode(spec: &pb::ServiceSpec) -> Checked {
         {
             Err(invalid("Number of replicas must be non-negative"))
         }
-        Some(pb::service_spec::Mode::ReplicatedJob(_)) => {
-            Err(unimplemented("not supported by skep yet: service mode replicated-job"))
+        Some(pb::service_spec::Mode::ReplicatedJob(job))
+            if job.max_concurrent > i64::MAX as u64 =>
+        {
+            Err(invalid("Maximum concurrent jobs must not be negative"))
         }
-        Some(pb::service_spec::Mode::GlobalJob(_)) => {
-            Err(unimplemented("not supported by skep yet: service mode global-job"))
+        Some(pb::service_spec::Mode::ReplicatedJob(job))
+            if job.total_completions > i64::MAX as u64 =>
+        {
+            Err(invalid("Total completed jobs must not be negative"))
         }
         Some(_) => Ok(()),
         None => Err(invalid("service mode must be provided")),

@@ -140,9 +140,12 @@ fn what_cannot_be_a_service_is_refused_with_the_reason() {
             "missing runtime",
         ),
         (
-            Box::new(|s| s.mode = Some(pb::service_spec::Mode::GlobalJob(pb::GlobalJob {}))),
-            Code::Unimplemented,
-            "not supported by skep yet: service mode global-job",
+            Box::new(|s| {
+                s.mode = Some(pb::service_spec::Mode::GlobalJob(pb::GlobalJob {}));
+                s.update = Some(pb::UpdateConfig::default());
+            }),
+            Code::InvalidArgument,
+            "Jobs may not have an update config",
         ),
         (
             Box::new(|s| {
@@ -170,6 +173,30 @@ fn what_cannot_be_a_service_is_refused_with_the_reason() {
         refused(create(&mut rig, spec), code, part);
     }
     assert_eq!(rig.manager("node1").store().count::<pb::Service>(), 0);
+}
+
+#[test]
+fn each_change_of_a_job_begins_another_run() {
+    let mut rig = Rig::new(3);
+    let job = pb::ReplicatedJob { max_concurrent: 2, total_completions: 3 };
+    let mode = Some(pb::service_spec::Mode::ReplicatedJob(job));
+    let spec = pb::ServiceSpec { mode, ..service("job", 0) };
+    let mut stored = create(&mut rig, spec.clone()).unwrap();
+    for run in 0..3 {
+        let status = stored.job_status.unwrap();
+        assert_eq!(status.job_iteration.unwrap().index, run);
+        assert!(status.last_execution.is_some());
+        let update = pb::UpdateServiceRequest {
+            service_id: stored.id,
+            service_version: stored.meta.unwrap().version,
+            spec: Some(spec.clone()),
+            rollback: i32::from(run == 1),
+        };
+        stored = rig.control(update).unwrap().service.unwrap();
+    }
+    let ask = pb::ListServiceStatusesRequest { services: vec![stored.id] };
+    let status = &rig.control(ask).unwrap().statuses[0];
+    assert_eq!((status.desired_tasks, status.completed_tasks), (2, 0));
 }
 
 #[test]
