@@ -1,4 +1,5 @@
-//! Two hosts in a swarm: how long services take to come, to grow and to go.
+//! Two hosts in a swarm: how long services take to come, to grow and to go. Their program ends
+//! when it is told to: otherwise going would take the ten seconds of grace on any engine.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +20,7 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     for engine in [Engine::Skep, Engine::Dockerd] {
         let plan = Plan { engines: vec![engine; 2], skep: skep.to_path_buf(), ..Plan::skep(2)? };
         let lab = Lab::up(&plan)?;
-        lab.import_httpd("httpd:latest")?;
+        lab.import_program("load", r#"CMD ["load","serve","80"]"#)?;
         lab.swarm(1)?;
         lab.host(1).dk("network create -d overlay web")?;
         labs.push(lab);
@@ -121,7 +122,7 @@ fn round(lab: &Lab, samples: &mut Samples) -> Result<()> {
 
 fn create(lab: &Lab, replicas: usize, more: &str) -> Result<()> {
     lab.host(1).dk(&format!(
-        "service create -q -d --no-resolve-image --name web --network web --replicas {replicas} {more} httpd"
+        "service create -q -d --no-resolve-image --name web --network web --replicas {replicas} {more} load"
     ))?;
     settled(lab, replicas)
 }
