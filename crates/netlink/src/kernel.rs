@@ -12,7 +12,7 @@ use netplan::{LinkKind, LinkObject, Namespace, Step, Table, World};
 
 use crate::message::Message;
 use crate::socket::{Family, Socket};
-use crate::{conntrack, namespace, nft, route};
+use crate::{advert, conntrack, namespace, nft, route};
 
 /// A step that could not be carried out; it will be in the next plan again.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +141,7 @@ impl Kernel {
                 Step::KeepNamespace(ns) => self.keep_namespace(ns),
                 Step::RemoveNamespace(ns) => self.remove_namespace(ns),
                 Step::AddLink(ns, name, link, peer) => self.add_link(ns, name, link, peer.as_ref()),
-                Step::SetSysctl(..) => Ok(()),
+                Step::SetSysctl(..) | Step::Advertise(..) => Ok(()),
                 Step::SetTable(ns, table) => self.set_table(ns, Some(table)),
                 Step::RemoveTable(ns) => self.set_table(ns, None),
                 Step::SettleFlows(ns, flows) => {
@@ -158,6 +158,7 @@ impl Kernel {
         }
         let Some(ns) = run.first().map(Step::namespace) else { return };
         self.set_sysctls(ns, run, failures);
+        self.advertise(ns, run, failures);
         if batch.messages.is_empty() {
             return;
         }
@@ -340,6 +341,23 @@ impl Kernel {
         let errors = result.unwrap_or_else(|error| vec![(0, error)]);
         for (n, source) in errors {
             failures.push(Failure { step: writes[n].0.clone(), source });
+        }
+    }
+
+    fn advertise(&mut self, ns: &Namespace, run: &[Step], failures: &mut Vec<Failure>) {
+        let mut steps = run.iter().filter(|step| matches!(step, Step::Advertise(..))).peekable();
+        let Some(first) = steps.peek().map(|step| (*step).clone()) else { return };
+        let said = self.space(ns).and_then(|space| {
+            let mut frames = Vec::new();
+            for step in steps {
+                if let Step::Advertise(_, bridge, addr, mac) = step {
+                    frames.push((space.index(bridge)?, advert::frame(*addr, *mac)));
+                }
+            }
+            namespace::visit_open(space.namespace.as_fd(), || advert::send(&frames))
+        });
+        if let Err(source) = said {
+            failures.push(Failure { step: first, source });
         }
     }
 

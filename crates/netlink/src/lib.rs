@@ -1,6 +1,7 @@
 //! Observe and apply host-network objects: rtnetlink, nfnetlink, namespaces.
 
 pub mod kernel;
+pub mod advert;
 mod observe;
 pub mod namespace;
 pub mod nft;

@@ -398,3 +398,52 @@ fn two_vxlan_devices_of_one_network_never_meet_file_exists() {
         panic!("the leftover was never replaced");
     });
 }
+
+/// The view with IPv6 on `web` as well; its task's addresses end in the same number.
+fn with_ipv6(n: u8) -> View {
+    let mut view = view(n, [NodeEngine::Skep, NodeEngine::Skep]);
+    let web = view.overlays.get_mut(WEB).unwrap();
+    web.subnets.push(OverlaySubnet {
+        subnet: cidr("fd00:1::/64"),
+        gateway: Some(ip("fd00:1::1")),
+        vni: 4097,
+    });
+    let there = ip(&format!("10.0.1.{}", 13 - n));
+    let peer = web.peers[&there];
+    web.peers.insert(ip(&format!("fd00:1::{}", 13 - n)), peer);
+    let task = view.sandboxes.get_mut(&SandboxId("task".into())).unwrap();
+    task.links[0].addresses.push(cidr(&format!("fd00:1::{}/64", 10 + n)));
+    view
+}
+
+#[test]
+fn a_container_that_asked_before_its_peer_was_there_need_not_ask_again() {
+    let (one, two) = Host::pair();
+    let whole = with_ipv6(1);
+    let mut alone = whole.clone();
+    alone.overlays.get_mut(WEB).unwrap().peers.clear();
+    one.apply(&alone);
+    two.apply(&with_ipv6(2));
+    // By itself the kernel asks again after a second: here only long after the test.
+    for family in ["ipv4", "ipv6"] {
+        let line = format!("echo 60000 > /proc/sys/net/{family}/neigh/eth0/retrans_time_ms");
+        assert!(one.exec_in("task", &line).status.success());
+    }
+    std::thread::scope(|scope| {
+        let asked = ["10.0.1.12", "fd00:1::12"];
+        let pings = asked.map(|to| {
+            let line = format!("ping -c1 -w20 {to}");
+            let one = &one;
+            scope.spawn(move || one.exec_in("task", &line).status.success())
+        });
+        let asks = |to: &str| {
+            let seen = stdout(&one.exec_in("task", &format!("ip neigh show {to}")));
+            seen.contains("INCOMPLETE")
+        };
+        while !asked.iter().all(|to| asks(to)) {}
+        one.apply(&whole);
+        for (ping, to) in pings.into_iter().zip(asked) {
+            assert!(ping.join().unwrap(), "{to}");
+        }
+    });
+}

@@ -30,6 +30,9 @@ pub enum Step {
     AddAddress(Namespace, String, Cidr),
     SetNeighbour(Namespace, String, IpAddr, Mac),
     SetForwarding(Namespace, String, Mac, IpAddr),
+    /// Says on a bridge who has the address. A container that asked before anybody knew asks again
+    /// only after a second (the kernel's `retrans_time_ms`), and its packets wait for that.
+    Advertise(Namespace, String, IpAddr, Mac),
     AddRoute(Namespace, Route),
     AddRule(Namespace, Rule),
     SetSysctl(Namespace, String, String),
@@ -58,6 +61,7 @@ impl Step {
             | Self::AddAddress(ns, ..)
             | Self::SetNeighbour(ns, ..)
             | Self::SetForwarding(ns, ..)
+            | Self::Advertise(ns, ..)
             | Self::AddRoute(ns, ..)
             | Self::AddRule(ns, ..)
             | Self::SetSysctl(ns, ..)
@@ -85,7 +89,7 @@ impl Step {
             Self::AddRoute(..) | Self::AddRule(..) => 11,
             Self::SetSysctl(..) => 12,
             Self::SetTable(..) | Self::RemoveTable(..) => 13,
-            Self::SettleFlows(..) | Self::ForgetFlows(..) => 14,
+            Self::SettleFlows(..) | Self::ForgetFlows(..) | Self::Advertise(..) => 14,
         }
     }
 }
@@ -265,6 +269,11 @@ fn neighbours(
     for ((link, addr), mac) in &wanted.neighbours {
         if found.neighbours.get(&(link.clone(), *addr)) != Some(mac) {
             steps.push(Step::SetNeighbour(ns.clone(), link.clone(), *addr, *mac));
+            let bridge = wanted.links.get(link).and_then(|link| link.master.as_ref());
+            // On a bridge that is only made now nobody has asked yet.
+            if let Some(bridge) = bridge.filter(|bridge| found.links.contains_key(*bridge)) {
+                steps.push(Step::Advertise(ns.clone(), bridge.clone(), *addr, *mac));
+            }
         }
     }
     for ((link, mac), vtep) in &found.fdb {

@@ -29,6 +29,9 @@ impl fmt::Display for Step {
             Self::SetForwarding(_, dev, mac, vtep) => {
                 write!(f, "bridge{on} fdb replace {mac} dev {dev} dst {vtep} self permanent")
             }
+            Self::Advertise(_, bridge, addr, mac) => {
+                write!(f, "advertise{on} {addr} at {mac} on {bridge}")
+            }
             Self::RemoveAddress(_, dev, cidr) => write!(f, "ip{on} addr del {cidr} dev {dev}"),
             Self::AddAddress(_, dev, cidr) => write!(f, "ip{on} addr replace {cidr} dev {dev}"),
             Self::RemoveLink(_, name) => write!(f, "ip{on} link del {name}"),
