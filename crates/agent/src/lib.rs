@@ -245,6 +245,10 @@ impl Agent {
         }
     }
 
+    fn is_settling(&self, now: Instant) -> bool {
+        self.settles.is_some_and(|at| at > now)
+    }
+
     fn told(&mut self, now: Instant, message: pb::SessionMessage, effects: &mut Vec<Effect>) {
         if message.node.is_some() && message.node != self.node {
             self.node = message.node.clone();
@@ -254,8 +258,10 @@ impl Agent {
             // One that is alone need not wait for others' rows for long.
             let settled = now + SETTLE_AFTER_SESSION;
             self.settles = self.settles.map(|at| at.min(settled));
-            for (id, life) in &self.lives {
-                if life.state() >= TaskState::Accepted {
+            for (id, life) in &mut self.lives {
+                if life.needs_others() {
+                    life.unreported = true;
+                } else if life.state() >= TaskState::Accepted {
                     self.session.report(id, &life.status);
                 }
             }
@@ -335,15 +341,16 @@ impl Agent {
     fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>, work: &mut Vec<Effect>) {
         let mut gone = Vec::new();
         let news = self.news_time();
-        // New tasks need networks that may be changed.
-        let settling = self.settles.is_some_and(|at| at > now);
+        let settling = self.is_settling(now);
         let Self { told, rows, shown, lives, .. } = self;
         for (id, life) in lives {
             let drain = if needs_drain(&life.task) { DRAIN_MIN } else { Duration::ZERO };
             let waits = life.needs_others();
             life.awaits =
                 if waits { followed_at(told, rows, shown, &life.task, news) } else { None };
-            if settling && life.is_untouched() {
+            // A new task needs networks that may be changed; one that leaves is sent to from here
+            // until they are, and who else sends to it is not known yet.
+            if settling && (life.is_untouched() || (!drain.is_zero() && life.is_to_drain())) {
                 continue;
             }
             let was_ready = life.is_ready();
@@ -380,9 +387,13 @@ impl Agent {
     /// it replaces goes then.
     fn report(&mut self, now: Instant) {
         let news = self.news_time();
+        let settling = self.is_settling(now);
         let Self { told, rows, shown, lives, .. } = self;
         for (id, life) in lives.iter_mut().filter(|(_, life)| life.unreported) {
             if life.needs_others() {
+                if settling && needs_drain(&life.task) {
+                    continue;
+                }
                 life.awaits = followed_at(told, rows, shown, &life.task, news);
                 if life.awaits.is_some_and(|at| at > now) {
                     continue;
@@ -404,7 +415,7 @@ impl Agent {
 
     /// Compares the picture with what was shown last and tells the difference.
     fn show(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.settles.is_some_and(|at| at > now) {
+        if self.is_settling(now) {
             return self.show_rows_only(now, effects);
         }
         self.settles = None;

@@ -35,7 +35,7 @@ pub struct Life {
     draining: Option<Instant>,
     /// Not before then.
     stops_at: Option<Instant>,
-    /// It began to run in this life of the daemon, and the managers have not heard it.
+    /// It runs, and the managers may not have heard it.
     entering: bool,
     /// Until when other nodes may not yet follow what was announced of it.
     pub awaits: Option<Instant>,
@@ -81,6 +81,8 @@ impl Life {
             life.container.pid = container.pid;
         }
         life.unreported = true;
+        // Whether the managers have heard it is not known.
+        life.entering = life.state() == TaskState::Running;
         life
     }
 
@@ -100,6 +102,11 @@ impl Life {
     /// Nothing was done for it yet.
     pub fn is_untouched(&self) -> bool {
         self.state() < TaskState::Preparing && !self.wants_end()
+    }
+
+    /// It is to go, and was sent to until now.
+    pub fn is_to_drain(&self) -> bool {
+        self.state() == TaskState::Running && self.under_way.is_none() && self.wants_end()
     }
 
     pub fn state(&self) -> TaskState {

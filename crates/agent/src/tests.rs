@@ -7,6 +7,7 @@ use prost::Message as _;
 use wire::networktable::{EndpointRecord, PeerRecord, PortConfig};
 
 mod claims;
+mod restart;
 
 const OWN: &str = "aaaaaaaaaaaa";
 
@@ -81,6 +82,13 @@ impl World {
         let _ = self.assign("", "1", vec![task(TaskState::Running)]);
         let _ = self.staged(Stage::Prepare);
         let _ = self.staged(Stage::Start);
+    }
+
+    /// Rows about this node's endpoints, by what others say of them.
+    fn announced(&self) -> Vec<u64> {
+        let rows = self.agent.shown.rows.iter();
+        let endpoints = rows.filter(|((_, table, _), _)| *table == ENDPOINT_TABLE);
+        endpoints.map(|((network, _, key), value)| gossip::row_print(network, key, value)).collect()
     }
 
     fn row(&mut self, network: &str, table: &str, key: &str, owner: &str, value: Vec<u8>) {
@@ -317,9 +325,9 @@ fn a_restart_adopts_what_runs_and_leaves_the_networks_alone_at_first() {
         assert!(!effects.iter().any(|e| ["prepare", "start", "shutdown"].contains(&e.as_str())));
         assert!(overlays(&[]).is_none());
     }
-    assert!(short(&told).contains(&"report Running".to_owned()));
     let settled = world.pass(Duration::from_secs(5));
     assert!(overlays(&settled).is_some());
+    assert!(short(&settled).contains(&"report Running".to_owned()));
     let dead = Event::Exited { task: "t1".into(), container: None, message: String::new() };
     let _ = world.step(dead);
     assert_eq!(world.agent.lives["t1"].state(), TaskState::Failed);

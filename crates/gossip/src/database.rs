@@ -97,6 +97,8 @@ pub(crate) struct Ours {
     /// Another node's whole table was taken in since this node joined, or there is none to take.
     pub synced: bool,
     pub joined: Instant,
+    /// Another node was there at some time since this node joined.
+    pub met: bool,
     /// Nodes that came back, to be synced with first.
     pub returned: BTreeSet<String>,
     /// When a row last changed, and how often a partner's digest has differed since it last agreed.

@@ -99,7 +99,7 @@ impl Gossip {
         self.begin(now);
         match event {
             Event::Deadline => {}
-            Event::SetKeys(keys) => self.set_keys(&keys),
+            Event::SetKeys(keys) => self.set_keys(now, &keys),
             event => self.act(now, event, &mut out),
         }
         self.do_due(now, &mut out);
@@ -164,7 +164,10 @@ impl Gossip {
     }
 
     /// Takes the keys in force; the second-oldest seals, as every node agrees without being told.
-    fn set_keys(&mut self, keys: &[Key]) {
+    fn set_keys(&mut self, now: Instant, keys: &[Key]) {
+        if self.ciphers.is_empty() {
+            self.speak_up(now);
+        }
         let mut keys: Vec<&Key> = keys.iter().collect();
         keys.sort_by_key(|key| key.lamport);
         if keys.len() > 1 {
@@ -317,6 +320,18 @@ impl Gossip {
         swim.expire_suspects(&mut io);
         if let Some(ping) = swim.probe(&mut io) {
             dials.open(&mut io, ping.to, ping.message, Purpose::Ping { seq: ping.seq });
+        }
+    }
+
+    /// The first keys are here: what waited for them waits no longer.
+    fn speak_up(&mut self, now: Instant) {
+        if let Some(timers) = &mut self.timers {
+            timers.gossip = now;
+        }
+        for network in self.database.networks.values_mut() {
+            if let Some(ours) = &mut network.ours {
+                ours.flush_at = ours.flush_at.map(|_| now);
+            }
         }
     }
 

@@ -195,8 +195,21 @@ impl Database {
 
     pub fn tell_peers(&mut self, io: &mut Io<'_>) {
         for network in std::mem::take(&mut self.peers_to_tell) {
+            self.sync_with_first_partner(io, &network);
             let peers = self.peers_of(&network);
             io.effect(Effect::PeersChanged { network, peers });
+        }
+    }
+
+    /// A node that has just started meets the others only after it joined its networks. Until it
+    /// has their tables, what it announces is older to them than what they have of it.
+    fn sync_with_first_partner(&mut self, io: &mut Io<'_>, id: &NetworkId) {
+        let met = !self.partners(id).is_empty();
+        let Some(ours) = self.networks.get_mut(id).and_then(|it| it.ours.as_mut()) else { return };
+        if met && !ours.met {
+            ours.met = true;
+            ours.hurry(io.now);
+            ours.sync_at = Some(io.now + FIRST_SYNC_DELAY);
         }
     }
 

@@ -108,7 +108,8 @@ impl Database {
         let new = (!deleted).then(|| event.value.clone());
         let old = network.rows.insert(key.clone(), entry);
         let old = old.filter(|entry| entry.reap_at.is_none()).map(|entry| entry.value);
-        if old != new {
+        // One that is announced anew is told too: its owner, restarted, asks who follows it.
+        if old.is_some() || new.is_some() {
             io.effect(row_changed(&id, &key.0, &key.1, &event.node_name, old, new));
         }
         // A deletion that is about to be forgotten would only come back round and round.

@@ -87,14 +87,18 @@ impl World {
     }
 
     fn start(&mut self, node: usize, name: &str) {
+        self.start_without_keys(node, name);
+        self.give(node, Event::SetKeys(vec![key(1), key(2), key(3)]));
+        self.give(node, Event::Join { addresses: vec![address(0)] });
+    }
+
+    fn start_without_keys(&mut self, node: usize, name: &str) {
         if self.nodes.len() <= node {
             self.nodes.resize_with(node + 1, || None);
             self.due.resize(node + 1, None);
         }
         let config = Config::new(name, address(node), self.dice.random());
         self.nodes[node] = Some(Gossip::new(config));
-        self.give(node, Event::SetKeys(vec![key(1), key(2), key(3)]));
-        self.give(node, Event::Join { addresses: vec![address(0)] });
     }
 
     fn stop(&mut self, node: usize) {

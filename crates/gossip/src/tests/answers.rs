@@ -20,6 +20,39 @@ fn a_node_that_starts_again_without_anybody_to_join_is_met_within_seconds() {
 }
 
 #[test]
+fn a_node_that_starts_again_is_heard_as_soon_as_it_has_met_somebody() {
+    for seed in 100..120 {
+        let mut world = World::joined(seed, 4);
+        for change in 0..20 {
+            world.put(3, "a", &change.to_string());
+        }
+        world.run(seconds(1.0));
+        world.stop(3);
+        world.run(seconds(1.0));
+        world.effects.clear();
+        // Its tasks are here before a manager has given it the keys.
+        world.start_without_keys(3, "000000000003");
+        world.give(3, Event::JoinNetwork { network: net() });
+        // What the others know of its rows is newer than its clock.
+        world.put(3, "a", "19");
+        world.put(3, "b", "1");
+        world.run(Duration::from_millis(100));
+        world.give(3, Event::SetKeys(vec![key(1), key(2), key(3)]));
+        world.give(3, Event::Join { addresses: vec![address(0)] });
+        world.run(Duration::from_millis(250));
+        world.check_agreed(&expected(&[("a", "19"), ("b", "1")]), &format!("seed {seed}"));
+        for node in 0..3 {
+            let told = |(_, at, effect): &(Instant, usize, Effect)| {
+                *at == node
+                    && matches!(effect, Effect::RowChanged { key, old, new, .. }
+                        if key == "a" && old == new && new.is_some())
+            };
+            assert!(world.effects.iter().any(told), "{node} was asked who follows the row");
+        }
+    }
+}
+
+#[test]
 fn the_owner_hears_who_follows_its_rows_also_when_packets_are_lost() {
     let mut world = World::joined(17, 3);
     world.loss = 0.2;

@@ -1,0 +1,80 @@
+//! A daemon that is killed in the middle of a task's coming or going does not lose what it waited for.
+
+use super::*;
+
+/// A daemon that begins again with the record of the one before, and the other node as yet unknown.
+fn again(record: Record) -> World {
+    let mut world = World::new(vec![record]);
+    let _ = world.connect();
+    world
+}
+
+/// The other node is met, and its tables are here.
+fn meet(world: &mut World) -> Vec<Effect> {
+    let name = "bbbbbbbbbbbb".to_owned();
+    let address = "192.0.2.2".parse().unwrap();
+    let mut effects = world.step(Event::MemberUp { name: name.clone(), address, skep: true });
+    for network in ["web", "ingress"] {
+        let names = [name.clone(), OWN.to_owned()].into();
+        effects.extend(world.step(Event::Peers { network: network.into(), names }));
+    }
+    for network in ["web", "ingress"] {
+        effects.extend(world.step(Event::Synced { network: network.into() }));
+    }
+    effects
+}
+
+fn says(effects: &[Effect], what: &str) -> bool {
+    short(effects).contains(&what.to_owned())
+}
+
+#[test]
+fn a_task_that_was_drained_when_the_daemon_died_is_drained_by_the_next_one() {
+    let mut world = beside(true);
+    let started = world.staged(Stage::Start);
+    let _ = applied(&mut world, &started);
+    let _ = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    let mut world = again(world.agent.lives["t1"].record());
+    let told = world.assign("", "1", vec![task(TaskState::Shutdown)]);
+    let waited = world.pass(Duration::from_secs(1));
+    assert!(!says(&told, "shutdown") && !says(&waited, "shutdown"), "nobody is known yet");
+    // From here on this node's own tables send elsewhere, too.
+    let met = meet(&mut world);
+    assert!(overlays(&met).is_some() && !says(&met, "shutdown"));
+    let waited = world.pass(Duration::from_secs(2));
+    assert!(!says(&waited, "shutdown"), "the other node may still send to it");
+    let rows = world.announced();
+    let _ = world.step(Event::Applied { by: "bbbbbbbbbbbb".into(), rows });
+    assert!(says(&world.pass(Duration::from_millis(100)), "shutdown"));
+}
+
+#[test]
+fn a_task_that_had_just_begun_to_run_is_said_to_run_once_others_send_to_it() {
+    let mut world = beside(true);
+    let started = world.staged(Stage::Start);
+    assert!(!says(&started, "report Running"));
+    let record = world.agent.lives["t1"].record();
+    assert_eq!(record.status.state(), TaskState::Running);
+    let mut world = again(record);
+    let told = world.assign("", "1", vec![task(TaskState::Running)]);
+    assert!(!says(&told, "report Running"), "nobody is known yet");
+    let met = meet(&mut world);
+    assert!(!says(&met, "report Running"), "the other node does not send to it yet");
+    let rows = world.announced();
+    let _ = world.step(Event::Applied { by: "bbbbbbbbbbbb".into(), rows });
+    assert!(says(&world.pass(Duration::from_millis(100)), "report Running"));
+}
+
+#[test]
+fn a_new_session_does_not_say_what_the_last_one_was_not_to_say_yet() {
+    let mut world = beside(true);
+    let _ = world.staged(Stage::Start);
+    let _ = world.step(Event::SessionLost { reason: "the leader is gone".into() });
+    let opened = world.pass(Duration::from_secs(2));
+    assert!(opened.iter().any(|effect| matches!(effect, Effect::OpenSession(_))));
+    let told = world.step(Event::Session(Box::new(pb::SessionMessage {
+        session_id: "s2".into(),
+        ..Default::default()
+    })));
+    assert!(!says(&told, "report Running"));
+}
