@@ -5,6 +5,7 @@
 //! is dropped, and also when its owner is killed.
 
 pub mod plan;
+pub mod reach;
 pub mod lab;
 pub mod host;
 pub mod cable;

@@ -24,14 +24,12 @@ type Moment = (&'static str, usize, fn(&Lab, &dyn Fn() -> Result<()>) -> Result<
 
 const MOMENTS: &[Moment] = &[
     ("while a service scales", 2, scale),
+    ("while an update runs", 2, update),
     ("while a peer leaves", 2, peer_leaves),
     ("while networks are made", 1, networks),
     ("while containers start", 2, containers),
     ("while a container changes networks", 2, connections),
 ];
-
-/// Tried with `E2E_LONG=1` only: it loses requests, which CHANGELOG.md names among the known faults.
-const UPDATE: Moment = ("while an update runs", 2, update);
 
 #[test]
 fn a_daemon_that_goes_is_not_missed() -> Result<()> {
@@ -59,15 +57,13 @@ fn lived_through(program: &std::path::Path) -> Result<()> {
     until_running(host, "app", 3)?;
     reach_each_other(&lab)?;
     let second = lab.host(2);
-    let long = std::env::var_os("E2E_LONG").is_some();
-    for (name, number, change) in MOMENTS.iter().chain(long.then_some(&UPDATE)) {
+    for (name, number, change) in MOMENTS {
         let dying = lab.host(*number);
         through(&lab, name, |die| change(&lab, die), &|| {
             dying.kill().and_then(|()| dying.start())
         })?;
     }
-    // `E2E_LONG=1`: a minute.
-    let away = if long { 60 } else { 3 };
+    let away = if std::env::var_os("E2E_LONG").is_some() { 60 } else { 3 };
     let stopped = || {
         second.stop()?;
         std::thread::sleep(Duration::from_secs(away));
@@ -119,12 +115,10 @@ fn through(lab: &Lab, name: &str, change: impl Fn(Die) -> Result<()>, die: Die) 
         let is = after.get(container).unwrap_or(was);
         ensure!(is == was, "{name}: {container} had {was}, and now {is}");
     }
-    // Requests are counted with `E2E_LONG=1` only: some are lost now and then (CHANGELOG.md, Known faults).
-    let long = std::env::var_os("E2E_LONG").is_some();
-    if lost.pings > 0 || (long && lost.requests > 0) {
+    if lost > Lost::default() {
         let anyway = under_load(lab, || change(&|| Ok(())))?;
-        let requests = !long || lost.requests <= anyway.requests;
-        ensure!(requests && lost.pings <= anyway.pings, "{name}: {lost:?}, without {anyway:?}");
+        let no_more = lost.requests <= anyway.requests && lost.pings <= anyway.pings;
+        ensure!(no_more, "{name}: {lost:?}, without {anyway:?}");
     }
     eprintln!("{name}: {lost:?}");
     wait_until(PATIENCE, || Ok(lab.host(1).dk("node ls")?.matches("Ready").count() == 4))

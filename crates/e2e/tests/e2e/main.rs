@@ -22,6 +22,7 @@ mod overlay_paths;
 mod ports;
 mod refusals;
 mod questions;
+mod reach;
 mod repair;
 mod repair_by_kind;
 mod restart;
