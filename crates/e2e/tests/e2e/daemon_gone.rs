@@ -130,11 +130,14 @@ fn through(lab: &Lab, name: &str, change: impl Fn(Die) -> Result<()>, die: Die) 
 fn addresses(lab: &Lab) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for host in &lab.hosts {
-        let format = "{{.Id}} {{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
-        for id in host.dk("ps -q")?.split_whitespace() {
-            let line = host.docker(&["inspect", "-f", format, id])?;
-            let (id, addresses) = line.split_once(' ').context("no address")?;
-            found.insert(id.to_owned(), addresses.to_owned());
+        let format = "{{.State.Running}} {{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}";
+        for id in host.dk("ps -q --no-trunc")?.split_whitespace() {
+            // One that has ended since it was listed has none, or is gone.
+            let seen = host.try_docker(&["inspect", "-f", format, id])?.stdout;
+            if let Some(addresses) = String::from_utf8_lossy(&seen).strip_prefix("true ") {
+                ensure!(!addresses.trim().is_empty(), "{id} runs without an address");
+                found.insert(id.to_owned(), addresses.trim().to_owned());
+            }
         }
     }
     Ok(found)
