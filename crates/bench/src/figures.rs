@@ -93,6 +93,14 @@ pub fn median(samples: &[f64]) -> f64 {
     }
 }
 
+/// The sample that this part of all does not exceed; NaN without samples.
+pub fn quantile(samples: &[f64], part: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 /// Seconds that a step took.
 pub fn seconds<T>(step: impl FnOnce() -> Result<T>) -> Result<f64> {
     let start = Instant::now();
@@ -109,6 +117,13 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_samples() {
+        let samples: Vec<f64> = (1..=50).rev().map(f64::from).collect();
+        assert_eq!((quantile(&samples, 0.5), quantile(&samples, 0.99)), (25.0, 50.0));
+        assert!(quantile(&[], 0.5).is_nan());
     }
 
     #[test]

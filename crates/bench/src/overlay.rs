@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::figures::{Report, seconds};
 
 mod endpoints;
+mod starts;
 
 const ROUNDS: usize = 5;
 /// Five times about 4,000 connections stay below the 28,000 ports that a client has.
@@ -57,6 +58,7 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     names(&ours, &theirs, report)?;
     balanced(&ours.lab, report)?;
     propagation(&ours, &theirs, report)?;
+    starts::reached([&ours, &theirs], report)?;
     endpoints::applied(report)?;
     names_while_dead(&ours, report)
 }
