@@ -327,6 +327,8 @@ impl Gossip {
     fn speak_up(&mut self, now: Instant) {
         if let Some(timers) = &mut self.timers {
             timers.gossip = now;
+            // Managers that were named before the keys could not be asked.
+            timers.rejoin = now;
         }
         for network in self.database.networks.values_mut() {
             if let Some(ours) = &mut network.ours {

@@ -37,8 +37,8 @@ fn a_node_that_starts_again_is_heard_as_soon_as_it_has_met_somebody() {
         world.put(3, "a", "19");
         world.put(3, "b", "1");
         world.run(Duration::from_millis(100));
-        world.give(3, Event::SetKeys(vec![key(1), key(2), key(3)]));
         world.give(3, Event::Join { addresses: vec![address(0)] });
+        world.give(3, Event::SetKeys(vec![key(1), key(2), key(3)]));
         world.run(Duration::from_millis(250));
         world.check_agreed(&expected(&[("a", "19"), ("b", "1")]), &format!("seed {seed}"));
         for node in 0..3 {
