@@ -29,10 +29,11 @@ pub enum Input {
     Event(Event),
     /// Something that belongs to one session; stale ones are dropped.
     Of(u64, Event),
-    /// A waiting `docker run --network`: its work when the assignment arrives.
+    /// A waiting `docker run --network`: its work when the assignment arrives, and the generation of
+    /// the overlays that has its network.
     Await {
         task: String,
-        found: oneshot::Sender<Work>,
+        found: oneshot::Sender<(Work, u64)>,
     },
 }
 
@@ -50,6 +51,7 @@ pub struct Handle {
     /// This node's own object, as the manager sent it last.
     pub node: watch::Receiver<Option<Arc<pb::Node>>>,
     pub roots: watch::Receiver<Vec<u8>>,
+    overlays_applied: watch::Receiver<u64>,
 }
 
 impl Handle {
@@ -79,7 +81,10 @@ impl Handle {
     pub async fn attachment(&self, task: String) -> Option<Work> {
         let (found, work) = oneshot::channel();
         self.inputs.send(Input::Await { task, found }).await.ok()?;
-        work.await.ok()
+        let (work, generation) = work.await.ok()?;
+        // A network that stands may still be on its way out, with the container that had it before.
+        self.overlays_applied.clone().wait_for(|applied| *applied >= generation).await.ok()?;
+        Some(work)
     }
 }
 
@@ -128,7 +133,7 @@ struct Loop {
     session_tasks: Vec<AbortHandle>,
     turn: usize,
     overlays: watch::Sender<(u64, agent::OverlayState)>,
-    waiting: BTreeMap<String, Vec<oneshot::Sender<Work>>>,
+    waiting: BTreeMap<String, Vec<oneshot::Sender<(Work, u64)>>>,
     attachments: BTreeMap<String, Work>,
     zones: BTreeSet<NetworkId>,
     resolver: Arc<resolver::Client>,
@@ -159,7 +164,7 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         view.clone(),
     );
     let gossip = parts.gossip.clone();
-    let answering = answer_when_applied(answers_due, overlays_applied, gossip.clone());
+    let answering = answer_when_applied(answers_due, overlays_applied.clone(), gossip.clone());
     let the_loop = Loop {
         clock: parts.clock,
         core: Agent::new(config, records.clone()),
@@ -200,6 +205,7 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         registered: registered_seen,
         node: node_seen,
         roots: roots_seen,
+        overlays_applied,
     };
     (handle, task)
 }
@@ -260,8 +266,9 @@ impl Loop {
                     Some(Input::Event(event)) => Some(event),
                     Some(Input::Of(session, event)) => (session == self.session).then_some(event),
                     Some(Input::Await { task, found }) => {
+                        let generation = self.overlays.borrow().0;
                         match self.attachments.get(&task) {
-                            Some(work) => drop(found.send(work.clone())),
+                            Some(work) => drop(found.send((work.clone(), generation))),
                             None => self.waiting.entry(task).or_default().push(found),
                         }
                         None
@@ -527,8 +534,9 @@ impl Loop {
         for attachment in &work.task.networks {
             self.learn(attachment);
         }
+        let generation = self.overlays.borrow().0;
         for found in self.waiting.remove(&work.task.id).unwrap_or_default() {
-            let _ = found.send(work.clone());
+            let _ = found.send((work.clone(), generation));
         }
         self.attachments.insert(work.task.id.clone(), work);
     }
