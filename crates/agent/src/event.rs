@@ -162,6 +162,10 @@ pub enum Event {
     MemberDown {
         name: String,
     },
+    /// Not only the node failed, nothing on its host can be reached. Over when it is up.
+    HostSilent {
+        name: String,
+    },
     /// A container of this node that no service made is on an attachable network: its attachment's
     /// task runs under this name. Level: told again it replaces.
     Attached {

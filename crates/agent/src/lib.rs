@@ -185,6 +185,10 @@ impl Agent {
                 self.rows.member_down(&name);
                 self.look_soon(now);
             }
+            Event::HostSilent { name } => {
+                self.rows.host_silent(name);
+                self.look_soon(now);
+            }
             Event::Attached { task, name, aliases, .. } => {
                 self.attached.insert(task.clone(), (name.clone(), aliases.clone()));
                 self.with(&task, now, |life| life.attached = Some((name, aliases)));

@@ -56,6 +56,8 @@ struct Named {
     /// The first is the one that the Docker Engine knows it by.
     addresses: Vec<IpAddr>,
     ready: bool,
+    /// Its host does not answer: connections to it lead nowhere.
+    silent: bool,
     engine: NodeEngine,
     own: bool,
 }
@@ -177,6 +179,7 @@ fn named(
             addresses: addresses_of(&record),
             record,
             ready: life.is_ready(),
+            silent: false,
             engine: NodeEngine::Skep,
             own: true,
         })
@@ -189,6 +192,7 @@ fn named(
         ready: !row.record.service_disabled
             && subject.rows.is_up(&row.owner)
             && believed.peers.contains_key(&row.address),
+        silent: subject.rows.is_silent(&row.owner),
         engine: subject.rows.engine(&row.owner),
         own: false,
     });
@@ -282,7 +286,8 @@ fn services(subject: &Subject, id: &NetworkId, named: &[Named]) -> Vec<Service> 
             let service = services
                 .entry(key)
                 .or_insert_with(|| (endpoint.record.service_name.clone(), BTreeMap::new()));
-            for address in endpoint.addresses.iter().filter(|a| a.is_ipv4() == vip.is_ipv4()) {
+            let same = |address: &&IpAddr| address.is_ipv4() == vip.is_ipv4() && !endpoint.silent;
+            for address in endpoint.addresses.iter().filter(same) {
                 *service.1.entry(*address).or_default() |= endpoint.ready;
             }
         }
@@ -331,10 +336,11 @@ fn mesh(subject: &Subject, own: Option<Cidr>, named: &[Named], believed: &Believ
             else {
                 continue;
             };
-            let Some(&address) = endpoint.addresses.first() else { continue };
-            let (ready, engine) = (endpoint.ready, endpoint.engine);
-            let backend = IngressBackend { address, ready, engine };
-            ports.entry((proto, published)).or_default().insert(address, backend);
+            let backends = ports.entry((proto, published)).or_default();
+            if let Some(&address) = endpoint.addresses.first().filter(|_| !endpoint.silent) {
+                let (ready, engine) = (endpoint.ready, endpoint.engine);
+                backends.insert(address, IngressBackend { address, ready, engine });
+            }
         }
     }
     let ports = ports.into_iter().map(|((proto, published), backends)| IngressPort {

@@ -1,6 +1,6 @@
 //! What the gossip says: rows by network, and the nodes that announced them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use gossip::{ENDPOINT_TABLE, OVERLAY_PEER_TABLE};
@@ -77,6 +77,8 @@ pub struct Rows {
     endpoints: BTreeMap<NetworkId, BTreeMap<String, Remote>>,
     peers: BTreeMap<NetworkId, BTreeMap<String, Located>>,
     members: BTreeMap<String, bool>,
+    /// Nodes that failed and whose hosts do not answer.
+    silent: BTreeSet<String>,
     arrivals: u64,
     /// Rows that could not be read.
     pub dropped: u64,
@@ -110,11 +112,26 @@ impl Rows {
     }
 
     pub fn member_up(&mut self, name: String, skep: bool) {
+        self.silent.remove(&name);
         self.members.insert(name, skep);
     }
 
     pub fn member_down(&mut self, name: &str) {
         self.members.remove(name);
+    }
+
+    pub fn host_silent(&mut self, name: String) {
+        if self.is_up(&name) {
+            return;
+        }
+        let endpoints = self.endpoints.values().flat_map(BTreeMap::values);
+        let owners: BTreeSet<&str> = endpoints.map(|row| row.owner.as_str()).collect();
+        self.silent.retain(|silent| owners.contains(silent.as_str()));
+        self.silent.insert(name);
+    }
+
+    pub fn is_silent(&self, owner: &str) -> bool {
+        self.silent.contains(owner)
     }
 
     pub fn members(&self) -> usize {

@@ -7,6 +7,7 @@ use prost::Message as _;
 use wire::networktable::{EndpointRecord, PeerRecord, PortConfig};
 
 mod claims;
+mod others;
 mod restart;
 
 const OWN: &str = "aaaaaaaaaaaa";
@@ -331,67 +332,6 @@ fn a_restart_adopts_what_runs_and_leaves_the_networks_alone_at_first() {
     let dead = Event::Exited { task: "t1".into(), container: None, message: String::new() };
     let _ = world.step(dead);
     assert_eq!(world.agent.lives["t1"].state(), TaskState::Failed);
-}
-
-#[test]
-fn rows_of_others_become_peers_backends_ports_and_names() {
-    let mut world = World::new(vec![]);
-    world.run();
-    let _ = world.step(Event::MemberUp {
-        name: "bbbbbbbbbbbb".into(),
-        address: "192.0.2.2".parse().unwrap(),
-        skep: false,
-    });
-    let peer = |ip: &str| {
-        let record = PeerRecord {
-            endpoint_ip: ip.into(),
-            endpoint_mac: "02:42:0a:00:01:06".into(),
-            tunnel_endpoint_ip: "192.0.2.2".into(),
-        };
-        record.encode_to_vec()
-    };
-    let port = PortConfig { published_port: 8080, target_port: 80, ..Default::default() };
-    let endpoint = |ip: &str, vip: &str, ports: Vec<PortConfig>| {
-        let record = EndpointRecord {
-            name: "shop-web.1.t9".into(),
-            service_name: "shop-web".into(),
-            service_id: "svc".into(),
-            virtual_ip: vip.into(),
-            endpoint_ip: ip.into(),
-            ingress_ports: ports,
-            ..Default::default()
-        };
-        record.encode_to_vec()
-    };
-    let other = "bbbbbbbbbbbb";
-    world.row("web", OVERLAY_PEER_TABLE, "e1", other, peer("10.0.1.6/24"));
-    world.row("web", ENDPOINT_TABLE, "e1", other, endpoint("10.0.1.6", "10.0.1.4", vec![]));
-    world.row("ingress", ENDPOINT_TABLE, "e2", other, endpoint("10.0.0.6", "10.0.0.4", vec![port]));
-    let lb = EndpointRecord {
-        name: "ingress-endpoint".into(),
-        virtual_ip: "<nil>".into(),
-        endpoint_ip: "10.0.0.3".into(),
-        ..Default::default()
-    };
-    world.row("ingress", ENDPOINT_TABLE, "e3", other, lb.encode_to_vec());
-    world.row("web", ENDPOINT_TABLE, "e4", other, vec![1, 2, 3]);
-    let shown = world.pass(Duration::from_millis(10));
-    assert_eq!(world.agent.rows_dropped(), 1);
-    let state = overlays(&shown).unwrap();
-    let web = &state.overlays["web"];
-    assert_eq!(web.peers[&"10.0.1.6".parse().unwrap()].vtep.to_string(), "192.0.2.2");
-    let backends: Vec<String> =
-        web.services[0].backends.iter().map(|b| format!("{} {}", b.address, b.ready)).collect();
-    assert_eq!(backends, ["10.0.1.5 true", "10.0.1.6 true"]);
-    let mesh = state.overlays["ingress"].ingress.as_ref().unwrap();
-    let engines: Vec<NodeEngine> = mesh.ports[0].backends.iter().map(|b| b.engine).collect();
-    assert_eq!(engines, [NodeEngine::Skep, NodeEngine::Docker]);
-    assert_eq!(mesh.nodes.len(), 2);
-    assert_eq!(zone(&shown, "web").unwrap().names["tasks.shop-web"].len(), 2);
-    let _ = world.step(Event::MemberDown { name: other.into() });
-    let shown = world.pass(Duration::from_millis(10));
-    let backends = &overlays(&shown).unwrap().overlays["web"].services[0].backends;
-    assert_eq!(backends.iter().map(|b| b.ready).collect::<Vec<_>>(), [true, false]);
 }
 
 #[test]

@@ -21,6 +21,11 @@ const FAILED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// This long after the start, rows that carry this node's name and that it did not announce are
 /// taken for those of an earlier life, and deleted.
 pub(crate) const SETTLED: Duration = Duration::from_secs(20);
+/// So many questions without an answer, one a second, and a failed node's host is silent: a lost
+/// packet is sent again after one second and after three.
+const QUESTIONS_MAX: u32 = 5;
+/// Of many failed nodes so many are asked at once.
+const QUESTIONS_AT_ONCE: usize = 128;
 /// Rows that are announced close together share packets.
 pub(crate) const FLUSH_DELAY: Duration = Duration::from_millis(5);
 /// A clock that leaps further was made up.
@@ -48,6 +53,8 @@ pub(crate) struct Peer {
     pub state: Presence,
     pub ltime: u64,
     changed: Instant,
+    /// How often its host was asked, since it failed or its host answered last.
+    unanswered: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,7 +178,13 @@ impl Database {
         let known = self.peers.get(&member.name);
         let returned = known.is_some_and(|peer| peer.state != Presence::Active);
         let ltime = known.map_or(0, |peer| peer.ltime);
-        let peer = Peer { member: member.clone(), state: Presence::Active, ltime, changed: io.now };
+        let peer = Peer {
+            member: member.clone(),
+            state: Presence::Active,
+            ltime,
+            changed: io.now,
+            unanswered: 0,
+        };
         self.peers.insert(member.name.clone(), peer);
         io.effect(Effect::NodeUp(member.clone()));
         self.peers_changed_with(io, &member.name);
@@ -244,6 +257,31 @@ impl Database {
     pub fn failed(&self) -> Vec<Member> {
         let failed = |peer: &&Peer| peer.state == Presence::Failed;
         self.peers.values().filter(failed).map(|peer| peer.member.clone()).collect()
+    }
+
+    /// A daemon may be stopped, replaced or too busy while the tasks of its host live on: whoever
+    /// has connections to them keeps them for as long as the host itself answers.
+    pub fn ask_hosts(&mut self, io: &mut Io<'_>) {
+        let open =
+            |peer: &&Peer| peer.state == Presence::Failed && peer.unanswered <= QUESTIONS_MAX;
+        let names = self.peers.values().filter(open).map(|peer| peer.member.name.clone()).collect();
+        for name in io.pick(names, QUESTIONS_AT_ONCE) {
+            let Some(peer) = self.peers.get_mut(&name) else { continue };
+            peer.unanswered += 1;
+            if peer.unanswered <= QUESTIONS_MAX {
+                io.effect(Effect::AskHost { name, to: peer.member.address });
+            } else {
+                io.count("hosts_silent");
+                io.effect(Effect::HostSilent(peer.member.clone()));
+            }
+        }
+    }
+
+    /// One that was silent already comes back with its daemon: what ran there may be gone.
+    pub fn host_answered(&mut self, name: &str) {
+        if let Some(peer) = self.peers.get_mut(name).filter(|it| it.unanswered <= QUESTIONS_MAX) {
+            peer.unanswered = 0;
+        }
     }
 
     pub fn announce_node(&mut self, what: i32) {

@@ -74,6 +74,10 @@ pub enum Event {
     StreamFailed {
         dial: DialId,
     },
+    /// The host of [`Effect::AskHost`] lives: it accepted the connection or refused it.
+    HostAnswered {
+        name: String,
+    },
     /// The managers' addresses: whom to join first and to rejoin when they are missing. The whole set.
     Join {
         addresses: Vec<SocketAddr>,
@@ -156,6 +160,14 @@ pub enum Effect {
     NodeUp(Member),
     /// A node failed (its rows stay, see [`Row::owner_up`]) or left (its rows are gone).
     NodeDown(Member),
+    /// Find out whether the host of a failed node lives: connect to it, for 3 seconds.
+    AskHost {
+        name: String,
+        to: SocketAddr,
+    },
+    /// The host of a failed node does not answer either: nothing on it can be reached. Over when
+    /// the node is up again.
+    HostSilent(Member),
 }
 
 /// A node on the gossip.

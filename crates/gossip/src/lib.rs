@@ -189,6 +189,7 @@ impl Gossip {
             Event::StreamReply { dial, bytes } => self.receive_reply(now, dial, &bytes, out),
             Event::StreamSent { dial } => drop(dials.close(dial)),
             Event::StreamFailed { dial } => self.stream_failed(now, dial, out),
+            Event::HostAnswered { name } => database.host_answered(&name),
             Event::Join { addresses } => self.join(now, addresses, out),
             Event::JoinNetwork { network } => database.join_network(&mut io, &network),
             Event::LeaveNetwork { network } => database.leave_network(&mut io, &network),
@@ -296,6 +297,7 @@ impl Gossip {
         }
         if timers.retry <= now {
             timers.retry = now + RETRY_INTERVAL;
+            database.ask_hosts(&mut io);
             let failed = io.pick(database.failed(), 1);
             to.extend(failed.into_iter().map(|member| (member.address, true)));
         }

@@ -15,6 +15,7 @@ use crate::*;
 
 mod answers;
 mod many;
+mod silent;
 
 const TABLE: &str = ENDPOINT_TABLE;
 
@@ -183,6 +184,12 @@ impl World {
             Effect::CloseStream { stream } => {
                 if let Some((to, dial, true)) = self.streams.remove(&stream) {
                     self.later(delay, to, Event::StreamFailed { dial });
+                }
+            }
+            // A host refuses where no daemon listens.
+            Effect::AskHost { name, to } => {
+                if self.at(to).is_some_and(|to| self.hears(from, to)) {
+                    self.later(delay, from, Event::HostAnswered { name });
                 }
             }
             _ if self.forgetful => {}

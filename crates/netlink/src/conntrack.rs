@@ -117,15 +117,17 @@ pub fn forget(socket: &mut Socket, flows: &[&Flow]) -> io::Result<usize> {
     Ok(count)
 }
 
-/// Ends the local sockets of these flows at once, so that nobody waits for a dead peer. A host
-/// whose kernel cannot do that leaves it to the reset that the next packet earns.
-pub fn abort_sockets(socket: &mut Socket, flows: &[&Flow]) {
+/// Ends the local sockets of these flows at once, so that nobody waits for a dead peer, and says
+/// which connections are held elsewhere.
+pub fn abort_sockets(socket: &mut Socket, flows: &[&Flow]) -> io::Result<Vec<Tuple>> {
     let tcp = |flow: &Flow| i32::from(flow.original.protocol) == libc::IPPROTO_TCP;
     let alive = flows.iter().filter(|flow| tcp(flow) && flow.alive);
-    let messages: Vec<_> = alive.map(|flow| destroy(&flow.original)).collect();
-    if !messages.is_empty() {
-        let _ = socket.batch(messages);
+    let alive: Vec<Tuple> = alive.map(|flow| flow.original).collect();
+    if alive.is_empty() {
+        return Ok(alive);
     }
+    let missing = socket.batch(alive.iter().map(destroy).collect())?;
+    Ok(missing.iter().filter_map(|(index, _)| alive.get(*index).copied()).collect())
 }
 
 fn destroy(tuple: &Tuple) -> Message {

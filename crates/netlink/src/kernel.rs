@@ -12,7 +12,7 @@ use netplan::{LinkKind, LinkObject, Namespace, Step, Table, World};
 
 use crate::message::Message;
 use crate::socket::{Family, Socket};
-use crate::{advert, conntrack, namespace, nft, route};
+use crate::{advert, challenge, conntrack, namespace, nft, route};
 
 /// A step that could not be carried out; it will be in the next plan again.
 #[derive(Debug, thiserror::Error)]
@@ -385,12 +385,17 @@ impl Kernel {
         if stale.is_empty() {
             return Ok(());
         }
-        if abort && let Some(path) = path {
-            let mut socket = namespace::visit(&path, || Socket::open(Family::SockDiag))?;
-            conntrack::abort_sockets(&mut socket, &stale);
-        }
+        let path = path.filter(|_| abort);
+        // Who is not told now is told by the reset that his next packet earns.
+        let held = path.as_ref().and_then(|path| {
+            let mut socket = namespace::visit(path, || Socket::open(Family::SockDiag)).ok()?;
+            conntrack::abort_sockets(&mut socket, &stale).ok()
+        });
         let ended = conntrack::forget(&mut space.netfilter, &stale)?;
         self.flows_ended += ended as u64;
+        if let (Some(path), Some(held)) = (path, held.filter(|held| !held.is_empty())) {
+            let _ = namespace::visit(&path, || challenge::send(&held));
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ pub mod advert;
 mod observe;
 pub mod namespace;
 pub mod nft;
+mod challenge;
 pub mod conntrack;
 pub mod route;
 pub mod socket;

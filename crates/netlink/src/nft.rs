@@ -216,6 +216,7 @@ fn encode_action(
     const META_MARK: u32 = 3;
     match action {
         Action::Accept => body.verdict(1, None),
+        Action::Untracked => body.untracked(),
         Action::Drop => body.verdict(0, None),
         Action::Return => body.verdict(-5, None),
         Action::Jump(chain) => body.verdict(-3, Some(chain)),

@@ -370,6 +370,50 @@ fn connections_of_a_dead_backend_are_reset_and_datagrams_move() {
     });
 }
 
+/// Host 1, whose mesh leads port 90 to these tasks.
+fn with_mesh(tasks: &[&str]) -> View {
+    let mut view = view(1, [NodeEngine::Skep, NodeEngine::Skep]);
+    let ingress = view.overlays.get_mut(INGRESS).unwrap().ingress.as_mut().unwrap();
+    for port in &mut ingress.ports {
+        port.backends.retain(|backend| tasks.iter().any(|task| ip(task) == backend.address));
+    }
+    view
+}
+
+#[test]
+fn a_client_outside_that_only_listens_hears_that_its_backend_is_gone() {
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+    let ([one, two, client], _switch) = hosts();
+    two.apply(&view(2, [NodeEngine::Skep, NodeEngine::Skep]));
+    let listener = inside(&two, || TcpListener::bind("0.0.0.0:90"));
+    let connect = |host: &Host| {
+        let to = "192.0.2.1:90";
+        netlink::namespace::visit(&host.path(), || TcpStream::connect(to)).expect("a connection")
+    };
+    let mut kept = Vec::new();
+    // The others stay, or nobody does; the client is elsewhere, or on the host itself.
+    for left in [&["10.0.0.11"][..], &[]] {
+        one.apply(&with_mesh(&["10.0.0.12"]));
+        let mut held = [&client, &one].map(connect);
+        for stream in &mut held {
+            let (mut server, _) = listener.accept().unwrap();
+            stream.write_all(b"a").unwrap();
+            server.read_exact(&mut [0]).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            kept.push(server);
+        }
+        two.ip("link set eth0 down");
+        one.apply(&with_mesh(left));
+        for stream in &mut held {
+            let error = stream.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{stream:?}, left {left:?}");
+        }
+        two.ip("link set eth0 up");
+    }
+}
+
 #[test]
 fn two_vxlan_devices_of_one_network_never_meet_file_exists() {
     let host = Host::new("leftover");

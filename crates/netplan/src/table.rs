@@ -106,6 +106,8 @@ pub enum Action {
     Drop,
     Return,
     Jump(String),
+    /// No flow is made for the packet.
+    Untracked,
     Masquerade,
     Snat(IpAddr),
     /// One after another; every target is of one family. The port stays when there is none.
@@ -220,6 +222,7 @@ impl fmt::Display for Action {
             Self::Drop => f.write_str("drop"),
             Self::Return => f.write_str("return"),
             Self::Jump(chain) => write!(f, "jump {chain}"),
+            Self::Untracked => f.write_str("notrack"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Snat(addr) => write!(f, "snat {} to {addr}", family(*addr)),
             Self::Dnat(targets, port) => f.write_str(&dnat(targets, *port)),

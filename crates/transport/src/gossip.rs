@@ -16,6 +16,8 @@ use wire::memberlist::seal::{FRAME_HEADER_BYTES, frame_length};
 
 /// memberlist's TCP timeout: for a whole exchange.
 const STREAM_TIME_MAX: Duration = Duration::from_secs(10);
+/// For the host of a failed node to accept or refuse a connection.
+const QUESTION_TIME_MAX: Duration = Duration::from_secs(3);
 /// Accepted connections at a time; further ones are closed at once and tried again by their makers.
 const CONNECTIONS_MAX: usize = 256;
 /// Of one host: it needs one at a time, and cannot keep the others out.
@@ -322,6 +324,17 @@ impl Runner {
                     Ended::Dialled
                 });
             }
+            Effect::AskHost { name, to } => {
+                let streams = self.streams.clone();
+                self.tasks.spawn(async move {
+                    let asked = tokio::time::timeout(QUESTION_TIME_MAX, TcpStream::connect(to));
+                    if asked.await.is_ok_and(is_answer) {
+                        let event = Event::HostAnswered { name };
+                        let _ = streams.send(Streamed::Dialled(event)).await;
+                    }
+                    Ended::Dialled
+                });
+            }
             Effect::ReplyStream { stream, bytes } => {
                 if let Some(reply) = self.replies.remove(&stream) {
                     let _ = reply.send(bytes);
@@ -336,6 +349,15 @@ impl Runner {
             }
             effect => self.waiting.push_back(effect),
         }
+    }
+}
+
+/// A port that nobody listens on is refused by the host itself.
+fn is_answer(connected: io::Result<TcpStream>) -> bool {
+    use io::ErrorKind::{ConnectionRefused, ConnectionReset};
+    match connected {
+        Ok(_) => true,
+        Err(error) => matches!(error.kind(), ConnectionRefused | ConnectionReset),
     }
 }
 

@@ -44,7 +44,12 @@ fn connections_through_the_balancer() -> Result<()> {
             ("a starting task waits until it is ready", a_starting_task_waits_until_it_is_ready),
             ("a killed task's clients move on", |lab| a_task_goes(lab, 20_100, kill_a_task)),
             ("a drained task's clients move on", |lab| a_task_goes(lab, 20_200, drain_a_task)),
-            ("a cut host's connections wait for it", a_cut_hosts_connections_wait_for_it),
+            ("a short cut ends nothing", a_short_cut_ends_nothing),
+            ("a silent host's clients move on", |lab| a_task_goes(lab, 20_300, silence_a_host)),
+            (
+                "a host without daemon keeps its connections",
+                a_host_without_daemon_keeps_its_connections,
+            ),
         ],
     )?;
     lab.down()
@@ -340,6 +345,13 @@ fn a_task_goes(lab: &Lab, base: u16, go: fn(&Lab) -> Result<Gone>) -> Result<()>
         })?;
     }
     let (number, gone) = go(lab)?;
+    for (by, mut stream) in held {
+        if by == gone {
+            until_ended(&mut stream, HOST_LOST_MAX)?;
+        } else {
+            ensure!(ask(&mut stream, true)? == by, "a connection of another task");
+        }
+    }
     for client in &clients {
         // Every port is led elsewhere, none to a task that is no longer there.
         let by = client.tcp().context("from a port that had been led to the task")?;
@@ -347,13 +359,7 @@ fn a_task_goes(lab: &Lab, base: u16, go: fn(&Lab) -> Result<Gone>) -> Result<()>
         let by = client.datagrams(Duration::from_secs(5)).context("afterwards")?;
         ensure!(!by.contains(&gone), "{gone} is gone: {by:?}");
     }
-    for (by, mut stream) in held {
-        if by == gone {
-            until_ended(&mut stream, Duration::from_secs(5))?;
-        } else {
-            ensure!(ask(&mut stream, true)? == by, "a connection of another task");
-        }
-    }
+    lab.host(number).heal()?;
     let host = lab.host(1);
     host.dk(&format!("node update --availability active {}", lab.host(number).name))?;
     until_running(host, "app", 3)
@@ -375,33 +381,66 @@ fn until_ended(stream: &mut TcpStream, limit: Duration) -> Result<()> {
     }
 }
 
-/// A host whose cable is out may be back in a moment: nobody new is led there, and whoever is
-/// connected goes on when it is.
-fn a_cut_hosts_connections_wait_for_it(lab: &Lab) -> Result<()> {
-    let ways = ways(lab)?;
-    let gone = lab.host(3).docker(&["exec", &task_on(lab.host(3), "app")?, "hostname"])?;
+/// A connection of each way to the third host's task.
+fn held_by_the_third(lab: &Lab) -> Result<Vec<(String, TcpStream)>> {
+    let there = lab.host(3).docker(&["exec", &task_on(lab.host(3), "app")?, "hostname"])?;
     let mut held = Vec::new();
-    for way in &ways {
+    for way in &ways(lab)? {
         until_all_answer(way, 3)?;
         for _ in 0..3 {
             let mut stream = dial(&way.netns, 0, way.tcp)?;
             held.push((ask(&mut stream, false)?, stream));
         }
     }
-    lab.host(3).cut()?;
+    held.retain(|(by, _)| *by == there);
+    ensure!(held.len() == 2, "one of three each way: {}", held.len());
+    Ok(held)
+}
+
+fn still_answered(held: Vec<(String, TcpStream)>) -> Result<()> {
+    for (by, mut stream) in held {
+        stream.set_read_timeout(Some(HOST_LOST_MAX))?;
+        let answer = ask(&mut stream, true).with_context(|| format!("{stream:?}"))?;
+        ensure!(answer == by, "{stream:?}: {answer}, before {by}");
+    }
+    Ok(())
+}
+
+fn a_short_cut_ends_nothing(lab: &Lab) -> Result<()> {
+    for seconds in [1, 3] {
+        let held = held_by_the_third(lab)?;
+        lab.host(3).cut()?;
+        std::thread::sleep(Duration::from_secs(seconds));
+        lab.host(3).heal()?;
+        still_answered(held).with_context(|| format!("a cut of {seconds} s"))?;
+    }
+    Ok(())
+}
+
+/// A host whose daemon is dead counts as failed, too, but its tasks live: nobody new is led there, and
+/// whoever is connected stays so.
+fn a_host_without_daemon_keeps_its_connections(lab: &Lab) -> Result<()> {
+    let held = held_by_the_third(lab)?;
+    let gone = held[0].0.clone();
+    lab.host(3).kill()?;
     let others = |way: &Way| -> Result<bool> {
         let by: Result<Vec<String>> = (0..6).map(|_| asked(way, 0)).collect();
         Ok(by.is_ok_and(|by| !by.contains(&gone)))
     };
-    for way in &ways {
+    for way in &ways(lab)? {
         wait_until(HOST_LOST_MAX, || others(way)).with_context(|| format!("{}", way.tcp))?;
     }
-    lab.host(3).heal()?;
-    held.retain(|(by, _)| *by == gone);
-    ensure!(held.len() == 2, "one of three each way: {}", held.len());
-    for (by, mut stream) in held {
-        stream.set_read_timeout(Some(HOST_LOST_MAX))?;
-        ensure!(ask(&mut stream, true)? == by);
-    }
-    Ok(())
+    // Longer than the others ask whether the host lives.
+    std::thread::sleep(Duration::from_secs(10));
+    still_answered(held)?;
+    lab.host(3).start()?;
+    until_running(lab.host(1), "app", 3)
+}
+
+/// Nobody says goodbye, and nothing comes back.
+fn silence_a_host(lab: &Lab) -> Result<Gone> {
+    let host = lab.host(3);
+    let name = host.docker(&["exec", &task_on(host, "app")?, "hostname"])?;
+    host.cut()?;
+    Ok((3, name))
 }

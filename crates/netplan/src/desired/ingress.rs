@@ -8,7 +8,7 @@ use crate::addr::{Cidr, Mac};
 use crate::objects::{Objects, Route, Rule};
 use crate::table::{
     Action, Chain, ChainKind, Hook, Match, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_MANGLE,
-    PRIORITY_SRCNAT, Table,
+    PRIORITY_RAW, PRIORITY_SRCNAT, Table,
 };
 use crate::view::{
     Ingress, IngressBackend, IngressNode, IngressPort, Link, NodeEngine, Overlay, Proto, Sandbox,
@@ -63,7 +63,12 @@ pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, 
             snat.rule(vec![out, to, Match::Translated], Action::Snat(lb.addr));
         }
     }
-    for chain in [dnat, refuse, snat] {
+    // What this namespace says by itself ends connections; it is not to look like the beginning of one.
+    let mut says = Chain::base("says", ChainKind::Filter, Hook::Output, PRIORITY_RAW);
+    if !ingress.ports.is_empty() {
+        says.rule(vec![Match::Proto(Proto::Tcp)], Action::Untracked);
+    }
+    for chain in [dnat, refuse, snat, says] {
         if !chain.rules.is_empty() {
             table.chains.push(chain);
         }

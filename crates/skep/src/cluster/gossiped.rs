@@ -21,6 +21,10 @@ pub fn gossiped(effect: ::gossip::Effect) -> Option<Event> {
             tracing::info!(address = %member.address, "a node of the swarm does not answer on the gossip");
             Some(Event::MemberDown { name: member.name })
         }
+        ::gossip::Effect::HostSilent(member) => {
+            tracing::warn!(address = %member.address, "the host of a node that failed does not answer either: connections to its tasks are reset");
+            Some(Event::HostSilent { name: member.name })
+        }
         _ => None,
     }
 }
