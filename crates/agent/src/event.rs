@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use model::NetworkId;
 use netplan::addr::{Cidr, Mac};
-use netplan::view::{IngressTarget, Overlay};
+use netplan::view::{IngressTarget, Overlay, Proto};
 use wire::swarmkit as pb;
 
 /// What this node is, for the life of the process.
@@ -162,6 +162,8 @@ pub enum Event {
     MemberDown {
         name: String,
     },
+    /// Published ports that another process on this host has: all of them.
+    PortsTaken(BTreeSet<(Proto, u16)>),
     /// Not only the node failed, nothing on its host can be reached. Over when it is up.
     HostSilent {
         name: String,

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
-use netplan::view::NodeEngine;
+use netplan::view::{NodeEngine, Proto};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use store::access::TaskState;
@@ -61,6 +61,8 @@ pub struct Agent {
     followed: BTreeMap<String, BTreeSet<u64>>,
     shown: Picture,
     claims_refused: u64,
+    /// None until they are known.
+    ports_taken: Option<BTreeSet<(Proto, u16)>>,
     joined: BTreeSet<NetworkId>,
     /// The picture may have changed: look at it then.
     look_at: Option<Instant>,
@@ -99,6 +101,7 @@ impl Agent {
             followed: BTreeMap::new(),
             shown: Picture::default(),
             claims_refused: 0,
+            ports_taken: None,
             joined: BTreeSet::new(),
             look_at: None,
             settles: None,
@@ -185,6 +188,7 @@ impl Agent {
                 self.rows.member_down(&name);
                 self.look_soon(now);
             }
+            Event::PortsTaken(ports) => self.ports_taken = Some(ports),
             Event::HostSilent { name } => {
                 self.rows.host_silent(name);
                 self.look_soon(now);
@@ -374,6 +378,9 @@ impl Agent {
                     Wish::Gone => gone.push(task),
                 }
             }
+            if let Some(taken) = &self.ports_taken {
+                life.warn(warning(&life.task, taken));
+            }
             if life.unsaved || was_ready != life.is_ready() {
                 self.look_at = Some(now);
             }
@@ -494,6 +501,24 @@ impl Agent {
             let (network, table, key) = key.clone();
             effects.push(Effect::DeleteRow { network, table, key });
         }
+    }
+}
+
+/// What `docker service ps` is to tell of a task that runs.
+fn warning(task: &pb::Task, taken: &BTreeSet<(Proto, u16)>) -> String {
+    let mut ports = network::ingress_targets(task);
+    ports.retain(|port| taken.contains(&(port.proto, port.published)));
+    let ports: Vec<String> =
+        ports.iter().map(|port| format!("{}/{}", port.published, port.proto.name())).collect();
+    match ports.as_slice() {
+        [] => String::new(),
+        [port] => format!(
+            "port {port} is in use by another process on this node, which gets no connections there while the service has it published"
+        ),
+        _ => format!(
+            "ports {} are in use by other processes on this node, which get no connections there while the service has them published",
+            ports.join(", ")
+        ),
     }
 }
 

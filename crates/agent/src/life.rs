@@ -167,6 +167,15 @@ impl Life {
         self.unreported = true;
     }
 
+    /// While the task runs: what is wrong around it, or nothing.
+    pub fn warn(&mut self, warning: String) {
+        if self.state() == TaskState::Running && !self.wants_end() && self.status.err != warning {
+            self.status.err = warning;
+            self.unsaved = true;
+            self.unreported = true;
+        }
+    }
+
     fn note_container(&mut self, container: Container) {
         self.status.runtime_status =
             Some(pb::task_status::RuntimeStatus::Container(pb::ContainerStatus {
@@ -290,7 +299,10 @@ impl Life {
                     format!("task: non-zero exit ({exit}): dockerexec: unhealthy container");
                 self.change(now, TaskState::Failed, "started");
             }
-            (Stage::Shutdown, _) => self.change(now, TaskState::Shutdown, "shutdown"),
+            (Stage::Shutdown, _) => {
+                self.status.err.clear();
+                self.change(now, TaskState::Shutdown, "shutdown");
+            }
             // What could not be removed is swept up by the engine.
             (Stage::Remove, _) => self.removed = true,
         }
@@ -313,6 +325,7 @@ impl Life {
             self.note_container(container);
         }
         if exit == Some(0) {
+            self.status.err.clear();
             self.change(now, TaskState::Complete, "finished");
             return;
         }

@@ -1,12 +1,12 @@
 //! The handle that everyone else holds on the network controller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use model::{ContainerId, NetworkId};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use super::api::*;
 use super::controller::{Controller, Job, internal};
@@ -27,7 +27,10 @@ pub struct Network {
 
 /// What readers see without asking the thread.
 #[derive(Default)]
-pub struct Shared(RwLock<Seen>);
+pub struct Shared {
+    seen: RwLock<Seen>,
+    ports_taken: watch::Sender<BTreeSet<(Proto, u16)>>,
+}
 
 #[derive(Default)]
 struct Seen {
@@ -48,11 +51,18 @@ impl Shared {
             counters,
             warnings: state.warnings(),
         };
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = seen;
+        *self.seen.write().unwrap_or_else(PoisonError::into_inner) = seen;
+        self.ports_taken.send_if_modified(|taken| {
+            let changed = *taken != state.mesh_taken;
+            if changed {
+                taken.clone_from(&state.mesh_taken);
+            }
+            changed
+        });
     }
 
     fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
-        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.seen.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -87,6 +97,11 @@ impl Network {
 
     pub fn config(&self) -> &NetworkConfig {
         &self.config
+    }
+
+    /// Published ports of services that another process on this host has.
+    pub fn ports_taken(&self) -> watch::Receiver<BTreeSet<(Proto, u16)>> {
+        self.shared.ports_taken.subscribe()
     }
 
     /// The process that answers names; zones of overlays are set by whoever knows the swarm.

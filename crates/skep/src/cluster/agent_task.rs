@@ -188,12 +188,14 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         node,
         roots,
     };
+    let told = inputs.downgrade();
     let data_path = parts.data_path;
     let engine = parts.engine;
     let effects = parts.gossip_effects;
     let task = tokio::spawn(async move {
         // Everything this task starts ends with it.
         let mut helpers = JoinSet::new();
+        helpers.spawn(super::ports_taken::tell(engine.network.ports_taken(), told));
         helpers.spawn(apply_overlays(engine, overlays_wanted, applied, data_path));
         helpers.spawn(answering);
         the_loop.run(queue, effects, records).await;

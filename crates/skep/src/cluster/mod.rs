@@ -7,6 +7,7 @@ pub mod events;
 pub mod manager_task;
 pub mod agent_task;
 mod gossiped;
+mod ports_taken;
 pub mod task_records;
 pub mod executor;
 pub mod task_spec;
