@@ -49,6 +49,10 @@ const MODULES: &[&str] = &[
 ];
 /// Names under which the tests expect an image.
 const IMAGES: &[&str] = &["alpine:3.10", "alpine:latest", "busybox:latest"];
+/// What they pull from Docker's hub: a registry in the lab mirrors it.
+const HUB: &[&str] = &["hello-world:latest", "alpine:3.10", "alpine:latest", "busybox:latest"];
+/// The registry's port on the host's loopback.
+const HUB_PORT: u16 = 5000;
 /// Tests that skep need not pass, by the beginning of their names, and why.
 const EXCLUDED: &[(&str, &str)] =
     &[("models_images_test.py::ImageCollectionTest::test_build", "docker build is not supported")];
@@ -150,6 +154,7 @@ fn run_against(engine: Engine, tests: &Path, modules: &[String]) -> Result<Outco
     let plan = Plan { engines: vec![engine], ..Plan::skep(1)? };
     let lab = Lab::up(&plan)?;
     add_what_tests_expect(&lab)?;
+    mirror_hub(&lab)?;
     for image in IMAGES {
         lab.import_httpd(image)?;
     }
@@ -181,6 +186,24 @@ fn run_against(engine: Engine, tests: &Path, modules: &[String]) -> Result<Outco
     }
     lab.down()?;
     Ok(outcomes)
+}
+
+/// A registry with what the tests pull, which the engine asks in the hub's place.
+fn mirror_hub(lab: &Lab) -> Result<()> {
+    let (host, address) = (lab.host(1), format!("127.0.0.1:{HUB_PORT}"));
+    lab::registry::start(host, HUB_PORT, &[])?;
+    for image in HUB {
+        let name = format!("{address}/library/{image}");
+        lab.import_httpd(&name)?;
+        host.docker(&["push", "--quiet", &name])?;
+        host.docker(&["rmi", &name])?;
+    }
+    host.stop()?;
+    fs::write(
+        host.folder.join("daemon.json"),
+        format!("{{\"registry-mirrors\": [\"http://{address}\"]}}\n"),
+    )?;
+    host.start()
 }
 
 /// The tests were written against images with one user and one folder more than the lab's.

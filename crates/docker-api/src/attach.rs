@@ -28,6 +28,9 @@ const PIECE: usize = 32 * 1024;
 const DEFAULT_KEYS: [u8; 2] = [16, 17];
 /// Output not yet taken by a client whose container has ended is waited for this long.
 const LAST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// docker-py reads the answer's head through a buffer and what follows past it: output that is there with the head is
+/// lost to it. Nothing tells when it has read the head, so this long it gets for that.
+const HEAD_READ: std::time::Duration = std::time::Duration::from_millis(20);
 
 pub fn routes() -> Router<ApiState> {
     Router::new()
@@ -127,6 +130,7 @@ impl Attachment {
 
     async fn serve(self, mut connection: impl AsyncRead + AsyncWrite + Unpin, framing: Framing) {
         if let Some(mut reader) = self.earlier {
+            tokio::time::sleep(HEAD_READ).await;
             let framed = !self.tty && framing == Framing::AsItIs;
             while let Ok(Some(entry)) = reader.next().await {
                 let bytes =

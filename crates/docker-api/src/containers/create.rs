@@ -1,10 +1,11 @@
 //! The body of `POST /containers/create`, with the liberties that Docker's clients take.
 
-use bollard_stubs::models::NetworkingConfig;
+use bollard_stubs::models::{ContainerConfig, HostConfig, NetworkingConfig};
 use engine::containers::CreateRequest;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use crate::names;
 use crate::version::Version;
 use crate::{ApiError, Parameters};
 
@@ -16,7 +17,12 @@ pub(crate) fn request(
     let Some(object) = body.as_object_mut() else {
         return Err(ApiError::bad_request("config cannot be empty in order to create a container"));
     };
+    names::in_any_case::<ContainerConfig>(object);
+    names::rename(object, &["HostConfig", "NetworkingConfig"]);
     let mut host = object.remove("HostConfig").unwrap_or(Value::Null);
+    if let Some(host) = host.as_object_mut() {
+        names::in_any_case::<HostConfig>(host);
+    }
     let networking = object.remove("NetworkingConfig").unwrap_or(Value::Null);
     let mac = object.remove("MacAddress").and_then(|mac| mac.as_str().map(str::to_owned));
     for key in ["Cmd", "Entrypoint", "Shell"] {
