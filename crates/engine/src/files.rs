@@ -1,7 +1,7 @@
 //! Files in and out of a container (archive, diff, export, commit).
 //!
 //! A running container is read through its own mount namespace (`/proc/<pid>/root`), so volumes and binds are where the
-//! container sees them; a stopped one through its mounted root, its volumes by the records of its mounts.
+//! container sees them; a stopped one through its mounted root, with its volumes and binds on it as long as the look lasts.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,9 +10,10 @@ use std::sync::Arc;
 use image::{Change, Commit, Image, PathStat, Reference, RunConfig};
 
 use crate::Engine;
-use crate::containers::{Container, MountType, Spec};
+use crate::containers::{Container, Spec};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::images::blocking;
+use crate::volumes::User;
 
 pub struct CommitRequest {
     pub container: String,
@@ -33,18 +34,35 @@ struct Place {
     read_only: bool,
     /// Below a volume, a bind or a tmpfs.
     in_mount: bool,
-    /// Where a stopped container's own root is hidden by mounts when it runs.
-    mount_points: Vec<String>,
-    /// Holds a stopped container's root mounted.
-    _visit: Option<image::Visit>,
+    /// Of a container that does not run.
+    look: Option<Look>,
 }
 
-/// What a place is looked up for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Stat,
-    Read,
-    Write,
+/// Holds a stopped container's root and volumes mounted.
+struct Look {
+    engine: Arc<Engine>,
+    spec: Arc<Spec>,
+    user: User,
+    mounts: Vec<runtime::Mount>,
+    _visit: image::Visit,
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        if let Err(error) = self.engine.unmount_volumes(&self.spec, &self.user) {
+            tracing::warn!(container = %self.spec.id, %error, "volumes stay mounted after a look");
+        }
+    }
+}
+
+impl Place {
+    /// Does `work` where the container's mounts are in their places.
+    fn with<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let Some(look) = &self.look else { return Ok(work()) };
+        let config = look.engine.config();
+        let apart = [config.data_root.clone(), config.exec_root.clone()];
+        Ok(runtime::look::with_mounts(&self.root, &look.mounts, &apart, work)?)
+    }
 }
 
 impl Engine {
@@ -52,8 +70,9 @@ impl Engine {
         let container = self.container(name)?;
         let engine = self.clone();
         blocking(move || {
-            let place = engine.place(&container, &path, Access::Stat)?;
-            let mut stat = image::copy::stat(&place.root, &place.path)
+            let place = engine.place(&container, &path)?;
+            let mut stat = place
+                .with(|| image::copy::stat(&place.root, &place.path))?
                 .map_err(|error| told(error, &container, &path))?;
             if place.path == "/" {
                 let clean = cleaned(&path);
@@ -65,10 +84,16 @@ impl Engine {
     }
 
     /// Blocks: the tar of a path, under its base name.
-    pub fn read_path(&self, name: &str, path: &str, out: impl Write) -> Result<()> {
+    pub fn read_path(
+        self: &Arc<Self>,
+        name: &str,
+        path: &str,
+        out: impl Write + Send,
+    ) -> Result<()> {
         let container = self.container(name)?;
-        let place = self.place(&container, path, Access::Read)?;
-        image::copy::read(&place.root, &place.path, out)
+        let place = self.place(&container, path)?;
+        place
+            .with(|| image::copy::read(&place.root, &place.path, out))?
             .map_err(|error| told(error, &container, path))?;
         self.publish(&container, "archive-path", []);
         Ok(())
@@ -85,7 +110,7 @@ impl Engine {
         let container = self.container(name)?;
         let engine = self.clone();
         blocking(move || {
-            let place = engine.place(&container, &path, Access::Write)?;
+            let place = engine.place(&container, &path)?;
             if place.read_only {
                 return Err(Error::forbidden(match place.in_mount {
                     true => "mounted volume is marked read-only",
@@ -93,12 +118,9 @@ impl Engine {
                 }));
             }
             let owner = if own { owner(&container, &place.root)? } else { None };
-            let options = image::copy::WriteOptions {
-                no_overwrite_dir_non_dir: keep_kind,
-                owner,
-                mount_points: place.mount_points,
-            };
-            image::copy::write(&place.root, &place.path, tar, &options)
+            let options = image::copy::WriteOptions { no_overwrite_dir_non_dir: keep_kind, owner };
+            place
+                .with(|| image::copy::write(&place.root, &place.path, tar, &options))?
                 .map_err(|error| told(error, &container, &path))?;
             engine.publish(&container, "extract-to-dir", []);
             Ok(())
@@ -159,7 +181,7 @@ impl Engine {
         Ok(image)
     }
 
-    fn place(&self, container: &Container, path: &str, access: Access) -> Result<Place> {
+    fn place(self: &Arc<Self>, container: &Container, path: &str) -> Result<Place> {
         let spec = container.spec();
         let clean = cleaned(path);
         let below = spec
@@ -171,50 +193,31 @@ impl Engine {
             Some(mount) => mount.read_only,
             None => spec.host_config.readonly_rootfs.unwrap_or(false),
         };
-        let in_mount = below.is_some();
-        if container.is_running() {
-            let root = PathBuf::from(format!("/proc/{}/root", container.state().pid));
-            return Ok(Place {
-                root,
-                path: path.to_owned(),
-                read_only,
-                in_mount,
-                mount_points: Vec::new(),
-                _visit: None,
-            });
-        }
-        if let Some(mount) = below.filter(|mount| mount.kind != MountType::Tmpfs) {
-            let source = Path::new(&mount.source).join(&mount.subpath);
-            let rest = clean[mount.destination.len()..].trim_start_matches('/');
-            // A read puts the base name into the tar: the mount's own root has none.
-            if source.is_dir() && !(rest.is_empty() && access == Access::Read) {
-                let path = format!("/{rest}{}", if path.ends_with('/') { "/" } else { "" });
-                return Ok(Place {
-                    root: source,
-                    path,
-                    read_only,
-                    in_mount,
-                    mount_points: Vec::new(),
-                    _visit: None,
-                });
-            }
-        }
-        let visit = self.images.store.visit(container.id())?;
-        Ok(Place {
-            root: visit.root().to_owned(),
+        let place = |root, look| Place {
+            root,
             path: path.to_owned(),
             read_only,
-            in_mount,
-            mount_points: mount_points(&spec),
-            _visit: Some(visit),
-        })
+            in_mount: below.is_some(),
+            look,
+        };
+        if container.is_running() {
+            return Ok(place(format!("/proc/{}/root", container.state().pid).into(), None));
+        }
+        let visit = self.images.store.visit(container.id())?;
+        let root = visit.root().to_owned();
+        let user = User::looking(container.id());
+        let mut look = Look {
+            engine: self.clone(),
+            spec: spec.clone(),
+            user,
+            mounts: Vec::new(),
+            _visit: visit,
+        };
+        look.mounts = self.ready_mounts(&spec, &look.user)?;
+        look.mounts.extend(self.files_of_last_start(container, &spec));
+        self.tell_mounted(&spec);
+        Ok(place(root, Some(look)))
     }
-}
-
-/// Volumes, binds, and the files that the engine gives every container.
-fn mount_points(spec: &Spec) -> Vec<String> {
-    let given = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"].map(str::to_owned);
-    spec.mounts.iter().map(|mount| mount.destination.clone()).chain(given).collect()
 }
 
 /// False where the container ended by itself meanwhile: then nothing of it runs either.

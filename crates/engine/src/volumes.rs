@@ -8,6 +8,7 @@ use std::fs;
 use std::net::ToSocketAddrs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -34,11 +35,30 @@ pub struct Volume {
     pub anonymous: bool,
 }
 
+/// For whom a volume is mounted: a container that runs, or one look into a container that does not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct User {
+    pub container: String,
+    pub look: Option<u64>,
+}
+
+impl User {
+    pub fn running(container: &str) -> User {
+        User { container: container.to_owned(), look: None }
+    }
+
+    /// Two looks at the same time are two users.
+    pub fn looking(container: &str) -> User {
+        static LOOKS: AtomicU64 = AtomicU64::new(0);
+        let look = Some(LOOKS.fetch_add(1, Ordering::Relaxed));
+        User { container: container.to_owned(), look }
+    }
+}
+
 #[derive(Default)]
 struct State {
     volumes: BTreeMap<String, Volume>,
-    /// The running containers that have it mounted.
-    mounted: BTreeMap<String, BTreeSet<String>>,
+    mounted: BTreeMap<String, BTreeSet<User>>,
 }
 
 pub struct Volumes {
@@ -118,37 +138,38 @@ impl Volumes {
         self.lock().volumes.values().cloned().collect()
     }
 
-    /// The directory a running container binds; a volume with a device is mounted for the first one.
-    pub fn mount(&self, name: &str, container: &str) -> Result<PathBuf> {
+    /// The directory that is bound; a volume with a device is mounted for the first user.
+    pub(crate) fn mount(&self, name: &str, user: &User) -> Result<PathBuf> {
         let volume = self.find(name)?;
         let mut state = self.lock();
         if !volume.options.is_empty() && !is_mounted(&volume.mountpoint)? {
             mount_device(&volume)?;
             tracing::trace!(target: "step", "volume mounted");
         }
-        state.mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
+        state.mounted.entry(name.to_owned()).or_default().insert(user.clone());
         Ok(volume.mountpoint)
     }
 
     /// A container that an earlier daemon started has it mounted.
     pub(crate) fn remember_mounted(&self, name: &str, container: &str) {
-        self.lock().mounted.entry(name.to_owned()).or_default().insert(container.to_owned());
+        let user = User::running(container);
+        self.lock().mounted.entry(name.to_owned()).or_default().insert(user);
     }
 
-    /// The container no longer runs; the last one unmounts the device. An event tells it of those that had it mounted.
-    pub fn unmount(&self, name: &str, container: &str) -> Result<()> {
+    /// The last user unmounts the device. An event tells it of those that had it mounted.
+    pub(crate) fn unmount(&self, name: &str, user: &User) -> Result<()> {
         let Some(volume) = self.get(name) else { return Ok(()) };
         let mut state = self.lock();
         let mut had = false;
         let last = state.mounted.get_mut(name).is_none_or(|mounted| {
-            had = mounted.remove(container);
+            had = mounted.remove(user);
             mounted.is_empty()
         });
         if last && !volume.options.is_empty() && is_mounted(&volume.mountpoint)? {
             unmount_device(&volume.mountpoint)?;
         }
         if had {
-            let attributes = [("container", container), ("driver", &volume.driver)];
+            let attributes = [("container", user.container.as_str()), ("driver", &volume.driver)];
             self.events.publish(Type::VOLUME, "unmount", name, attributes);
         }
         Ok(())
@@ -490,11 +511,12 @@ mod tests {
         let (_directory, volumes) = volumes().await;
         let tmpfs = options(&[("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=1m,nosuid")]);
         let volume = volumes.ensure(Some("fast"), "local", tmpfs, options(&[])).unwrap();
-        volumes.mount("fast", "c1").unwrap();
-        volumes.mount("fast", "c2").unwrap();
-        volumes.unmount("fast", "c1").unwrap();
+        volumes.mount("fast", &User::running("c1")).unwrap();
+        let look = User::looking("c1");
+        volumes.mount("fast", &look).unwrap();
+        volumes.unmount("fast", &User::running("c1")).unwrap();
         assert!(is_mounted(&volume.mountpoint).unwrap());
-        volumes.unmount("fast", "c2").unwrap();
+        volumes.unmount("fast", &look).unwrap();
         assert!(!is_mounted(&volume.mountpoint).unwrap());
     }
 

@@ -34,8 +34,6 @@ pub struct WriteOptions {
     pub no_overwrite_dir_non_dir: bool,
     /// Files belong to this user instead of the tar's.
     pub owner: Option<(u32, u32)>,
-    /// What the container mounts when it runs, as paths in it: they are not replaced.
-    pub mount_points: Vec<String>,
 }
 
 /// A path of the container in two parts: the directory, resolved inside the root, and a name in it that is not followed.
@@ -104,9 +102,7 @@ pub fn write(root: &Path, path: &str, tar: impl Read, options: &WriteOptions) ->
     }
     let purpose =
         Purpose::Copy { keep_kind: options.no_overwrite_dir_non_dir, owner: options.owner };
-    let mount_points = options.mount_points.iter().map(|path| clean_lossy(path.as_bytes()));
     Unpacker::new(root, &clean(&relative).unwrap_or_default(), purpose)?
-        .sparing(mount_points.collect())
         .run(Reader::new(decompressed(tar)?, ()))?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! Every path is opened by the kernel with that directory as its root (`openat2`, `RESOLVE_IN_ROOT`), so a symbolic link
 //! made by the archive leads inside; the last component is never followed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,14 +34,10 @@ pub(crate) enum Purpose {
     Copy { keep_kind: bool, owner: Option<(u32, u32)> },
 }
 
-/// Cleaned paths that something is mounted on when the root's owner runs.
-pub(crate) type MountPoints = BTreeSet<Vec<u8>>;
-
 pub(crate) struct Unpacker {
     root: OwnedFd,
     prefix: Vec<u8>,
     purpose: Purpose,
-    mount_points: MountPoints,
     /// The directory of the last entry, which the next one mostly shares.
     parent: Option<(Vec<u8>, OwnedFd)>,
     /// Directories get their mode and time last: what is written into them would change it.
@@ -69,18 +65,11 @@ impl Unpacker {
             root: fd,
             prefix: prefix.to_vec(),
             purpose,
-            mount_points: MountPoints::new(),
             parent: None,
             directories: BTreeMap::new(),
             entries: 0,
             bytes: 0,
         })
-    }
-
-    /// These paths are not replaced.
-    pub fn sparing(mut self, mount_points: MountPoints) -> Self {
-        self.mount_points = mount_points;
-        self
     }
 
     /// Unpacks the whole stream and reads it to its end.
@@ -280,11 +269,7 @@ impl Unpacker {
 
     /// Removes what `docker cp` replaces.
     fn replace(&self, path: &[u8], name: &[u8]) -> Result<()> {
-        let removed = match self.mount_points.contains(path) {
-            true => Err(Errno::BUSY),
-            false => remove(self.parent(), name),
-        };
-        removed.map_err(|cause| match cause {
+        remove(self.parent(), name).map_err(|cause| match cause {
             Errno::BUSY => Error::System(format!(
                 "unlinkat /{}: device or resource busy: something is mounted there; write to its source instead",
                 String::from_utf8_lossy(path)

@@ -7,6 +7,7 @@ pub mod spec;
 pub mod runtime;
 pub mod attach;
 pub mod logs;
+pub mod look;
 pub mod memory;
 pub mod stats;
 pub mod top;

@@ -28,18 +28,20 @@ impl Engine {
                 container.directory().to_owned()
             }
         };
-        let read_only = spec.host_config.readonly_rootfs.unwrap_or_default();
-        for (name, destination) in [
-            ("resolv.conf", "/etc/resolv.conf"),
-            ("hostname", "/etc/hostname"),
-            ("hosts", "/etc/hosts"),
-        ] {
-            if spec.mounts.iter().all(|mount| mount.destination != destination) {
-                mounts.push(bind(directory.join(name), destination, read_only));
-            }
-        }
+        mounts.extend(network_files(spec, &directory));
         mounts.extend(self.task_files(spec)?);
         Ok(mounts)
+    }
+
+    /// What a start has written and the container has not any more while it stands still, for a look.
+    pub(crate) fn files_of_last_start(
+        &self,
+        container: &Container,
+        spec: &Spec,
+    ) -> impl Iterator<Item = Mount> {
+        network_files(spec, container.directory()).filter(
+            |mount| matches!(&mount.kind, MountKind::Bind { source, .. } if source.exists()),
+        )
     }
 
     /// With `--network container:X` its files are shared as well.
@@ -177,6 +179,15 @@ impl Engine {
         let _ = rustix::mount::unmount(&directory, rustix::mount::UnmountFlags::DETACH);
         std::fs::remove_dir_all(&directory).during(format_args!("remove {}", directory.display()))
     }
+}
+
+/// The mounts of the network's files, those left out that a user's mount hides.
+fn network_files(spec: &Spec, directory: &Path) -> impl Iterator<Item = Mount> {
+    let read_only = spec.host_config.readonly_rootfs.unwrap_or_default();
+    [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")]
+        .into_iter()
+        .filter(|(_, place)| spec.mounts.iter().all(|mount| mount.destination != *place))
+        .map(move |(name, place)| bind(directory.join(name), place, read_only))
 }
 
 fn mount_tmpfs(directory: &Path) -> Result<()> {

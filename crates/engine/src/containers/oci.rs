@@ -15,6 +15,7 @@ use super::stop;
 use crate::Engine;
 use crate::error::{Error, IoContext, Result};
 use crate::network::SandboxState;
+use crate::volumes::User;
 
 impl Engine {
     /// Everything the runtime needs; `mounts` are the volumes, binds and the engine's own files.
@@ -206,18 +207,18 @@ impl Engine {
     }
 
     /// The container's volumes, binds and tmpfs, ready on the host.
-    pub(super) fn ready_mounts(&self, spec: &Spec) -> Result<Vec<Mount>> {
+    pub(crate) fn ready_mounts(&self, spec: &Spec, user: &User) -> Result<Vec<Mount>> {
         // Parents before what lies below them.
         let mut records: Vec<&MountRecord> = spec.mounts.iter().collect();
         records.sort_by_key(|record| record.destination.matches('/').count());
-        records.into_iter().map(|record| self.ready_mount(spec, record)).collect()
+        records.into_iter().map(|record| self.ready_mount(user, record)).collect()
     }
 
-    fn ready_mount(&self, spec: &Spec, record: &MountRecord) -> Result<Mount> {
+    fn ready_mount(&self, user: &User, record: &MountRecord) -> Result<Mount> {
         let kind = match record.kind {
             MountType::Tmpfs => MountKind::Tmpfs { options: record.tmpfs_options.clone() },
             MountType::Volume => {
-                let mut source = self.volumes.mount(&record.name, &spec.id)?;
+                let mut source = self.volumes.mount(&record.name, user)?;
                 if !record.subpath.is_empty() {
                     source = below(&source, &record.subpath)?;
                 }

@@ -8,6 +8,7 @@ use super::container::{Container, Phase, Spec};
 use crate::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::images::blocking;
+use crate::volumes::User;
 
 /// Docker's exit code for a container that could not be started.
 const CANNOT_START: i32 = 128;
@@ -90,7 +91,7 @@ impl Engine {
             .map_err(|error| failed(start_error(error.into())))?;
         let (engine, of, with) = (self.clone(), container.clone(), spec.clone());
         let runtime_spec = blocking(move || {
-            let mut mounts = engine.ready_mounts(&with)?;
+            let mut mounts = engine.ready_mounts(&with, &User::running(&with.id))?;
             mounts.extend(engine.engine_files(&of, &with, &sandbox)?);
             engine.runtime_spec(&with, rootfs, &sandbox, mounts)
         })
@@ -118,7 +119,13 @@ impl Engine {
         Ok(())
     }
 
-    fn tell_mounted(&self, spec: &Spec) {
+    /// Every one is tried.
+    pub(crate) fn unmount_volumes(&self, spec: &Spec, user: &User) -> Result<()> {
+        let volumes = spec.mounts.iter().filter(|record| !record.name.is_empty());
+        volumes.map(|record| self.volumes.unmount(&record.name, user)).fold(Ok(()), Result::and)
+    }
+
+    pub(crate) fn tell_mounted(&self, spec: &Spec) {
         for record in spec.mounts.iter().filter(|record| !record.name.is_empty()) {
             let writable = (!record.read_only).to_string();
             let attributes = [
@@ -146,9 +153,7 @@ impl Engine {
         let result = blocking(move || {
             let spec = of.spec();
             let mut first = engine.drop_task_files(of.id());
-            for record in spec.mounts.iter().filter(|record| !record.name.is_empty()) {
-                first = first.and(engine.volumes.unmount(&record.name, of.id()));
-            }
+            first = first.and(engine.unmount_volumes(&spec, &User::running(of.id())));
             first.and(Ok(engine.images.store.unmount(of.id())?))
         })
         .await;
