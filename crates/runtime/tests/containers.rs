@@ -493,6 +493,60 @@ async fn logs_rotate_and_are_read_back_in_order() {
 }
 
 #[tokio::test]
+async fn a_container_waits_for_its_log_unless_its_log_does_not_block() {
+    const BUFFER: u64 = 100_000;
+    let bench = Bench::new();
+    for buffer in [None, Some(BUFFER)] {
+        let name = format!("written-{}", buffer.is_some());
+        let script = format!("yes 0123456789 | head -c 1000000; touch /{name}; sleep 1000");
+        let mut spec = bench.spec(&["sh", "-c", &script]);
+        // A disk that takes nothing: a pipe that nobody reads yet.
+        let path = bench.dir.path().join(format!("{}.fifo", spec.id));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        spec.log = LogConfig { driver: LogDriver::Local, path: path.clone(), buffer, ..spec.log };
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+        let log = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+        let written = || bench.dir.path().join("rootfs").join(&name).exists();
+        bench.start(&spec).await;
+        if buffer.is_some() {
+            until(written).await;
+        } else {
+            until(|| rustix::io::ioctl_fionread(&log).unwrap() > 60_000).await;
+            assert!(!written(), "the container waits");
+        }
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let reader = std::thread::spawn(move || {
+            let (mut taken, mut space) = (0, vec![0; 64 << 10]);
+            loop {
+                match rustix::io::read(&log, &mut space) {
+                    Ok(count) if count > 0 => taken += count,
+                    _ if stopped.try_recv().is_ok() => return taken,
+                    _ => std::thread::yield_now(),
+                }
+            }
+        });
+        until(written).await;
+        // The end waits for the log.
+        bench.end(&spec).await;
+        stop.send(()).unwrap();
+        let taken = reader.join().unwrap();
+        assert_eq!(taken > 1_000_000, buffer.is_none(), "{taken} bytes of log");
+        assert!(taken > 60_000, "{taken} bytes of log");
+    }
+}
+
+/// Asks until the answer is yes.
+async fn until(mut question: impl FnMut() -> bool) {
+    let asked = async {
+        while !question() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, asked).await.expect("never so");
+}
+
+#[tokio::test]
 async fn following_a_log_ends_with_the_container() {
     let bench = Bench::new();
     let spec = bench.spec(&["sh", "-c", "n=0; while [ $n -lt 20 ]; do n=$((n+1)); echo line $n; sleep 0.02; done; yes | head -c 20000 | tr -d '\\n'"]);

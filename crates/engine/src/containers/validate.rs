@@ -337,6 +337,9 @@ fn highest_of_set(text: &str) -> Option<i64> {
     Some(highest)
 }
 
+/// What may wait for a log that does not block, unless `max-buffer-size` says otherwise, as in Docker.
+const LOG_BUFFER_BYTES: u64 = 1_000_000;
+
 fn log_driver(name: &str) -> Result<runtime::LogDriver> {
     Ok(match name {
         "json-file" => runtime::LogDriver::JsonFile,
@@ -375,6 +378,8 @@ pub(crate) fn log_options(
     if log.driver == runtime::LogDriver::Local {
         (log.max_size, log.max_file, log.compress) = (20 << 20, 5, true);
     }
+    let non_blocking = options.get("mode").is_some_and(|mode| mode == "non-blocking");
+    log.buffer = non_blocking.then_some(LOG_BUFFER_BYTES);
     for (key, value) in options {
         match (key.as_str(), log.driver) {
             ("max-size", runtime::LogDriver::JsonFile | runtime::LogDriver::Local) => {
@@ -406,7 +411,18 @@ pub(crate) fn log_options(
                     "logger: logging mode not supported: {value}"
                 )));
             }
-            ("max-buffer-size", _) => {}
+            ("max-buffer-size", _) if non_blocking => {
+                log.buffer = Some(size(value).ok_or_else(|| {
+                    Error::bad_parameter(format!(
+                        "error parsing option max-buffer-size: invalid size: '{value}'"
+                    ))
+                })?);
+            }
+            ("max-buffer-size", driver) if driver != runtime::LogDriver::None => {
+                return Err(Error::bad_parameter(
+                    "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+                ));
+            }
             (_, runtime::LogDriver::None) => {}
             _ => {
                 return Err(Error::bad_parameter(format!(

@@ -32,6 +32,9 @@ pub struct LogConfig {
     pub max_file: u32,
     /// Rotated files become `.gz`.
     pub compress: bool,
+    /// `mode=non-blocking`: the container does not wait for its log, of which so many bytes may wait instead; what
+    /// comes while there is no room is lost.
+    pub buffer: Option<u64>,
     /// `--log-opt labels/env/tag` results, written as `attrs`.
     pub attrs: BTreeMap<String, String>,
 }

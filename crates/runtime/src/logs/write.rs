@@ -1,4 +1,4 @@
-//! The writing side of container logs: lines into files, rotated by size. Runs inside the shim.
+//! The writing side of container logs: lines into files, rotated by size. Runs inside the shim, or in its log process.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,44 @@ use crate::shim::sys;
 /// Docker cuts lines at this length; the rest is a further entry without the newline before it.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
-/// Takes a container's output and keeps it.
+/// Makes lines of what was read: an entry of a log is a line, or a piece of one that is too long.
+#[derive(Default)]
+pub struct Lines {
+    partial: [Vec<u8>; 2],
+}
+
+impl Lines {
+    /// Gives every line that is complete with this.
+    pub fn split(&mut self, stream: LogStream, mut data: &[u8], mut entry: impl FnMut(&[u8])) {
+        let partial = &mut self.partial[stream as usize];
+        while !data.is_empty() {
+            let room = LINE_BYTES_MAX - partial.len();
+            let window = &data[..data.len().min(room)];
+            let (take, ends) = match window.iter().position(|b| *b == b'\n') {
+                Some(at) => (at + 1, true),
+                None => (window.len(), window.len() == room),
+            };
+            let (head, rest) = data.split_at(take);
+            data = rest;
+            if !ends {
+                partial.extend_from_slice(head);
+            } else if partial.is_empty() {
+                entry(head);
+            } else {
+                let mut line = std::mem::take(partial);
+                line.extend_from_slice(head);
+                entry(&line);
+            }
+        }
+    }
+
+    /// The stream has ended: what is left without a newline.
+    pub fn rest(&mut self, stream: LogStream) -> Option<Vec<u8>> {
+        Some(std::mem::take(&mut self.partial[stream as usize])).filter(|line| !line.is_empty())
+    }
+}
+
+/// Takes a container's lines and keeps them.
 pub struct LogWriter {
     driver: LogDriver,
     path: PathBuf,
@@ -25,7 +62,6 @@ pub struct LogWriter {
     compressing: Option<i32>,
     /// `"attrs":{...},` or nothing.
     attrs: String,
-    partial: [Vec<u8>; 2],
     out: Vec<u8>,
 }
 
@@ -49,7 +85,6 @@ impl LogWriter {
             compress: config.compress,
             compressing: None,
             attrs,
-            partial: [Vec::new(), Vec::new()],
             out: Vec::new(),
         };
         if writer.driver != LogDriver::None {
@@ -61,45 +96,8 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Output as it was read; complete lines are written at once.
-    pub fn write(&mut self, stream: LogStream, mut data: &[u8], at: SystemTime) {
-        if self.driver == LogDriver::None {
-            return;
-        }
-        let slot = stream as usize;
-        while !data.is_empty() {
-            let room = LINE_BYTES_MAX - self.partial[slot].len();
-            let window = &data[..data.len().min(room)];
-            let (take, ends) = match window.iter().position(|b| *b == b'\n') {
-                Some(at) => (at + 1, true),
-                None => (window.len(), window.len() == room),
-            };
-            let (head, rest) = data.split_at(take);
-            data = rest;
-            if !ends {
-                self.partial[slot].extend_from_slice(head);
-            } else if self.partial[slot].is_empty() {
-                self.entry(stream, head, at);
-            } else {
-                let mut line = std::mem::take(&mut self.partial[slot]);
-                line.extend_from_slice(head);
-                self.entry(stream, &line, at);
-            }
-        }
-        // One write per read keeps a busy container's log cheap.
-        self.flush();
-    }
-
-    /// The stream has ended: what is left without a newline is an entry too.
-    pub fn finish(&mut self, stream: LogStream, at: SystemTime) {
-        let line = std::mem::take(&mut self.partial[stream as usize]);
-        if !line.is_empty() {
-            self.entry(stream, &line, at);
-            self.flush();
-        }
-    }
-
-    fn entry(&mut self, stream: LogStream, line: &[u8], at: SystemTime) {
+    /// One entry; [`LogWriter::flush`] brings it to the file.
+    pub fn entry(&mut self, stream: LogStream, line: &[u8], at: SystemTime) {
         if self.max_size > 0 && self.size + self.out.len() as u64 >= self.max_size {
             self.flush();
             // A log that cannot be rotated goes on in the old file.
@@ -112,7 +110,8 @@ impl LogWriter {
         }
     }
 
-    fn flush(&mut self) {
+    /// One write for what was read at once keeps a busy container's log cheap.
+    pub fn flush(&mut self) {
         if self.out.is_empty() {
             return;
         }

@@ -27,7 +27,7 @@ const CONSOLE_SOCKET: &str = "console.sock";
 /// Name of libcontainer's socket on which a created container waits for its start.
 const NOTIFY_SOCKET: &str = "notify.sock";
 /// From the word to start until the command is executed; longer only on a host that is stuck.
-const EXECUTED_MAX: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+const EXECUTED_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 /// The made container: its process 1, waiting to execute the command.
 pub struct Made {
@@ -79,8 +79,7 @@ pub fn start(spec: &ShimSpec, executed: Option<OwnedFd>) -> Result<()> {
                 .map_err(|e| Error::system("container not started", e))?;
             // The process reads to the end of the word before it goes on.
             drop(stream);
-            executed.iter().for_each(wait_for_end);
-            Ok(())
+            executed.map_or(Ok(()), |pipe| wait_for_end(&pipe, EXECUTED_MAX))
         }
         OciRuntime::Binary { path, args } => {
             let mut start = runtime_command(path, args);
@@ -91,9 +90,19 @@ pub fn start(spec: &ShimSpec, executed: Option<OwnedFd>) -> Result<()> {
 }
 
 /// Until the other end of a pipe is closed.
-fn wait_for_end(pipe: &OwnedFd) {
+fn wait_for_end(pipe: &OwnedFd, limit: Timespec) -> Result<()> {
     let mut fds = [PollFd::new(pipe, PollFlags::IN)];
-    let _ = rustix::event::poll(&mut fds, Some(&EXECUTED_MAX));
+    let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
+    match ready.map_err(|e| Error::system("container not started", e))? {
+        0 => Err(Error::new(
+            ErrorKind::System,
+            format!(
+                "container not started: its process has not executed its command within {} s; look for what holds this host up (its disk, its memory) and start the container again",
+                limit.tv_sec
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A unix socket below a directory whose path may be longer than a socket address allows.
@@ -414,4 +423,18 @@ pub fn take_control() -> io::Result<OwnedFd> {
         sys::duplicate_to(null.as_raw_fd(), number)?;
     }
     Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_that_runs_out_is_told_and_a_closed_pipe_is_not_waited_for() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let error = wait_for_end(&read, Timespec { tv_sec: 0, tv_nsec: 1_000_000 }).unwrap_err();
+        assert!(error.text.contains("has not executed its command"), "{error}");
+        drop(write);
+        wait_for_end(&read, EXECUTED_MAX).unwrap();
+    }
 }

@@ -9,6 +9,7 @@ mod create;
 mod devices;
 mod exec;
 mod exit;
+mod log;
 mod oom;
 mod serve;
 mod stdio;

@@ -8,13 +8,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::connection::{Attach, Connection, Kind};
 use super::exit::{reserve_exit, write_exit};
+use super::log::Log;
 use super::oom::OomWatch;
 use super::stdio::{Process, STDIN_BYTES_MAX};
 use super::{create, exec, sys};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::logs::LogStream;
-use crate::logs::write::LogWriter;
 use crate::memory;
 use crate::protocol::*;
 use crate::runtime::ExitStatus;
@@ -41,7 +41,7 @@ pub struct Shim {
     connections: Vec<Connection>,
     /// The container's own process first, then execs.
     processes: Vec<Process>,
-    log: Option<LogWriter>,
+    log: Option<Log>,
     oom: Option<OomWatch>,
     oom_seen: bool,
     started_at: Option<SystemTime>,
@@ -62,6 +62,7 @@ enum Token {
     Signals,
     Listener,
     Oom,
+    Log,
     Connection(usize),
     Input(usize),
     Output(usize, LogStream),
@@ -123,9 +124,8 @@ impl Shim {
     }
 
     fn create(&mut self) -> Result<Reply, Error> {
-        self.log = Some(
-            LogWriter::open(&self.spec.log).map_err(|e| Error::system("log file not opened", e))?,
-        );
+        let log = Log::open(&self.spec.log);
+        self.log = Some(log.map_err(|e| Error::system("log file not opened", e))?);
         reserve_exit().map_err(|e| Error::system("no room for the exit status", e))?;
         let made = create::create(&self.spec, &self.bundle)?;
         let pid = made.pid;
@@ -151,6 +151,10 @@ impl Shim {
             let (fd, flags) = oom.poll();
             tokens.push(Token::Oom);
             fds.push(PollFd::new(fd, flags));
+        }
+        if let Some(log) = self.log.as_ref().and_then(Log::full) {
+            tokens.push(Token::Log);
+            fds.push(PollFd::new(log, PollFlags::OUT));
         }
         for (n, connection) in self.connections.iter().enumerate() {
             let mut flags = PollFlags::empty();
@@ -194,7 +198,8 @@ impl Shim {
 
     fn deadline(&self) -> Option<Instant> {
         let draining = self.processes.iter().filter(|p| !p.finished).filter_map(|p| p.drain_until);
-        draining.chain(self.quit_at).chain(self.trim_at).chain(self.retry_at).min()
+        let log = self.log.as_ref().and_then(Log::deadline);
+        draining.chain(log).chain(self.quit_at).chain(self.trim_at).chain(self.retry_at).min()
     }
 
     fn clients_of<'a>(&'a self, process: &'a Process) -> impl Iterator<Item = &'a Connection> {
@@ -220,6 +225,7 @@ impl Shim {
             Token::Signals => self.reap(),
             Token::Listener => self.accept(),
             Token::Oom => self.out_of_memory(),
+            Token::Log => self.log.iter_mut().for_each(Log::flush),
             Token::Connection(n) => self.connection_ready(n, flags),
             Token::Input(n) => self.processes[n].write_input(),
             Token::Output(n, stream) => self.read_output(n, stream),
@@ -257,6 +263,7 @@ impl Shim {
         let mut info = [0; 512];
         while rustix::io::read(&self.signals, &mut info).is_ok_and(|count| count > 0) {}
         while let Some((pid, code)) = sys::reap() {
+            self.log.iter_mut().for_each(|log| log.reaped(pid));
             let Some(n) = self.processes.iter().position(|p| p.pid == pid && p.status.is_none())
             else {
                 continue;
@@ -505,7 +512,10 @@ impl Shim {
             let process = &self.processes[n];
             let late = process.drain_until.is_some_and(|at| at <= now);
             if !process.finished && process.status.is_some() && (process.drained() || late) {
-                self.finish(n);
+                self.end_output(n);
+                if self.processes[n].exec.is_some() || self.log_is_closed(now) {
+                    self.finish(n);
+                }
             }
         }
         let main_over = self.processes.first().is_none_or(|p| p.finished);
@@ -530,11 +540,9 @@ impl Shim {
         }
     }
 
-    /// The process has ended and its output is read: everybody may know.
-    fn finish(&mut self, n: usize) {
+    /// What is open still is not read any more.
+    fn end_output(&mut self, n: usize) {
         let process = &mut self.processes[n];
-        process.finished = true;
-        let Some(status) = process.status.clone() else { return };
         for (stream, slot) in [
             (LogStream::Stdout, &mut process.stdio.stdout),
             (LogStream::Stderr, &mut process.stdio.stderr),
@@ -544,6 +552,18 @@ impl Shim {
                 log.finish(stream, SystemTime::now());
             }
         }
+    }
+
+    /// Whoever hears of the container's end finds the whole log.
+    fn log_is_closed(&mut self, now: Instant) -> bool {
+        self.log.as_mut().is_none_or(|log| log.close(now))
+    }
+
+    /// The process has ended and its output is read: everybody may know.
+    fn finish(&mut self, n: usize) {
+        let process = &mut self.processes[n];
+        process.finished = true;
+        let Some(status) = process.status.clone() else { return };
         let exec = process.exec.clone();
         match &exec {
             None => {

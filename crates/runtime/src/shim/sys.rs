@@ -122,6 +122,18 @@ pub fn close_on_exec_from(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Keeps of all descriptors the first three and this one, under another number. For a forked child only: what else is
+/// open there, its owners in the parent keep.
+pub fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    duplicate_to(fd.as_raw_fd(), 3)?;
+    // SAFETY: descriptor 3 is open since the last line; the others have no owner that is dropped in this process,
+    // which ends by `exit_now`.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0);
+        Ok(OwnedFd::from_raw_fd(3))
+    }
+}
+
 pub fn open_null() -> io::Result<OwnedFd> {
     Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
