@@ -94,11 +94,11 @@ fn memory(hosts: [&Host; 2], report: &mut Report) -> Result<()> {
     let mut idle = Vec::new();
     let mut each = Vec::new();
     for host in hosts {
-        let before = engine_pss(host)?;
+        let before = idle_pss(host)?;
         for number in 0..IDLE_CONTAINERS {
             host.dk(&format!("run -d --name idle{number} httpd"))?;
         }
-        let after = engine_pss(host)?;
+        let after = idle_pss(host)?;
         idle.push(before);
         each.push((after - before) / IDLE_CONTAINERS as f64);
     }
@@ -110,6 +110,21 @@ fn memory(hosts: [&Host; 2], report: &mut Report) -> Result<()> {
         Ok(vec![each[1]]),
     );
     Ok(())
+}
+
+/// [`engine_pss`] of an engine that is left alone: when it has not changed by a hundredth for three seconds.
+fn idle_pss(host: &Host) -> Result<f64> {
+    const STILL: std::time::Duration = std::time::Duration::from_secs(3);
+    let mut last = engine_pss(host)?;
+    for _ in 0..10 {
+        std::thread::sleep(STILL);
+        let now = engine_pss(host)?;
+        if (now - last).abs() < last / 100.0 {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
 }
 
 /// Proportional set size of the engine's own processes on a host, in MiB: those whose command line
