@@ -12,10 +12,16 @@ use lab::{Engine, Host, Lab, Plan};
 /// `hosts` hosts with the document's image and no swarm. `E2E_ENGINE=dockerd` runs the same cases
 /// against the Docker Engine, which is how a case shows that it asks for what Docker does.
 pub fn hosts(count: usize) -> Result<Lab> {
+    hosts_with(count, |_| ())
+}
+
+/// The same, planned otherwise.
+pub fn hosts_with(count: usize, change: impl FnOnce(&mut Plan)) -> Result<Lab> {
     let mut plan = Plan::skep(count)?;
     if std::env::var("E2E_ENGINE").is_ok_and(|engine| engine == "dockerd") {
         plan.engines = vec![Engine::Dockerd; count];
     }
+    change(&mut plan);
     hosts_of(&plan)
 }
 

@@ -6,10 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::registry::{Door, Turn};
 use e2e::{answers, cases, hosts, hosts_of_skep, refused};
 use lab::command::{output, run};
 use lab::host::wait_until;
-use lab::{Host, Lab, Plan};
+use lab::{Host, Lab, Plan, registry};
 
 const RELOAD_MAX: Duration = Duration::from_secs(20);
 
@@ -24,6 +25,8 @@ fn the_daemon_does_as_it_is_told() -> Result<()> {
             ("daemon.json is read again on SIGHUP", the_file_is_read_again_on_sighup),
             ("the socket has the group that was asked for", the_socket_has_its_group),
             ("TCP wants a certificate of the CA", tcp_wants_a_certificate_of_the_ca),
+            ("mirrors are asked before the hub", mirrors_are_asked_before_the_hub),
+            ("a registry without TLS has to be named", a_registry_without_tls_has_to_be_named),
         ],
     )
 }
@@ -164,6 +167,69 @@ fn the_socket_has_its_group(lab: &Lab) -> Result<()> {
 }
 
 /// A CA, and a certificate of it for a server and for a client; `other` is nobody's.
+/// Gives a registry at `address` an image that is nowhere else, under `name`.
+fn publish(host: &Host, address: &str, name: &str) -> Result<()> {
+    let name = format!("{address}/{name}");
+    host.docker(&["run", "--name", "maker", "httpd", "sh", "-c", "echo there > /there"])?;
+    host.dk(&format!("commit maker {name}"))?;
+    host.dk("rm maker")?;
+    host.dk(&format!("push -q {name}"))?;
+    host.dk(&format!("rmi {name}")).map(drop)
+}
+
+fn mirrors_are_asked_before_the_hub(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    registry::start(host, 5000, &[])?;
+    publish(host, "127.0.0.1:5000", "library/mirrored:1")?;
+    // One that fails stands before the one that has it.
+    let broken = Door::open(host, 5001, 5000, |asked| match asked.path.as_str() {
+        "/v2/" => Turn::Forward,
+        _ => Turn::json("503 Service Unavailable", "{}"),
+    })?;
+    let mirrors = [
+        "--registry-mirror",
+        "http://127.0.0.1:5001",
+        "--registry-mirror",
+        "http://127.0.0.1:5000",
+    ];
+    with_options(host, &mirrors, || {
+        host.dk("pull -q mirrored:1")?;
+        answers(host, "run --rm mirrored:1 cat /there", "there")?;
+        answers(host, "images --format {{.Repository}}:{{.Tag}} mirrored", "mirrored:1")?;
+        let asked = broken.asked();
+        ensure!(asked.iter().any(|asked| asked.path.contains("/library/mirrored/")), "{asked:?}");
+        host.dk("rmi mirrored:1")?;
+        // What no mirror has the hub is asked for, which nobody here knows.
+        let said = host.try_docker(&["pull", "nowhere:1"])?;
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        ensure!(said.contains("registry-1.docker.io"), "{said}");
+        // Mirrors are the hub's alone.
+        let before = broken.asked().len();
+        refused(host, "pull 127.0.0.1:5000/library/mirrored:2", "manifest unknown")?;
+        ensure!(broken.asked().len() == before, "a mirror was asked for another registry");
+        Ok(())
+    })
+}
+
+fn a_registry_without_tls_has_to_be_named(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    registry::start(host, 5010, &[("REGISTRY_HTTP_ADDR", "0.0.0.0:5010")])?;
+    let address = format!("{}:5010", host.address);
+    publish(host, "127.0.0.1:5010", "app:1")?;
+    let pull = format!("pull {address}/app:1");
+    refused(host, &pull, "server gave HTTP response to HTTPS client")?;
+    let network = format!("{}/24", host.address);
+    for named in [&address, &network] {
+        with_options(host, &["--insecure-registry", named], || {
+            host.dk(&pull)?;
+            answers(host, &format!("run --rm {address}/app:1 cat /there"), "there")?;
+            host.dk(&format!("push -q {address}/app:1"))?;
+            host.dk(&format!("rmi {address}/app:1")).map(drop)
+        })?;
+    }
+    Ok(())
+}
+
 fn certificates(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let openssl = |words: &str| {

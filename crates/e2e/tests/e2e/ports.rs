@@ -1,9 +1,11 @@
 //! Published ports in all their forms, reached from everywhere, and what happens to them when networks change.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{cases, hosts, refused};
+use e2e::{cases, hosts, hosts_with, refused};
+use lab::command::run;
 use lab::{Host, Lab};
 
 #[test]
@@ -21,6 +23,42 @@ fn published_ports() -> Result<()> {
             ("ports that cannot be are refused", ports_that_cannot_be_are_refused),
         ],
     )
+}
+
+/// From another namespace, by addresses of both families: a client and a container may have different ones.
+#[test]
+fn published_ports_from_outside() -> Result<()> {
+    let lab = hosts_with(1, |plan| plan.ipv6 = true)?;
+    let host = lab.host(1);
+    host.dk("network create --ipv6 --subnet fd00:77::/64 six")?;
+    host.dk("run -d --name four -p 8080:80 httpd")?;
+    host.dk("run -d --name both --network six -p 8081:80 httpd")?;
+    let (v4, v6) = (lab.plan.address(1), lab.plan.address6(1));
+    host.dk(&format!("run -d --name one --network six -p [{v6}]:8082:80 httpd"))?;
+    let outside = |address: &str| {
+        let url = format!("http://{address}/");
+        let mut curl = Command::new("nsenter");
+        curl.arg(format!("--net=/run/netns/{}", lab.router));
+        run(curl.args(["curl", "-sS", "-g", "--max-time", "5", &url]))
+    };
+    for address in [
+        format!("{v4}:8080"),
+        format!("[{v6}]:8080"),
+        format!("{v4}:8081"),
+        format!("[{v6}]:8081"),
+        format!("[{v6}]:8082"),
+    ] {
+        let mut answer = String::new();
+        lab::host::wait_until(Duration::from_secs(30), || {
+            answer = outside(&address).unwrap_or_else(|error| error.to_string());
+            Ok(answer == lab::image::IT_WORKS)
+        })
+        .with_context(|| format!("{address}: {answer}"))?;
+    }
+    ensure!(outside(&format!("{v4}:8082")).is_err(), "published on one address alone");
+    host.dk("rm -f four both one")?;
+    ensure!(outside(&format!("[{v6}]:8081")).is_err(), "nothing is published any more");
+    lab.down()
 }
 
 /// The page behind `http://<address>/`, asked for on the host; a server that was just started may need a moment.

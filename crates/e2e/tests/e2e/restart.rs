@@ -1,12 +1,14 @@
 //! The daemon is killed and comes back: what ran runs on, and what happened meanwhile is told.
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::terminal::Terminal;
-use e2e::{answers, hosts_of_skep};
+use e2e::{answers, hosts, hosts_of_skep};
 use lab::host::wait_until;
-use lab::{Host, Lab, Plan};
+use lab::{Engine, Host, Lab, Plan};
 
 /// What a daemon that is there again may need to find out, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -149,6 +151,50 @@ fn the_daemon_goes_and_comes(lab: &Lab, meanwhile: impl FnOnce() -> Result<()>) 
 fn a_killed_daemon_catches_up_when_it_is_back() -> Result<()> {
     let lab = hosts_of_skep(1)?;
     the_daemon_goes_and_comes(&lab, || Ok(()))?;
+    lab.down()
+}
+
+/// Clients that are there when the daemon is killed end, and their container does not. The Docker Engine does the same
+/// with `--live-restore`.
+#[test]
+fn clients_of_a_killed_daemon_end_and_their_container_goes_on() -> Result<()> {
+    let lab = hosts(1)?;
+    let host = lab.host(1);
+    if lab.plan.engines[0] == Engine::Dockerd {
+        host.stop()?;
+        host.start_with(&["--live-restore"], &[])?;
+    }
+    host.docker(&["run", "-d", "--name", "count", "httpd", "sh", "-c", COUNT])?;
+    let mut clients = Vec::new();
+    for words in [
+        &["attach", "--no-stdin", "--sig-proxy=false", "count"][..],
+        &["logs", "-f", "count"],
+        &["exec", "count", "sh", "-c", COUNT],
+    ] {
+        let said = host.folder.join(format!("{}.said", words[0]));
+        let output = std::fs::File::create(&said)?;
+        let client = host.cli(words).stdout(output).stderr(Stdio::null()).spawn()?;
+        clients.push((words[0], said, client));
+    }
+    let lines = |said: &Path| std::fs::read_to_string(said).map(|text| text.lines().count());
+    for (name, said, _) in &clients {
+        wait_until(PATIENCE, || Ok(lines(said)? > 3))
+            .with_context(|| format!("{name} is silent"))?;
+    }
+    host.kill()?;
+    for (name, _, client) in &mut clients {
+        wait_until(PATIENCE, || Ok(client.try_wait()?.is_some()))
+            .with_context(|| format!("docker {name} hangs"))?;
+    }
+    let before = clients.iter().map(|(_, said, _)| lines(said)).collect::<Result<Vec<_>, _>>()?;
+    if lab.plan.engines[0] == Engine::Dockerd {
+        host.start_with(&["--live-restore"], &[])?;
+    } else {
+        host.start()?;
+    }
+    is(host, "count", "{{.State.Running}}/{{.RestartCount}}", "true/0")?;
+    counted(host, "count", before.iter().max().copied().unwrap_or_default() + 20)?;
+    answers(host, "exec count echo here", "here")?;
     lab.down()
 }
 

@@ -299,16 +299,22 @@ fn unreachable(method: &Method, url: &str, cause: &reqwest::Error) -> Error {
     Error::Unavailable(format!("{name} {url:?}: {}", chain(cause)))
 }
 
+/// What rustls says when the answer to its greeting is no TLS.
+const NO_TLS: &str = "corrupt message of type InvalidContentType";
+
 /// The innermost reason: the outer ones repeat the URL.
 pub(crate) fn chain(error: &reqwest::Error) -> String {
     let mut inner: &dyn std::error::Error = error;
     while let Some(next) = inner.source() {
         inner = next;
     }
+    let reason = inner.to_string();
     if error.is_timeout() {
-        format!("{inner} (Client.Timeout exceeded)")
+        format!("{reason} (Client.Timeout exceeded)")
+    } else if reason.contains(NO_TLS) {
+        "http: server gave HTTP response to HTTPS client: a registry without TLS has to be named with --insecure-registry".to_owned()
     } else {
-        inner.to_string()
+        reason
     }
 }
 
