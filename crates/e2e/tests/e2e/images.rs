@@ -15,13 +15,13 @@ use lab::command::{output, run};
 use lab::{Engine, Host, Lab, registry};
 use serde_json::{Value, json};
 
-const PLAIN: u16 = 5000;
+pub(super) const PLAIN: u16 = 5000;
 const LOGIN: u16 = 5001;
 const PASSWORD: &str = "geheimes-wort";
 /// `PASSWORD` for `user`, as htpasswd -B has it (cost 4).
 const HASHED: &str = "user:$2b$04$abcdefghijklmnopqrstuuqdzPPN7QQs3RVVE9luZ0UbRZIwbIhPy\n";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 #[test]
 fn images_and_registries() -> Result<()> {
@@ -52,7 +52,6 @@ fn images_and_registries() -> Result<()> {
             ("layers are not sent twice", layers_are_not_sent_twice),
             ("an index is resolved by platform", an_index_by_platform),
             ("an image of OCI's media types", oci_media_types),
-            ("layers packed with zstd", layers_packed_with_zstd),
             ("names, ids and containers in the way of rmi", names_and_ids_at_rmi),
             ("saved, loaded and imported", saved_loaded_imported),
             ("history and prune", history_and_prune),
@@ -67,7 +66,7 @@ fn images_and_registries() -> Result<()> {
     )
 }
 
-fn app(rest: &str) -> String {
+pub(super) fn app(rest: &str) -> String {
     format!("127.0.0.1:{PLAIN}/team/app{rest}")
 }
 
@@ -131,7 +130,7 @@ fn layers_are_not_sent_twice(lab: &Lab) -> Result<()> {
 }
 
 /// Sends a manifest to the plain registry under a tag of `team/app`.
-fn put(host: &Host, tag: &str, kind: &str, manifest: &Value) -> Result<()> {
+pub(super) fn put(host: &Host, tag: &str, kind: &str, manifest: &Value) -> Result<()> {
     let file = host.folder.join("manifest.json");
     fs::write(&file, manifest.to_string())?;
     let (data, kind) = (format!("@{}", file.display()), format!("Content-Type: {kind}"));
@@ -139,7 +138,7 @@ fn put(host: &Host, tag: &str, kind: &str, manifest: &Value) -> Result<()> {
     host.exec(&["curl", "-sSf", "-X", "PUT", "-H", &kind, "--data-binary", &data, &url]).map(drop)
 }
 
-fn manifest(host: &Host, tag: &str) -> Result<Value> {
+pub(super) fn manifest(host: &Host, tag: &str) -> Result<Value> {
     let url = format!("http://127.0.0.1:{PLAIN}/v2/team/app/manifests/{tag}");
     let accept = "Accept: application/vnd.docker.distribution.manifest.v2+json";
     Ok(serde_json::from_str(&host.exec(&["curl", "-sSf", "-H", accept, &url])?)?)
@@ -197,45 +196,6 @@ fn oci_media_types(lab: &Lab) -> Result<()> {
     host.dk(&format!("pull -q {}", app(":oci")))?;
     answers(host, &format!("image inspect -f {{{{.Id}}}} {}", app(":oci")), &own)?;
     host.dk(&format!("rmi {}", app(":oci"))).map(drop)
-}
-
-/// The Docker Engine reads them from 23.0 on: 20.10 refuses the tar.
-fn layers_packed_with_zstd(lab: &Lab) -> Result<()> {
-    let host = lab.host(1);
-    // A layer that is not here under another name, so that it is asked for.
-    host.docker(&["run", "--name", "maker", "httpd", "sh", "-c", "echo packed > /packed"])?;
-    host.dk(&format!("commit maker {}", app(":packed")))?;
-    host.dk("rm maker")?;
-    host.dk(&format!("push -q {}", app(":packed")))?;
-    host.dk(&format!("rmi {}", app(":packed")))?;
-    let mut image = manifest(host, "packed")?;
-    let repository = format!("http://127.0.0.1:{PLAIN}/v2/team/app");
-    let script = format!(
-        "cd {folder} && curl -sSf {repository}/blobs/{gzip} | gzip -dc | zstd -q -f -o layer.zst &&
-         sum=sha256:$(sha256sum < layer.zst | cut -d' ' -f1) &&
-         to=$(curl -sSf -X POST -D - {repository}/blobs/uploads/ | tr -d '\\r' | sed -n 's/^Location: //Ip') &&
-         curl -sSf -X PUT --data-binary @layer.zst -H 'Content-Type: application/octet-stream' \"$to&digest=$sum\" &&
-         echo $sum $(stat -c %s layer.zst)",
-        folder = host.folder.display(),
-        gzip = image["layers"][1]["digest"].as_str().context("a layer")?,
-    );
-    let sent = host.exec(&["sh", "-c", &script])?;
-    let (digest, size) = sent.split_once(' ').context("no digest")?;
-    image["mediaType"] = json!(OCI_MANIFEST);
-    image["config"]["mediaType"] = json!("application/vnd.oci.image.config.v1+json");
-    image["layers"][0]["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+gzip");
-    image["layers"][1] = json!({
-        "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd",
-        "digest": digest, "size": size.parse::<u64>()?,
-    });
-    put(host, "zstd", OCI_MANIFEST, &image)?;
-    let pull = format!("pull {}", app(":zstd"));
-    if lab.plan.engines[0] == Engine::Dockerd {
-        return refused(host, &pull, "archive/tar: invalid tar header");
-    }
-    host.dk(&pull)?;
-    answers(host, &format!("run --rm {} cat /packed", app(":zstd")), "packed")?;
-    host.dk(&format!("rmi {}", app(":zstd"))).map(drop)
 }
 
 fn names_and_ids_at_rmi(lab: &Lab) -> Result<()> {

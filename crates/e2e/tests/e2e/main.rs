@@ -31,3 +31,4 @@ mod sets;
 mod swarm;
 mod terminals;
 mod volumes;
+mod zstd;

@@ -368,6 +368,30 @@ fn switch(text: &str) -> Option<bool> {
     }
 }
 
+/// What may wait for a log that does not block (moby daemon/logger/factory.go).
+fn log_buffer(
+    driver: runtime::LogDriver,
+    options: &BTreeMap<String, String>,
+) -> Result<Option<u64>> {
+    let mode = options.get("mode").map(String::as_str).unwrap_or_default();
+    let bytes = options.get("max-buffer-size");
+    match (mode, bytes) {
+        ("non-blocking", None) => Ok(Some(LOG_BUFFER_BYTES)),
+        ("non-blocking", Some(text)) => size(text).map(Some).ok_or_else(|| {
+            Error::bad_parameter(format!(
+                "error parsing option max-buffer-size: invalid size: '{text}'"
+            ))
+        }),
+        ("" | "blocking", Some(_)) if driver != runtime::LogDriver::None => {
+            Err(Error::bad_parameter(
+                "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+            ))
+        }
+        ("" | "blocking", _) => Ok(None),
+        _ => Err(Error::bad_parameter(format!("logger: logging mode not supported: {mode}"))),
+    }
+}
+
 /// The log driver and its options, checked.
 pub(crate) fn log_options(
     driver: &str,
@@ -378,8 +402,7 @@ pub(crate) fn log_options(
     if log.driver == runtime::LogDriver::Local {
         (log.max_size, log.max_file, log.compress) = (20 << 20, 5, true);
     }
-    let non_blocking = options.get("mode").is_some_and(|mode| mode == "non-blocking");
-    log.buffer = non_blocking.then_some(LOG_BUFFER_BYTES);
+    log.buffer = log_buffer(log.driver, options)?;
     for (key, value) in options {
         match (key.as_str(), log.driver) {
             ("max-size", runtime::LogDriver::JsonFile | runtime::LogDriver::Local) => {
@@ -405,24 +428,7 @@ pub(crate) fn log_options(
                 "labels" | "labels-regex" | "env" | "env-regex" | "tag",
                 runtime::LogDriver::JsonFile | runtime::LogDriver::Local,
             ) => {}
-            ("mode", _) if matches!(value.as_str(), "" | "blocking" | "non-blocking") => {}
-            ("mode", _) => {
-                return Err(Error::bad_parameter(format!(
-                    "logger: logging mode not supported: {value}"
-                )));
-            }
-            ("max-buffer-size", _) if non_blocking => {
-                log.buffer = Some(size(value).ok_or_else(|| {
-                    Error::bad_parameter(format!(
-                        "error parsing option max-buffer-size: invalid size: '{value}'"
-                    ))
-                })?);
-            }
-            ("max-buffer-size", driver) if driver != runtime::LogDriver::None => {
-                return Err(Error::bad_parameter(
-                    "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
-                ));
-            }
+            ("mode" | "max-buffer-size", _) => {}
             (_, runtime::LogDriver::None) => {}
             _ => {
                 return Err(Error::bad_parameter(format!(
@@ -480,5 +486,14 @@ mod tests {
         let error = log_options("json-file", &options).expect_err("unknown");
         assert_eq!(error.message, "unknown log opt 'colour' for json-file log driver");
         assert!(log_options("nonsense", &BTreeMap::new()).is_err());
+        let buffer = |options: &[(&str, &str)]| {
+            let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+            log_options("json-file", &options.iter().map(owned).collect()).map(|log| log.buffer)
+        };
+        let size = |text| ("max-buffer-size", text);
+        assert_eq!(buffer(&[("mode", "non-blocking")]).expect("valid"), Some(1_000_000));
+        assert_eq!(buffer(&[("mode", "non-blocking"), size("4k")]).expect("valid"), Some(4096));
+        assert_eq!(buffer(&[("mode", "blocking")]).expect("valid"), None);
+        assert!(buffer(&[size("4k")]).is_err() && buffer(&[("mode", "maybe")]).is_err());
     }
 }

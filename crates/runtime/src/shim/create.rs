@@ -163,7 +163,12 @@ fn create_built_in(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio) -> Resul
 /// The forked child; whatever happens is one line in the pipe.
 fn in_child(spec: &ShimSpec, bundle: &Path, theirs: &ChildStdio, report: OwnedFd) -> i32 {
     sys::reset_signals();
-    let result = theirs.install().map_err(|e| e.to_string()).and_then(|()| build(spec, bundle));
+    let kept = theirs.install().and_then(|()| sys::keep_only(&report));
+    // Its number is closed. Had the container's process 1 the daemon's connection while it waits for its start, a shim
+    // that is killed would go unnoticed.
+    std::mem::forget(report);
+    let Ok(report) = kept else { return 1 };
+    let result = build(spec, bundle);
     let line = match &result {
         Ok(pid) => format!("pid {pid}\n"),
         Err(text) => format!("error {}\n", text.chars().take(8_000).collect::<String>()),

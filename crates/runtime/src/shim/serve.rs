@@ -10,7 +10,7 @@ use super::connection::{Attach, Connection, Kind};
 use super::exit::{reserve_exit, write_exit};
 use super::log::Log;
 use super::oom::OomWatch;
-use super::stdio::{Process, STDIN_BYTES_MAX};
+use super::stdio::{self, Process, STDIN_BYTES_MAX};
 use super::{create, exec, sys};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
@@ -394,7 +394,10 @@ impl Shim {
 
     fn call(&mut self, call: Call) -> Result<Reply, Error> {
         match call {
-            Call::State => Ok(Reply::State(self.state())),
+            Call::State => {
+                let ended = &self.ended_execs;
+                Ok(Reply::State(stdio::state(&self.processes, ended, self.started_at)))
+            }
             Call::Start => {
                 create::start(&self.spec, self.executed.take())?;
                 let now = SystemTime::now();
@@ -472,28 +475,6 @@ impl Shim {
             process.write_input();
         }
         Ok(Reply::Pid(pid))
-    }
-
-    fn state(&self) -> State {
-        let main = self.processes.first();
-        let mut state = State {
-            pid: main.map_or(0, |p| p.pid as u32),
-            started_at: self.started_at,
-            exit: main.and_then(|p| p.status.clone()),
-            ..State::default()
-        };
-        for (id, status) in &self.ended_execs {
-            state.execs.insert(id.clone(), ExecState { pid: 0, exit: Some(status.clone()) });
-        }
-        for process in &self.processes {
-            if let Some(id) = &process.exec {
-                state.execs.insert(
-                    id.clone(),
-                    ExecState { pid: process.pid as u32, exit: process.status.clone() },
-                );
-            }
-        }
-        state
     }
 
     fn close_clients(&mut self, exec: &Option<String>) {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Instant, SystemTime};
 
+use crate::protocol::{ExecState, State};
 use crate::runtime::ExitStatus;
 use crate::shim::sys;
 
@@ -154,5 +155,27 @@ impl Process {
         if self.close_input {
             self.stdio.stdin = None;
         }
+    }
+}
+
+/// How the processes of a container stand; the first is its own.
+pub fn state(
+    processes: &[Process],
+    ended: &[(String, ExitStatus)],
+    started_at: Option<SystemTime>,
+) -> State {
+    let main = processes.first();
+    let ended = ended
+        .iter()
+        .map(|(id, status)| (id.clone(), ExecState { pid: 0, exit: Some(status.clone()) }));
+    let running = processes.iter().filter_map(|process| {
+        let state = ExecState { pid: process.pid as u32, exit: process.status.clone() };
+        Some((process.exec.clone()?, state))
+    });
+    State {
+        pid: main.map_or(0, |p| p.pid as u32),
+        started_at,
+        exit: main.and_then(|p| p.status.clone()),
+        execs: ended.chain(running).collect(),
     }
 }

@@ -129,6 +129,7 @@ pub fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: descriptor 3 is open since the last line; the others have no owner that is dropped in this process,
     // which ends by `exit_now`.
     unsafe {
+        libc::fcntl(3, libc::F_SETFD, libc::FD_CLOEXEC);
         libc::syscall(libc::SYS_close_range, 4, u32::MAX, 0);
         Ok(OwnedFd::from_raw_fd(3))
     }
