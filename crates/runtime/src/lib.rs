@@ -10,6 +10,7 @@ pub mod logs;
 pub mod look;
 pub mod memory;
 pub mod stats;
+pub mod steps;
 pub mod top;
 pub mod users;
 pub mod error;

@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Call, ExecProcess, Reply, SHIM_FILE, ShimSpec};
 use crate::spec::{ContainerSpec, ExecSpec, Resources};
 use crate::stats::Stats;
+use crate::steps;
 use crate::users;
 
 /// Events nobody has taken yet; a shim's next line waits behind them.
@@ -469,6 +470,7 @@ fn spawn_shim(config: &Config, dir: &Path) -> Result<std::os::unix::net::UnixStr
         .arg("shim")
         .arg(dir)
         .env_clear()
+        .envs(std::env::var_os(steps::VARIABLE).map(|directory| (steps::VARIABLE, directory)))
         .current_dir("/")
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::null())

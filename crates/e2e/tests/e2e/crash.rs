@@ -1,5 +1,5 @@
-//! `kill -9` at every step of an operation: the next daemon leaves nothing behind that nobody knows,
-//! and has everything that was acknowledged.
+//! `kill -9` at every step of an operation, of the daemon or of the shim whose step it is: nothing is left behind that
+//! nobody knows, everything that was acknowledged is there, and a container without a shim is told as ended.
 //!
 //! Every kind of step is tried once; `E2E_LONG=1` tries every single step.
 
@@ -123,11 +123,15 @@ fn a_crash_anywhere_leaves_nothing_behind_and_loses_nothing() -> Result<()> {
     let host = lab.host(1);
     let rig = Rig::make(host)?;
     let mut failed = Vec::new();
-    let mut tried = 0;
-    for operation in &OPERATIONS {
+    let (mut tried, mut of_shims) = (0, 0);
+    // One operation alone: CRASH=commit
+    let only = std::env::var("CRASH").ok();
+    let chosen = |operation: &&Operation| only.as_ref().is_none_or(|name| name == operation.name);
+    for operation in OPERATIONS.iter().filter(chosen) {
         let steps = rig.steps(operation).context(operation.name)?;
         for step in steps {
             tried += 1;
+            of_shims += usize::from(of_shim(&step));
             let done = rig.crash(operation, &step);
             if let Err(error) = done.with_context(|| format!("{} at {step}", operation.name)) {
                 eprintln!("FAILED {error:#}");
@@ -137,11 +141,19 @@ fn a_crash_anywhere_leaves_nothing_behind_and_loses_nothing() -> Result<()> {
             }
         }
     }
-    ensure!(tried >= 40, "only {tried} steps were found: have the steps lost their names?");
+    ensure!(
+        tried >= 40 && of_shims >= 10 || only.is_some(),
+        "only {tried} steps were found, {of_shims} of them shims': have the steps lost their names?"
+    );
     if failed.is_empty() {
         return lab.down();
     }
     bail!("{} of {tried} crashes:\n{}\n{}", failed.len(), failed.join("\n"), host.log_tail(30))
+}
+
+/// A step that a shim passes, which is then what ends.
+fn of_shim(step: &str) -> bool {
+    step.starts_with("shim: ")
 }
 
 /// The host with something that must survive everything, and the files that arm the crashes.
@@ -227,11 +239,10 @@ impl<'a> Rig<'a> {
         self.arm(step)?;
         let words = self.words(operation);
         let acknowledged = self.host.try_docker(&words)?.status.success();
-        wait_until(SETTLE_MAX, || Ok(self.host.exec(&["kill", "-0", &pid]).is_err()))
-            .context("the daemon did not come to this step")?;
-        self.start_again().context("the next start")?;
-        if acknowledged {
-            (operation.acknowledged)(self.host).context("acknowledged and lost")?;
+        if of_shim(step) {
+            self.without_shim(step)?;
+        } else {
+            self.without_daemon(operation, acknowledged, &pid)?;
         }
         // What is left must belong to what is shown.
         wait_until(SETTLE_MAX, || Ok(self.unexplained()?.is_empty()))
@@ -249,6 +260,38 @@ impl<'a> Rig<'a> {
         }
         self.clear()?;
         self.compare()
+    }
+
+    /// The daemon has ended itself and starts again.
+    fn without_daemon(&self, operation: &Operation, acknowledged: bool, pid: &str) -> Result<()> {
+        wait_until(SETTLE_MAX, || Ok(self.host.exec(&["kill", "-0", pid]).is_err()))
+            .context("the daemon did not come to this step")?;
+        self.start_again().context("the next start")?;
+        if acknowledged {
+            (operation.acknowledged)(self.host).context("acknowledged and lost")?;
+        }
+        Ok(())
+    }
+
+    /// A shim has ended itself; the daemon goes on, and its container is gone as with the Docker Engine.
+    fn without_shim(&self, step: &str) -> Result<()> {
+        let (name, number) = step.rsplit_once('#').context("a step has a number")?;
+        let passed = || fs::read_to_string(format!("{}/passed", self.steps));
+        let times =
+            || -> Result<usize> { Ok(passed()?.lines().filter(|line| *line == name).count()) };
+        wait_until(SETTLE_MAX, || Ok(times()? >= number.parse()?))
+            .context("no shim came to this step")?;
+        self.arm("")?;
+        let running = || self.host.dk("ps -q --filter name=victim");
+        wait_until(SETTLE_MAX, || Ok(running()?.is_empty()))
+            .context("a container without a shim is told as running")?;
+        let shown = self.host.dk("ps -a --filter name=victim --format {{.Status}}")?;
+        let told = ["Created", "Exited (7)", "Exited (128)", "Exited (137)"];
+        ensure!(
+            shown.is_empty() || told.iter().any(|text| shown.starts_with(text)),
+            "victim: {shown}"
+        );
+        Ok(())
     }
 
     fn words<'b>(&'b self, operation: &Operation) -> Vec<&'b str> {

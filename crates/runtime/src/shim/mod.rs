@@ -22,6 +22,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::protocol::{SHIM_FILE, SOCKET_FILE, ShimSpec};
+use crate::steps;
 
 /// `skep shim <bundle>`; call it before any thread exists. Returns the exit code of this process.
 ///
@@ -49,6 +50,7 @@ fn run(bundle: &Path) -> std::io::Result<()> {
         sys::exit_now(0);
     }
     rustix::process::setsid()?;
+    steps::of_shim("shim: began");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::become_subreaper()?;
     sys::ignore_stop_signals();

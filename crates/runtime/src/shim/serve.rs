@@ -18,6 +18,7 @@ use crate::logs::LogStream;
 use crate::memory;
 use crate::protocol::*;
 use crate::runtime::ExitStatus;
+use crate::steps;
 
 /// Output of a process that has ended is read this long when others keep its pipe open.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -104,6 +105,7 @@ impl Shim {
         let failed = result.is_err();
         // Sequence number 0: the daemon's first question, never sent, is how the creation went.
         self.connections[0].send(&Message::Reply { seq: 0, result: result.map_err(failure) });
+        steps::of_shim("shim: told the creation");
         if failed {
             self.clean();
             return;
@@ -126,8 +128,11 @@ impl Shim {
     fn create(&mut self) -> Result<Reply, Error> {
         let log = Log::open(&self.spec.log);
         self.log = Some(log.map_err(|e| Error::system("log file not opened", e))?);
+        steps::of_shim("shim: opened the log");
         reserve_exit().map_err(|e| Error::system("no room for the exit status", e))?;
+        steps::of_shim("shim: reserved the exit");
         let made = create::create(&self.spec, &self.bundle)?;
+        steps::of_shim("shim: made the container");
         let pid = made.pid;
         self.executed = made.executed;
         let once = self.spec.stdin_once;
@@ -400,6 +405,7 @@ impl Shim {
             }
             Call::Start => {
                 create::start(&self.spec, self.executed.take())?;
+                steps::of_shim("shim: started the container");
                 let now = SystemTime::now();
                 self.started_at = Some(now);
                 Ok(Reply::Started(now))
@@ -548,9 +554,12 @@ impl Shim {
         let exec = process.exec.clone();
         match &exec {
             None => {
+                steps::of_shim("shim: saw the end");
                 self.unwritten = Some(status.clone());
                 self.keep_exit();
+                steps::of_shim("shim: wrote the exit");
                 self.tell(&Message::Exited { status });
+                steps::of_shim("shim: told the exit");
             }
             Some(id) => {
                 if !self.connections.iter().any(Connection::is_control) {
@@ -579,6 +588,7 @@ impl Shim {
 
     fn clean(&mut self) {
         create::forget(&self.spec);
+        steps::of_shim("shim: forgot the container");
         let _ = std::fs::remove_file(SOCKET_FILE);
     }
 }
