@@ -48,6 +48,18 @@ pub fn swarm_of_skep(count: usize, change: impl FnOnce(&mut Plan)) -> Result<Lab
     Ok(lab)
 }
 
+/// Hosts of skep in a swarm that the first one manages, with an image `load` whose server on port 80
+/// answers with its hostname, and on the first a container `caller` on the network `web`.
+pub fn hosts_with_caller(count: usize) -> Result<Lab> {
+    let lab = hosts_of_skep(count)?;
+    lab.import_program("load", r#"CMD ["load","serve","80"]"#)?;
+    lab.swarm(1)?;
+    let host = lab.host(1);
+    host.dk("network create -d overlay --attachable web")?;
+    host.dk("run -d --name caller --network web httpd")?;
+    Ok(lab)
+}
+
 /// Runs `docker <line>` and wants it to fail with a message that holds `expected`.
 pub fn refused(host: &Host, line: &str, expected: &str) -> Result<()> {
     let words: Vec<&str> = line.split_whitespace().collect();

@@ -2,7 +2,10 @@
 
 mod support;
 
-use netplan::{Bridge, Link, Proto, PublishedPort, Sandbox, SandboxId, View};
+use std::path::Path;
+
+use netlink::Kernel;
+use netplan::{Bridge, Link, Proto, PublishedPort, Sandbox, SandboxId, View, World};
 use support::{Host, run, stdout};
 
 fn view() -> View {
@@ -96,116 +99,79 @@ fn published_ports_answer_from_outside_from_the_host_and_from_containers() {
     assert!(!sneak.status.success(), "an unpublished way in");
 }
 
-#[test]
-fn what_is_altered_or_deleted_is_put_right() {
-    let host = Host::new("repair");
+/// A host with a container that has a published port, and what that comes to.
+fn with_a_published_port() -> (Host, World) {
     let mut view = view();
     view.sandboxes.get_mut(&SandboxId("one".into())).unwrap().published =
         vec![publish("0.0.0.0", 8080, "172.17.0.2", 80)];
-    let wanted = netplan::desired(&view);
-    let name = host.name.clone();
-    let directory = host.directory.clone();
+    (Host::new("repair"), netplan::desired(&view))
+}
+
+/// Each damage is seen at the first look, and nothing is left of it after the third.
+fn put_right(kernel: &mut Kernel, wanted: &World, what: &str, damage: impl FnOnce()) {
+    // A first look, as the sweep takes it, knows the table from then on.
+    assert!(netplan::diff(&kernel.observe(wanted), wanted).is_empty(), "before {what}");
+    damage();
+    for round in 0..3 {
+        let steps = netplan::diff(&kernel.observe(wanted), wanted);
+        assert!(round > 0 || !steps.is_empty(), "{what}: not seen");
+        let failures = kernel.apply(&steps);
+        assert!(failures.is_empty(), "{what}: {failures:#?}");
+    }
+    let steps = netplan::diff(&kernel.observe(wanted), wanted);
+    assert!(steps.is_empty(), "{what}: {}", support::text(&steps));
+}
+
+fn at(namespace: &Path, line: &str) {
+    run("nsenter", &[&format!("--net={}", namespace.display()), "sh", "-c", line]);
+}
+
+#[test]
+fn what_is_altered_or_deleted_on_the_host_is_put_right() {
+    let (host, wanted) = with_a_published_port();
+    let path = host.path();
     host.with(|kernel| {
         support::settle(kernel, &wanted);
-        let one = directory.join("one");
-        let inside = |line: &str| {
-            run("nsenter", &[&format!("--net={}", one.display()), "sh", "-c", line]);
-        };
-        let damages: Vec<(&str, Box<dyn Fn()>)> = vec![
-            (
-                "bridge deleted",
-                Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "docker0"]))),
-            ),
-            (
-                "bridge down",
-                Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "docker0", "down"]))),
-            ),
-            (
-                "bridge address",
-                Box::new(|| drop(run("ip", &["-n", &name, "addr", "flush", "dev", "docker0"]))),
-            ),
-            ("pair deleted", Box::new(|| drop(run("ip", &["-n", &name, "link", "del", "veth2"])))),
-            (
-                "out of the bridge",
-                Box::new(|| drop(run("ip", &["-n", &name, "link", "set", "veth2", "nomaster"]))),
-            ),
-            ("container's link down", Box::new(|| inside("ip link set eth0 down"))),
-            ("container's address", Box::new(|| inside("ip addr flush dev eth0"))),
-            ("container's route", Box::new(|| inside("ip route del default"))),
-            (
-                "way to the container's own network",
-                Box::new(|| inside("ip route del 172.17.0.0/16 dev eth0")),
-            ),
-            (
-                "file of the container's namespace",
-                Box::new(|| drop(run("umount", &[&one.display().to_string()]))),
-            ),
-            (
-                "table asleep",
-                Box::new(|| {
-                    let table = "add table inet skep { flags dormant; }";
-                    drop(run("ip", &["netns", "exec", &name, "nft", table]))
-                }),
-            ),
-            ("container's mtu", Box::new(|| inside("ip link set eth0 mtu 1000"))),
-            ("loopback down", Box::new(|| inside("ip link set lo down"))),
-            (
-                "forwarding off",
-                Box::new(|| {
-                    drop(run(
-                        "ip",
-                        &["netns", "exec", &name, "sysctl", "-qw", "net.ipv4.ip_forward=0"],
-                    ))
-                }),
-            ),
-            (
-                "table deleted",
-                Box::new(|| {
-                    drop(run(
-                        "ip",
-                        &["netns", "exec", &name, "nft", "delete", "table", "inet", "skep"],
-                    ))
-                }),
-            ),
-            (
-                "table flushed",
-                Box::new(|| {
-                    drop(run(
-                        "ip",
-                        &["netns", "exec", &name, "nft", "flush", "table", "inet", "skep"],
-                    ))
-                }),
-            ),
-            (
-                "rule added",
-                Box::new(|| {
-                    drop(run(
-                        "ip",
-                        &[
-                            "netns", "exec", &name, "nft", "add", "rule", "inet", "skep",
-                            "forward", "drop",
-                        ],
-                    ))
-                }),
-            ),
-            ("namespace gone", Box::new(|| netlink::namespace::remove(&one).unwrap())),
-        ];
-        for (what, damage) in damages {
-            // A first look, as the sweep takes it, knows the table from then on.
-            assert!(netplan::diff(&kernel.observe(&wanted), &wanted).is_empty(), "before {what}");
-            damage();
-            for round in 0..3 {
-                let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
-                assert!(round > 0 || !steps.is_empty(), "{what}: not seen");
-                let failures = kernel.apply(&steps);
-                assert!(failures.is_empty(), "{what}: {failures:#?}");
-            }
-            let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
-            assert!(steps.is_empty(), "{what}: {}", support::text(&steps));
+        for line in [
+            "ip link del docker0",
+            "ip link set docker0 down",
+            "ip addr flush dev docker0",
+            "ip link del veth2",
+            "ip link set veth2 nomaster",
+            "sysctl -qw net.ipv4.ip_forward=0",
+            "nft 'add table inet skep { flags dormant; }'",
+            "nft delete table inet skep",
+            "nft flush table inet skep",
+            "nft add rule inet skep forward drop",
+        ] {
+            put_right(kernel, &wanted, line, || at(&path, line));
         }
-        run("ip", &["netns", "exec", &name, "nft", "add", "table", "inet", "other"]);
+        at(&path, "nft add table inet other");
         let steps = netplan::diff(&kernel.observe(&wanted), &wanted);
         assert!(steps.is_empty(), "somebody else's table is not ours: {}", support::text(&steps));
+    });
+}
+
+#[test]
+fn what_is_altered_or_deleted_in_a_container_is_put_right() {
+    let (host, wanted) = with_a_published_port();
+    let one = host.directory.join("one");
+    host.with(|kernel| {
+        support::settle(kernel, &wanted);
+        for line in [
+            "ip link set eth0 down",
+            "ip addr flush dev eth0",
+            "ip route del default",
+            "ip route del 172.17.0.0/16 dev eth0",
+            "ip link set eth0 mtu 1000",
+            "ip link set lo down",
+        ] {
+            put_right(kernel, &wanted, line, || at(&one, line));
+        }
+        put_right(kernel, &wanted, "file of the namespace", || {
+            run("umount", &[&one.display().to_string()]);
+        });
+        put_right(kernel, &wanted, "namespace gone", || netlink::namespace::remove(&one).unwrap());
     });
 }
 

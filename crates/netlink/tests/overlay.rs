@@ -11,6 +11,9 @@ use support::{Host, stdout};
 const WEB: &str = "webnetworkid00000000000001";
 const INGRESS: &str = "ingressnetworkid0000000001";
 const GATEWAY: &str = "gwbridge";
+/// Published ports of the tasks, and where they lead.
+const PORTS: [(Proto, u16, u16); 4] =
+    [(Proto::Tcp, 8080, 80), (Proto::Tcp, 90, 90), (Proto::Udp, 53, 5353), (Proto::Udp, 90, 90)];
 
 fn ip(text: &str) -> std::net::IpAddr {
     text.parse().unwrap()
@@ -22,109 +25,117 @@ fn cidr(text: &str) -> Cidr {
 
 /// Host 1 or 2; each has a task: 10.0.1.11 / .12 on `web`, 10.0.0.11 / .12 on the ingress network.
 fn view(n: u8, engines: [NodeEngine; 2]) -> View {
-    let other = 3 - n;
     let mut view = View::default();
     view.host.data_path = Some(ip(&format!("192.0.2.{n}")));
     view.host.uplink_mtu = 1500;
-    let overlay = |third: u8, vni: u32| Overlay {
+    view.host.bridge_netfilter = true;
+    view.overlays.insert(WEB.into(), web(n));
+    view.overlays.insert(INGRESS.into(), ingress(n, engines));
+    let gateway = Bridge {
+        ifname: "docker_gwbridge".into(),
+        addresses: vec![cidr("172.18.0.1/16")],
+        mtu: 1500,
+        internal: false,
+        icc: false,
+        masquerade: true,
+        foreign: false,
+    };
+    view.bridges.insert(GATEWAY.into(), gateway);
+    view.sandboxes.insert(SandboxId("task".into()), task(n));
+    view.sandboxes.insert(SandboxId::ingress(), router(n));
+    view
+}
+
+/// With the other host's task and node as peers.
+fn overlay(n: u8, third: u8, vni: u32) -> Overlay {
+    let other = 3 - n;
+    let peer = |last: u8| {
+        let addr = ip(&format!("10.0.{third}.{last}"));
+        (addr, Peer { mac: Mac::for_ip(addr), vtep: ip(&format!("192.0.2.{other}")) })
+    };
+    Overlay {
         subnets: vec![OverlaySubnet {
             subnet: cidr(&format!("10.0.{third}.0/24")),
             gateway: Some(ip(&format!("10.0.{third}.1"))),
             vni,
         }],
-        peers: [11, 2]
-            .map(|base: u8| {
-                let addr = ip(&format!("10.0.{third}.{}", base + other - u8::from(base == 11)));
-                let vtep = ip(&format!("192.0.2.{other}"));
-                (addr, Peer { mac: Mac::for_ip(addr), vtep })
-            })
-            .into(),
+        peers: [10 + other, 2 + other].map(peer).into(),
         ..Overlay::default()
-    };
-    let mut web = overlay(1, 4097);
+    }
+}
+
+fn web(n: u8) -> Overlay {
     let ready = |address: &str| Backend { address: ip(address), ready: true };
+    let service = |name: &str, vip: &str, backends| Service {
+        name: name.into(),
+        vips: vec![ip(vip)],
+        backends,
+    };
+    let mut web = overlay(n, 1, 4097);
     web.services = vec![
-        Service {
-            name: "web".into(),
-            vips: vec![ip("10.0.1.100")],
-            backends: vec![ready("10.0.1.11"), ready("10.0.1.12")],
-        },
-        Service { name: "none".into(), vips: vec![ip("10.0.1.101")], backends: vec![] },
+        service("web", "10.0.1.100", vec![ready("10.0.1.11"), ready("10.0.1.12")]),
+        service("none", "10.0.1.101", vec![]),
     ];
-    let mut ingress = overlay(0, 4096);
-    ingress.lb_address = Some(cidr(&format!("10.0.0.{}/24", 2 + n)));
+    web
+}
+
+fn ingress(n: u8, engines: [NodeEngine; 2]) -> Overlay {
+    let engine = |n: u8| engines[usize::from(n) - 1];
     let task = |n: u8| IngressBackend {
         address: ip(&format!("10.0.0.{}", 10 + n)),
         ready: true,
-        engine: engines[usize::from(n) - 1],
+        engine: engine(n),
     };
-    let node = |n: u8| IngressNode {
-        address: ip(&format!("10.0.0.{}", 2 + n)),
-        engine: engines[usize::from(n) - 1],
-    };
-    ingress.ingress = Some(Ingress {
-        ports: [(Proto::Tcp, 8080), (Proto::Tcp, 90), (Proto::Udp, 53), (Proto::Udp, 90)]
-            .map(|(proto, published)| IngressPort {
-                proto,
-                published,
-                backends: vec![task(1), task(2)],
-            })
-            .into(),
-        nodes: vec![node(1), node(2)],
+    let node = |n: u8| IngressNode { address: ip(&format!("10.0.0.{}", 2 + n)), engine: engine(n) };
+    let ports = PORTS.map(|(proto, published, _)| IngressPort {
+        proto,
+        published,
+        backends: vec![task(1), task(2)],
     });
-    view.overlays.insert(WEB.into(), web);
-    view.overlays.insert(INGRESS.into(), ingress);
-    view.bridges.insert(
-        GATEWAY.into(),
-        Bridge {
-            ifname: "docker_gwbridge".into(),
-            addresses: vec![cidr("172.18.0.1/16")],
-            mtu: 1500,
-            internal: false,
-            icc: false,
-            masquerade: true,
-            foreign: false,
-        },
-    );
-    view.host.bridge_netfilter = true;
-    let link = |network: &str, ifname: &str, peer: &str, address: String, out: bool| Link {
+    let mut ingress = overlay(n, 0, 4096);
+    ingress.lb_address = Some(cidr(&format!("10.0.0.{}/24", 2 + n)));
+    ingress.ingress = Some(Ingress { ports: ports.into(), nodes: vec![node(1), node(2)] });
+    ingress
+}
+
+fn link(network: &str, ifname: &str, peer: &str, address: &str) -> Link {
+    let out = (network == GATEWAY).then(|| ip("172.18.0.1"));
+    Link {
         network: network.into(),
         ifname: ifname.into(),
         peer: peer.into(),
-        mac: Mac::for_ip(cidr(&address).addr),
-        addresses: vec![cidr(&address)],
-        gateways: if out { vec![ip("172.18.0.1")] } else { vec![] },
+        mac: Mac::for_ip(cidr(address).addr),
+        addresses: vec![cidr(address)],
+        gateways: out.into_iter().collect(),
         routes: vec![],
-    };
-    let task = Sandbox {
+    }
+}
+
+fn task(n: u8) -> Sandbox {
+    Sandbox {
         links: vec![
-            link(WEB, "eth0", "vethw", format!("10.0.1.{}/24", 10 + n), false),
-            link(INGRESS, "eth1", "vethi", format!("10.0.0.{}/24", 10 + n), false),
-            link(GATEWAY, "eth2", "vethg", "172.18.0.3/16".into(), true),
+            link(WEB, "eth0", "vethw", &format!("10.0.1.{}/24", 10 + n)),
+            link(INGRESS, "eth1", "vethi", &format!("10.0.0.{}/24", 10 + n)),
+            link(GATEWAY, "eth2", "vethg", "172.18.0.3/16"),
         ],
         resolver: None,
         published: vec![],
-        ingress: [
-            (Proto::Tcp, 8080, 80),
-            (Proto::Tcp, 90, 90),
-            (Proto::Udp, 53, 5353),
-            (Proto::Udp, 90, 90),
-        ]
-        .map(|(proto, published, target)| IngressTarget { proto, published, target })
-        .into(),
-    };
-    let router = Sandbox {
+        ingress: PORTS
+            .map(|(proto, published, target)| IngressTarget { proto, published, target })
+            .into(),
+    }
+}
+
+fn router(n: u8) -> Sandbox {
+    Sandbox {
         links: vec![
-            link(INGRESS, "eth0", "vethingr0", format!("10.0.0.{}/24", 2 + n), false),
-            link(GATEWAY, "eth1", "vethingr1", "172.18.0.2/16".into(), true),
+            link(INGRESS, "eth0", "vethingr0", &format!("10.0.0.{}/24", 2 + n)),
+            link(GATEWAY, "eth1", "vethingr1", "172.18.0.2/16"),
         ],
         resolver: None,
         published: vec![],
         ingress: vec![],
-    };
-    view.sandboxes.insert(SandboxId("task".into()), task);
-    view.sandboxes.insert(SandboxId::ingress(), router);
-    view
+    }
 }
 
 /// A third host on the same switch as two others, for clients from outside.

@@ -70,39 +70,39 @@ fn one_container() -> View {
     view
 }
 
-fn one_task() -> View {
-    let mut view = View::default();
-    view.host.data_path = Some("192.0.2.1".parse().unwrap());
-    view.bridges.insert("g".into(), bridge("docker_gwbridge", "172.18.0.1/16"));
-    let subnet = |third: u8, vni: u32| OverlaySubnet {
+fn subnet(third: u8, vni: u32) -> OverlaySubnet {
+    OverlaySubnet {
         subnet: cidr(&format!("10.0.{third}.0/24")),
         gateway: Some(format!("10.0.{third}.1").parse().unwrap()),
         vni,
-    };
+    }
+}
+
+fn web() -> Overlay {
     let far = "10.0.1.9".parse().unwrap();
     let peer = Peer { mac: Mac::for_ip(far), vtep: "192.0.2.2".parse().unwrap() };
     let backend = |text: &str, ready| Backend { address: text.parse().unwrap(), ready };
-    let web = Overlay {
+    let service = |name: &str, vip: &str, backends| Service {
+        name: name.into(),
+        vips: vec![vip.parse().unwrap()],
+        backends,
+    };
+    Overlay {
         subnets: vec![subnet(1, 4097)],
         peers: [(far, peer)].into(),
         services: vec![
-            Service {
-                name: "web".into(),
-                vips: vec!["10.0.1.2".parse().unwrap()],
-                backends: vec![backend("10.0.1.5", true), backend("10.0.1.9", true)],
-            },
-            Service {
-                name: "gone".into(),
-                vips: vec!["10.0.1.3".parse().unwrap()],
-                backends: vec![backend("10.0.1.8", false)],
-            },
+            service("web", "10.0.1.2", vec![backend("10.0.1.5", true), backend("10.0.1.9", true)]),
+            service("gone", "10.0.1.3", vec![backend("10.0.1.8", false)]),
         ],
         ..Overlay::default()
-    };
+    }
+}
+
+fn ingress() -> Overlay {
     let node = |text: &str, engine| IngressNode { address: text.parse().unwrap(), engine };
     let task =
         |text: &str, engine| IngressBackend { address: text.parse().unwrap(), ready: true, engine };
-    let ingress = Overlay {
+    Overlay {
         subnets: vec![subnet(0, 4096)],
         lb_address: Some(cidr("10.0.0.2/24")),
         ingress: Some(Ingress {
@@ -117,9 +117,15 @@ fn one_task() -> View {
             nodes: vec![node("10.0.0.2", NodeEngine::Skep), node("10.0.0.3", NodeEngine::Docker)],
         }),
         ..Overlay::default()
-    };
-    view.overlays.insert("webwebwebwebweb".into(), web);
-    view.overlays.insert("ingressingress".into(), ingress);
+    }
+}
+
+fn one_task() -> View {
+    let mut view = View::default();
+    view.host.data_path = Some("192.0.2.1".parse().unwrap());
+    view.bridges.insert("g".into(), bridge("docker_gwbridge", "172.18.0.1/16"));
+    view.overlays.insert("webwebwebwebweb".into(), web());
+    view.overlays.insert("ingressingress".into(), ingress());
     let task = Sandbox {
         links: vec![
             link("ingressingress", "eth0", "10.0.0.5/24", None),
@@ -222,6 +228,22 @@ fn a_task_serves_a_udp_port_of_the_mesh() {
     let task = after.sandboxes.get_mut(&SandboxId("task1".into())).unwrap();
     task.ingress.push(IngressTarget { proto: Proto::Udp, published: 53, target: 5353 });
     check("mesh-udp.txt", &before, &after);
+}
+
+/// No kernel that is tested on has the protocol, so that the plan is all there is to see.
+#[test]
+fn sctp_is_published_as_the_others_are() {
+    let mut view = one_task();
+    view.bridges.extend(one_container().bridges);
+    view.sandboxes.extend(one_container().sandboxes);
+    let before = view.clone();
+    let container = view.sandboxes.get_mut(&SandboxId("c0ffee".into())).unwrap();
+    container.published[0].proto = Proto::Sctp;
+    let task = view.sandboxes.get_mut(&SandboxId("task1".into())).unwrap();
+    task.ingress[0].proto = Proto::Sctp;
+    let ingress = view.overlays.get_mut("ingressingress").unwrap();
+    ingress.ingress.as_mut().unwrap().ports[0].proto = Proto::Sctp;
+    check("sctp.txt", &before, &view);
 }
 
 #[test]

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::load::{until_running, virtual_address};
-use e2e::{cases, hosts_of_skep, task_on};
+use e2e::{cases, hosts_with_caller, task_on};
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
 use rustix::net::sockopt::{Timeout, set_socket_reuseaddr, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 
-const SERVER: &str = r#"CMD ["load","serve","80"]"#;
 const CREATE: &str = "service create -q --no-resolve-image --detach --network web";
 /// A connection or an answer, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(4);
@@ -24,12 +23,8 @@ const HOST_LOST_MAX: Duration = Duration::from_secs(30);
 
 #[test]
 fn connections_through_the_balancer() -> Result<()> {
-    let lab = hosts_of_skep(3)?;
-    lab.import_program("load", SERVER)?;
-    lab.swarm(1)?;
+    let lab = hosts_with_caller(3)?;
     let host = lab.host(1);
-    host.dk("network create -d overlay --attachable web")?;
-    host.dk("run -d --name caller --network web httpd")?;
     host.dk(&format!(
         "{CREATE} --name app --replicas 3 --replicas-max-per-node 1 -p 8080:80 -p 8053:80/udp load"
     ))?;

@@ -5,22 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::load::{Client, From, until_running, virtual_address};
-use e2e::{cases, hosts_of_skep};
+use e2e::{cases, hosts_with_caller};
 use lab::Lab;
 use lab::host::wait_until;
 
-const SERVER: &str = r#"CMD ["load","serve","80"]"#;
 /// Requests a second of each of the four clients: two on the virtual address, two on the mesh.
 const RATE: u32 = 125;
 
 #[test]
 fn services_lose_no_request() -> Result<()> {
-    let lab = hosts_of_skep(3)?;
-    lab.import_program("load", SERVER)?;
-    lab.swarm(1)?;
+    let lab = hosts_with_caller(3)?;
     let host = lab.host(1);
-    host.dk("network create -d overlay --attachable web")?;
-    host.dk("run -d --name caller --network web httpd")?;
     host.dk("service create -q --no-resolve-image --name app --network web --replicas 3 -p 8080:80 load")?;
     wait_until(Duration::from_secs(30), || {
         Ok(lab.hosts.iter().all(|at| {
