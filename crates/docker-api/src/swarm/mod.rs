@@ -9,6 +9,7 @@ pub mod object;
 pub mod cluster;
 pub mod find;
 pub mod networks;
+mod verbose;
 mod pem;
 mod routes;
 mod service_routes;

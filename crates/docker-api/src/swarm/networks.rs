@@ -186,7 +186,20 @@ pub async fn inspect(cluster: &Cluster, name: &str, verbose: bool) -> Result<Opt
             }
         }
     };
-    Ok(Some(show(found, local.get(&found.id), verbose)))
+    let mut shown = show(found, local.get(&found.id), verbose);
+    if verbose && !local.contains_key(&found.id) {
+        shown["Services"] = show_services(&known_to_managers(cluster, found).await?);
+    }
+    Ok(Some(shown))
+}
+
+async fn known_to_managers(
+    cluster: &Cluster,
+    network: &pb::Network,
+) -> Result<BTreeMap<String, VerboseService>, Fault> {
+    let tasks = cluster.call(pb::ListTasksRequest::default()).await?.tasks;
+    let nodes = cluster.call(pb::ListNodesRequest::default()).await?.nodes;
+    Ok(super::verbose::services(network, &tasks, &nodes))
 }
 
 /// The hosts' own networks are not listed with the swarm's, but services name them: `--network host`.
@@ -266,13 +279,7 @@ fn show(network: &pb::Network, local: Option<&LocalOverlay>, verbose: bool) -> V
             local.peers.iter().map(|(name, ip)| json!({"Name": name, "IP": ip})).collect();
         shown["Peers"] = peers.into();
         if verbose {
-            shown["Services"] = Value::Object(
-                local
-                    .services
-                    .iter()
-                    .map(|(name, service)| (name.clone(), show_service(service)))
-                    .collect(),
-            );
+            shown["Services"] = show_services(&local.services);
         }
     }
     shown
@@ -315,6 +322,10 @@ fn containers(local: &LocalOverlay, name: &str, ingress: bool) -> Value {
         shown.insert(key, entry(&one));
     }
     Value::Object(shown)
+}
+
+fn show_services(services: &BTreeMap<String, VerboseService>) -> Value {
+    services.iter().map(|(name, service)| (name.clone(), show_service(service))).collect()
 }
 
 fn show_service(service: &VerboseService) -> Value {

@@ -4,6 +4,7 @@ mod balancer;
 mod containers;
 mod cut;
 mod life;
+mod listed;
 mod crash;
 mod daemon;
 mod daemon_gone;

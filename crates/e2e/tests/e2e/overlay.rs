@@ -9,7 +9,6 @@ use anyhow::{Context, Result, ensure};
 use e2e::{cases, refused, swarm_of_skep, task_on};
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
-use serde_json::Value;
 
 #[test]
 fn overlay_networks() -> Result<()> {
@@ -27,10 +26,19 @@ fn overlay_networks() -> Result<()> {
             ("what is too long for a packet", crate::questions::too_long_for_a_packet),
             ("tasks reach each other over IPv6", tasks_reach_each_other_over_ipv6),
             ("a published port answers everywhere", a_published_port_answers_everywhere),
+            ("a container's port answers by IPv6", crate::ports::a_containers_port_answers_by_ipv6),
+            (
+                "what the managers' host reaches is avoided",
+                what_the_managers_host_reaches_is_avoided,
+            ),
             ("udp, dynamic and host ports", udp_dynamic_and_host_ports),
             ("a port that something else has is named", a_port_that_something_else_has_is_named),
             ("containers come and go on an overlay", containers_come_and_go_on_an_overlay),
-            ("every node lists the same", every_node_lists_the_same),
+            ("every node lists the same", crate::listed::every_node_lists_the_same),
+            (
+                "a manager without a part lists all",
+                crate::listed::a_manager_without_a_part_lists_all,
+            ),
             ("wrong networks are refused", wrong_networks_are_refused),
             ("options are kept and used", options_are_kept_and_used),
             ("a full subnet is named and frees itself", a_full_subnet_is_named_and_frees_itself),
@@ -43,8 +51,8 @@ fn overlay_networks() -> Result<()> {
     )
 }
 
-const CREATE: &str = "service create -q --no-resolve-image --detach=false";
-const SOON: Duration = Duration::from_secs(20);
+pub const CREATE: &str = "service create -q --no-resolve-image --detach=false";
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// What nslookup found, the server's own address left out.
 fn looked_up(host: &Host, container: &str, name: &str) -> Result<BTreeSet<String>> {
@@ -119,7 +127,7 @@ fn tasks_reach_each_other_over_ipv6(lab: &Lab) -> Result<()> {
 }
 
 /// Who a task saw, asked from the router, which is no host of the swarm.
-fn seen_from_outside(lab: &Lab, address: &str, port: u16) -> Result<String> {
+pub fn seen_from_outside(lab: &Lab, address: &str, port: u16) -> Result<String> {
     let mut curl = std::process::Command::new("nsenter");
     curl.arg(format!("--net=/run/netns/{}", lab.router));
     curl.args(["curl", "-sS", "--max-time", "5"]);
@@ -250,18 +258,58 @@ fn the_rest_of_a_range(lab: &Lab, netns: &str) -> Result<()> {
     Ok(())
 }
 
+/// A network that names no subnet gets none that its containers' host would no longer reach for them.
+fn what_the_managers_host_reaches_is_avoided(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let given = || -> Result<String> {
+        host.dk("network create -d overlay anywhere")?;
+        let format = "{{range .IPAM.Config}}{{.Subnet}}{{end}}";
+        let mut subnet = String::new();
+        wait_until(SOON, || {
+            subnet = host.docker(&["network", "inspect", "-f", format, "anywhere"])?;
+            Ok(!subnet.is_empty())
+        })?;
+        host.dk("network rm anywhere")?;
+        Ok(subnet)
+    };
+    let first = given()?;
+    host.sh(&format!("ip route add {first} via 192.168.68.1"))?;
+    let mut second = first.clone();
+    wait_until(SOON, || {
+        second = given()?;
+        Ok(second != first)
+    })
+    .with_context(|| format!("{first} although the host has a route to it"))?;
+    host.sh(&format!("ip route del {first}"))?;
+    wait_until(SOON, || Ok(given()? == first)).context("the route is gone")
+}
+
 /// The mesh serves the port all the same, and the host that cannot hold it says so.
 fn a_port_that_something_else_has_is_named(lab: &Lab) -> Result<()> {
     let (host, far) = (lab.host(1), lab.host(2));
     let path = format!("/proc/{}/ns/net", far.init_pid());
     let holder = within(&path, || Ok(TcpListener::bind("0.0.0.0:8003")?))?;
-    host.dk(&format!("{CREATE} --name taken -p 8003:80 httpd"))?;
+    host.dk(&format!("{CREATE} --name taken --mode global -p 8003:80 httpd"))?;
     wait_until(SOON, || Ok(seen_from_outside(lab, "192.168.68.110", 8003).is_ok()))?;
     wait_until(SOON, || Ok(warnings(far)?.contains("8003/tcp")))
         .with_context(|| warnings(far).unwrap_or_default())?;
     ensure!(!warnings(host)?.contains("8003"), "the other host holds it");
+    let listed = || {
+        let format = "{{.Node}} {{.CurrentState}} {{.Error}}";
+        host.docker(&["service", "ps", "--no-trunc", "--format", format, "taken"])
+    };
+    let named = |list: &str, at: &Host| {
+        let mut lines =
+            list.lines().filter(|line| line.starts_with(&format!("{} Running", at.name)));
+        lines.any(|line| line.contains("port 8003/tcp is in use by another process on this node"))
+    };
+    wait_until(SOON, || Ok(named(&listed()?, far)))
+        .with_context(|| listed().unwrap_or_default())?;
+    ensure!(!named(&listed()?, host), "the other host's task has nothing to tell");
     drop(holder);
     wait_until(SOON, || Ok(!warnings(far)?.contains("8003")))?;
+    wait_until(SOON, || Ok(!listed()?.contains("8003")))
+        .with_context(|| listed().unwrap_or_default())?;
     host.dk("service rm taken").map(drop)
 }
 
@@ -307,49 +355,6 @@ fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
     first.dk("rm -f plain")?;
     second.dk("rm -f guest")?;
     until_known(first, &task, "visitor", 0).map(drop)
-}
-
-fn inspected(host: &Host, network: &str) -> Result<Value> {
-    let text = host.docker(&["network", "inspect", "-v", network])?;
-    Ok(serde_json::from_str::<Value>(&text)?[0].take())
-}
-
-fn every_node_lists_the_same(lab: &Lab) -> Result<()> {
-    for (network, service) in [("web", "web"), ("ingress", "web")] {
-        let tasks = |host: &Host| -> Result<Value> {
-            Ok(inspected(host, network)?["Services"][service].take())
-        };
-        let (mut here, mut there) = (Value::Null, Value::Null);
-        wait_until(SOON, || {
-            (here, there) = (tasks(lab.host(1))?, tasks(lab.host(2))?);
-            Ok(here == there && here["Tasks"].as_array().is_some_and(|list| list.len() == 4))
-        })
-        .with_context(|| format!("{network}: {here}\n{there}"))?;
-        let hosts: Vec<&str> = here["Tasks"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|task| task["Info"]["Host IP"].as_str())
-            .collect();
-        for host in &lab.hosts {
-            let count = hosts.iter().filter(|ip| **ip == host.address).count();
-            ensure!(count == 2, "{network}: {hosts:?}");
-        }
-        if network == "ingress" {
-            ensure!(here["Ports"][0] == "Target: 80, Publish: 80", "{here}");
-        }
-    }
-    let peers = |host: &Host| -> Result<BTreeSet<String>> {
-        let shown = inspected(host, "web")?;
-        let peers = shown["Peers"].as_array().cloned().unwrap_or_default();
-        Ok(peers.iter().map(|peer| peer["IP"].to_string()).collect())
-    };
-    ensure!(peers(lab.host(1))? == peers(lab.host(2))? && peers(lab.host(1))?.len() == 2);
-    let shown = inspected(lab.host(2), "web")?;
-    let containers = shown["Containers"].as_object().context("no containers")?;
-    let both = containers.values().filter(|one| one["IPv6Address"] != "").count();
-    ensure!(both == 2 && containers.contains_key("lb-web"), "{containers:?}");
-    Ok(())
 }
 
 fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
@@ -423,7 +428,7 @@ fn options_are_kept_and_used(lab: &Lab) -> Result<()> {
         "com.docker.network.driver.overlay.vxlanid_list=6001,6002",
         "wide",
     ])?;
-    let shown = inspected(host, "wide")?;
+    let shown = crate::listed::inspected(host, "wide")?;
     ensure!(shown["IPAM"]["Config"][0]["Gateway"] == "10.20.0.254", "{shown}");
     ensure!(shown["IPAM"]["Config"][1]["Subnet"] == "10.21.0.0/24", "{shown}");
     ensure!(shown["Labels"]["of"] == "test", "{shown}");
@@ -536,7 +541,7 @@ fn the_ingress_network_is_replaced(lab: &Lab) -> Result<()> {
         wait_until(SOON, || Ok(seen_from_outside(lab, address, 8004).is_ok()))
             .with_context(|| format!("{address}:8004"))?;
     }
-    let shown = inspected(lab.host(2), "entry")?;
+    let shown = crate::listed::inspected(lab.host(2), "entry")?;
     ensure!(shown["Ingress"] == true, "{shown}");
     ensure!(shown["Peers"].as_array().is_some_and(|peers| peers.len() == 2), "{shown}");
     host.dk("service rm entered").map(drop)

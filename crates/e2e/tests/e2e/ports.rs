@@ -1,12 +1,16 @@
 //! Published ports in all their forms, reached from everywhere, and what happens to them when networks change.
 
+use std::net::UdpSocket;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{cases, hosts, hosts_with, refused};
 use lab::command::run;
+use lab::host::{wait_until, within};
 use lab::{Host, Lab};
+
+use crate::overlay::{SOON, seen_from_outside};
 
 #[test]
 fn published_ports() -> Result<()> {
@@ -49,7 +53,7 @@ fn published_ports_from_outside() -> Result<()> {
         format!("[{v6}]:8082"),
     ] {
         let mut answer = String::new();
-        lab::host::wait_until(Duration::from_secs(30), || {
+        wait_until(Duration::from_secs(30), || {
             answer = outside(&address).unwrap_or_else(|error| error.to_string());
             Ok(answer == lab::image::IT_WORKS)
         })
@@ -64,7 +68,7 @@ fn published_ports_from_outside() -> Result<()> {
 /// The page behind `http://<address>/`, asked for on the host; a server that was just started may need a moment.
 fn page(host: &Host, address: &str) -> Result<()> {
     let mut answer = String::new();
-    lab::host::wait_until(Duration::from_secs(30), || {
+    wait_until(Duration::from_secs(30), || {
         let asked = host.sh(&format!("curl -sS -g --max-time 5 http://{address}/"));
         answer = asked.unwrap_or_else(|error| error.to_string());
         Ok(answer == lab::image::IT_WORKS)
@@ -203,4 +207,38 @@ fn ports_that_cannot_be_are_refused(lab: &Lab) -> Result<()> {
         "conflicting options: port publishing and the container type network mode",
     )?;
     host.dk("rm -f first second third fourth").map(drop)
+}
+
+/// On networks of the host alone: translated where the container has IPv6, relayed where it has not.
+pub fn a_containers_port_answers_by_ipv6(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    host.dk("network create --ipv6 --subnet fd00:77::/64 six")?;
+    host.dk("network create four")?;
+    let outside = format!("/run/netns/{}", lab.router);
+    for (network, port, client) in [("six", 8004, Some("[fd00:68::1]")), ("four", 8005, None)] {
+        let publish = format!("-p {port}:80 -p {port}:53/udp");
+        host.dk(&format!("run -d --name {network} --network {network} {publish} httpd"))?;
+        let mut seen = Err(anyhow::anyhow!("not asked"));
+        wait_until(SOON, || {
+            seen = seen_from_outside(lab, "[fd00:68::109]", port);
+            Ok(seen.is_ok())
+        })
+        .with_context(|| format!("{network}: {seen:?}"))?;
+        let seen = seen?;
+        ensure!(client.is_none_or(|client| seen == client), "{network} saw {seen}");
+        let netns = host.netns_of(network)?;
+        let server = host.within(&netns, || Ok(UdpSocket::bind("[::]:53")?))?;
+        let client = within(&outside, || Ok(UdpSocket::bind("[fd00:68::1]:0")?))?;
+        for socket in [&server, &client] {
+            socket.set_read_timeout(Some(SOON))?;
+        }
+        let mut buffer = [0; 8];
+        client.connect(("fd00:68::109", port))?;
+        client.send(b"question")?;
+        let (length, from) = server.recv_from(&mut buffer).with_context(|| network.to_owned())?;
+        server.send_to(&buffer[..length], from)?;
+        client.recv(&mut buffer).with_context(|| format!("{network}: the answer"))?;
+    }
+    host.dk("rm -f six four")?;
+    host.dk("network rm six four").map(drop)
 }
