@@ -37,6 +37,8 @@ pub struct Books {
     /// (protocol, published port) -> service.
     ports: BTreeMap<(i32, u32), String>,
     tentative: Vec<Tentative>,
+    /// As in [`crate::Allocator`].
+    pub avoided: Vec<Subnet>,
 }
 
 impl Books {

@@ -23,6 +23,7 @@ use wire::swarmkit as pb;
 use books::{Books, GivenBack};
 pub use books::{VNI_OPTION, vnis_of};
 pub use service::wanted_networks;
+use subnet::Subnet;
 use task::Wait;
 
 /// Changes in one plan; what is beyond waits for the next.
@@ -35,6 +36,8 @@ pub struct Allocator {
     dirty: BTreeSet<(Rank, String)>,
     /// What cannot be served: looked at again when something was given back.
     stuck: BTreeMap<(Rank, String), Stuck>,
+    /// Networks that the manager's host reaches.
+    avoided: Vec<Subnet>,
 }
 
 struct Stuck {
@@ -58,7 +61,13 @@ enum Rank {
 impl Allocator {
     /// Nothing is left to chance here; the generator is taken so that all planners are made alike.
     pub fn new(_dice: ChaCha8Rng) -> Self {
-        Self { books: None, dirty: BTreeSet::new(), stuck: BTreeMap::new() }
+        Self { books: None, dirty: BTreeSet::new(), stuck: BTreeMap::new(), avoided: Vec::new() }
+    }
+
+    /// A network that gets its subnet from the cluster's pools gets none of these, as long as
+    /// there is another: its containers would no longer reach what the host reaches.
+    pub fn avoid(&mut self, networks: Vec<Subnet>) {
+        self.avoided = networks;
     }
 
     /// What should change now. `touched` is everything that was applied since the last call; the
@@ -72,6 +81,7 @@ impl Allocator {
                 Books::read(store)
             }
         };
+        books.avoided.clone_from(&self.avoided);
         let mut changes = Vec::new();
         for (rank, id) in self.dirty.clone() {
             if changes.len() >= PLAN_MAX {

@@ -135,7 +135,8 @@ fn free_subnet6(books: &Books, store: &Store) -> Result<Subnet, String> {
         .ok_or_else(|| format!("no free /64 subnet left in {site}"))
 }
 
-/// The first part of the cluster's address pools that overlaps no network.
+/// The first part of the cluster's address pools that overlaps no network, and nothing that is
+/// better avoided if there is such a part.
 fn free_subnet(books: &Books, store: &Store) -> Result<Subnet, String> {
     let cluster = store.cluster();
     let mut pools: Vec<String> =
@@ -147,14 +148,16 @@ fn free_subnet(books: &Books, store: &Store) -> Result<Subnet, String> {
     let prefix = if prefix == 0 { DEFAULT_PREFIX } else { prefix };
     let prefix = u8::try_from(prefix).unwrap_or(32);
     let used: Vec<Subnet> = books.subnets().map(|(_, subnet)| subnet).collect();
-    pools
+    let outside = |others: &[Subnet], part: &Subnet| !others.iter().any(|it| it.overlaps(part));
+    let mut free = pools
         .iter()
         .filter_map(|pool| Subnet::parse(pool))
         .flat_map(|pool| pool.split(prefix).take(SPLIT_MAX))
-        .find(|part| !used.iter().any(|used| used.overlaps(part)))
-        .ok_or_else(|| {
-            format!("no free /{prefix} subnet left in the address pools {}", pools.join(", "))
-        })
+        .filter(|part| outside(&used, part));
+    let first = free.next();
+    first.into_iter().chain(free).find(|part| outside(&books.avoided, part)).or(first).ok_or_else(
+        || format!("no free /{prefix} subnet left in the address pools {}", pools.join(", ")),
+    )
 }
 
 /// One VNI per IPv4 subnet: those asked for, then new ones.

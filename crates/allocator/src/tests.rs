@@ -303,6 +303,27 @@ fn overlapping_subnets_and_foreign_gateways_are_named() {
 }
 
 #[test]
+fn what_the_managers_host_reaches_is_avoided_while_there_is_something_else() {
+    let mut world = World::new();
+    world.settle();
+    let avoided = ["10.0.1.0/24", "10.0.2.128/25", "fd00::/8"];
+    world.allocator.avoid(avoided.iter().filter_map(|text| Subnet::parse(text)).collect());
+    world.create(network("a", false, &[]));
+    world.create(network("asked", false, &["10.0.1.0/24"]));
+    world.settle();
+    let subnet = |world: &World, name: &str| {
+        let network = world.store.get::<pb::Network>(&network(name, false, &[]).id).unwrap();
+        network.ipam.as_ref().unwrap().configs[0].subnet.clone()
+    };
+    assert_eq!(subnet(&world, "a"), "10.0.3.0/24");
+    assert_eq!(subnet(&world, "asked"), "10.0.1.0/24", "who asks for it gets it");
+    world.allocator.avoid(Subnet::parse("10.0.0.0/8").into_iter().collect());
+    world.create(network("b", false, &[]));
+    world.settle();
+    assert_eq!(subnet(&world, "b"), "10.0.2.0/24", "there is nothing else");
+}
+
+#[test]
 fn large_several_and_v6_subnets_serve() {
     let mut world = World::new();
     let mut wide = network("wide", false, &["10.32.0.0/29", "10.64.0.0/12", "fd00:5::/64"]);

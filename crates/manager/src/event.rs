@@ -98,6 +98,8 @@ pub enum Event {
     Open { stream: StreamId, caller: Caller, open: Open },
     /// The other side of a stream went away.
     Closed { stream: StreamId },
+    /// Networks that this manager's host reaches or is on, as `10.1.0.0/16`: all of them.
+    HostNetworks(Vec<String>),
     /// This manager is about to end: another should lead.
     HandOver,
 }

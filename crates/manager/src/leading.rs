@@ -55,6 +55,12 @@ impl Leading {
         }
     }
 
+    /// See [`Allocator::avoid`].
+    pub fn avoid(&mut self, networks: &[String]) {
+        let networks = networks.iter().filter_map(|text| allocator::subnet::Subnet::parse(text));
+        self.allocator.avoid(networks.collect());
+    }
+
     pub fn touch(&mut self, now: Instant, store: &Store, touched: &[Touched]) -> Vec<Effect> {
         self.touched.extend_from_slice(touched);
         self.dirty = true;

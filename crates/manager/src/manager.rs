@@ -58,6 +58,7 @@ pub struct Manager {
     pub(crate) unfinished: bool,
     /// When the last step was.
     stepped_at: Instant,
+    host_networks: Vec<String>,
 }
 
 /// What is answered once an entry is committed.
@@ -151,6 +152,7 @@ impl Manager {
             requests: 0,
             unfinished: false,
             stepped_at: now,
+            host_networks: Vec::new(),
         };
         let mut out = Vec::new();
         manager.carry_out(now, effects, &mut out);
@@ -165,6 +167,13 @@ impl Manager {
         self.forgive_own_delay(now);
         let raft_event = match event {
             Event::Deadline => Some(consensus::Event::Deadline),
+            Event::HostNetworks(networks) => {
+                if let Some(leading) = &mut self.leading {
+                    leading.avoid(&networks);
+                }
+                self.host_networks = networks;
+                None
+            }
             Event::HandOver => membership::heir(&self.raft).map(consensus::Event::Transfer),
             Event::Raft(message) => Some(consensus::Event::Message(message)),
             Event::RaftUnreachable { raft_id } => Some(consensus::Event::Unreachable(raft_id)),
@@ -418,7 +427,9 @@ impl Manager {
     pub(crate) fn start_leading(&mut self, now: Instant, out: &mut Vec<Effect>) {
         if self.leading.is_none() && self.raft.leads_fully() {
             let own = &self.identity.node_id;
-            self.leading = Some(Leading::new(now, self.raft.term(), own, &mut self.dice));
+            let mut leading = Leading::new(now, self.raft.term(), own, &mut self.dice);
+            leading.avoid(&self.host_networks);
+            self.leading = Some(leading);
             self.tell_nodes_of_managers(now, out);
             for (ticket, caller, call) in std::mem::take(&mut self.early) {
                 self.call(now, ticket, caller, call, out);

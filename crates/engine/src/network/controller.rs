@@ -199,6 +199,10 @@ impl Controller {
         // Once told to listen all the same, a link is no longer found by this: it is kept.
         let advertised = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
         self.state.host.advertised.extend(advertised_links(&advertised));
+        match self.kernel.host_networks() {
+            Ok(networks) => self.state.host_networks = networks,
+            Err(error) => tracing::warn!(%error, "routes of the host cannot be read"),
+        }
         if let Some(address) = self.state.overlays.data_path {
             match self.kernel.uplink_mtu(address) {
                 Ok(Some(mtu)) => self.state.host.uplink_mtu = mtu,

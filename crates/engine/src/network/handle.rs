@@ -30,6 +30,7 @@ pub struct Network {
 pub struct Shared {
     seen: RwLock<Seen>,
     ports_taken: watch::Sender<BTreeSet<(Proto, u16)>>,
+    host_networks: watch::Sender<Vec<Cidr>>,
 }
 
 #[derive(Default)]
@@ -52,18 +53,23 @@ impl Shared {
             warnings: state.warnings(),
         };
         *self.seen.write().unwrap_or_else(PoisonError::into_inner) = seen;
-        self.ports_taken.send_if_modified(|taken| {
-            let changed = *taken != state.mesh_taken;
-            if changed {
-                taken.clone_from(&state.mesh_taken);
-            }
-            changed
-        });
+        tell_change(&self.ports_taken, &state.mesh_taken);
+        tell_change(&self.host_networks, &state.host_networks);
     }
 
     fn read<T>(&self, look: impl FnOnce(&Seen) -> T) -> T {
         look(&self.seen.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn tell_change<T: Clone + PartialEq>(seen: &watch::Sender<T>, now: &T) {
+    seen.send_if_modified(|seen| {
+        let changed = seen != now;
+        if changed {
+            seen.clone_from(now);
+        }
+        changed
+    });
 }
 
 impl Network {
@@ -102,6 +108,11 @@ impl Network {
     /// Published ports of services that another process on this host has.
     pub fn ports_taken(&self) -> watch::Receiver<BTreeSet<(Proto, u16)>> {
         self.shared.ports_taken.subscribe()
+    }
+
+    /// Networks that this host reaches or is on.
+    pub fn host_networks(&self) -> watch::Receiver<Vec<Cidr>> {
+        self.shared.host_networks.subscribe()
     }
 
     /// The process that answers names; zones of overlays are set by whoever knows the swarm.

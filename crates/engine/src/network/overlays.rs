@@ -62,10 +62,7 @@ impl Controller {
     /// Networks that the host reaches and a container on an overlay does not, since the overlay
     /// has their addresses.
     fn look_for_shadows(&mut self) {
-        let host = match self.kernel.host_networks() {
-            Ok(host) => host,
-            Err(error) => return tracing::warn!(%error, "routes of the host cannot be read"),
-        };
+        let host = &self.state.host_networks;
         let overlays = &self.state.overlays;
         let mut shadowed = BTreeSet::new();
         for (id, overlay) in &overlays.overlays {

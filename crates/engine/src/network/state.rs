@@ -31,6 +31,9 @@ pub struct State {
     /// Ports of the routing mesh that something else has on this host.
     #[serde(skip)]
     pub mesh_taken: BTreeSet<(Proto, u16)>,
+    /// Networks that this host reaches or is on.
+    #[serde(skip)]
+    pub host_networks: Vec<Cidr>,
     /// What overlays hide of the host's networks, in words.
     #[serde(skip)]
     pub shadowed: BTreeSet<String>,

@@ -216,6 +216,10 @@ pub fn start(
     (handle, task)
 }
 
+fn reached(networks: &mut watch::Receiver<Vec<netplan::Cidr>>) -> Event {
+    Event::HostNetworks(networks.borrow_and_update().iter().map(ToString::to_string).collect())
+}
+
 impl Loop {
     async fn run(
         mut self,
@@ -226,7 +230,9 @@ impl Loop {
         mut reports: mpsc::Receiver<Report>,
     ) -> Option<Ended> {
         self.look();
-        if let Err(ended) = self.carry_out(first) {
+        let mut host_networks = self.engine.network.host_networks();
+        let told = self.core.step(self.clock.now(), reached(&mut host_networks));
+        if let Err(ended) = self.carry_out(first).and_then(|()| self.carry_out(told)) {
             return Some(ended);
         }
         for call in held {
@@ -249,6 +255,7 @@ impl Loop {
                     Some(ask) => self.local(ask),
                     None => return None,
                 },
+                Ok(()) = host_networks.changed() => Some(reached(&mut host_networks)),
                 () = self.clock.sleep_until(deadline) => Some(Event::Deadline),
             };
             let Some(event) = event else { continue };
