@@ -143,13 +143,14 @@ pub fn read_init(body: &Value) -> Result<InitRequest, Fault> {
             read
         }
     };
+    let (default_addr_pool, subnet_size) = pools(&body)?;
     let request = InitRequest {
         listen_addr: body.str("ListenAddr")?,
         advertise_addr: body.str("AdvertiseAddr")?,
         data_path_addr: body.str("DataPathAddr")?,
         data_path_port: body.u32("DataPathPort")?,
-        default_addr_pool: body.strings("DefaultAddrPool")?,
-        subnet_size: body.u32("SubnetSize")?,
+        default_addr_pool,
+        subnet_size,
         force_new_cluster: body.bool("ForceNewCluster")?,
         // Older clients say it here as well as in the spec.
         spec: with_lock(spec, body.bool("AutoLockManagers")?),
@@ -197,6 +198,16 @@ fn check_init(request: &InitRequest) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// Where overlays get their subnets from. As with the Docker Engine a request that says nothing of
+/// pools, which is not what its command sends, names the default one, whatever the size it asks for.
+fn pools(body: &Obj<'_>) -> Result<(Vec<String>, u32), Fault> {
+    let (pools, size) = (body.strings("DefaultAddrPool")?, body.u32("SubnetSize")?);
+    match body.has("DefaultAddrPool") {
+        true => Ok((pools, size)),
+        false => Ok((vec![DEFAULT_POOL.to_owned()], DEFAULT_MASK)),
+    }
 }
 
 /// The length of the prefix of `address/length`; none where that is no CIDR address.
@@ -282,6 +293,7 @@ pub fn write_spec(spec: &pb::ClusterSpec) -> Value {
 
 /// What holds where `swarm init` said nothing.
 const DEFAULT_MASK: u32 = 24;
+const DEFAULT_POOL: &str = "10.0.0.0/8";
 
 /// `ClusterInfo`: the part of `GET /swarm` that `GET /info` shows too.
 pub fn info(cluster: &pb::Cluster) -> Out {

@@ -206,7 +206,7 @@ fn a_swarm_that_dockerd_refuses_to_begin_is_refused_in_its_words() {
             500,
             "invalid CIDR: \"10.0.0.0/24\". Subnet size is too small for pool: 16",
         ),
-        (json!({"SubnetSize": 30}), 500, "subnet size is out of range: 30"),
+        (json!({"DefaultAddrPool": [], "SubnetSize": 30}), 500, "subnet size is out of range: 30"),
         (
             json!({"Spec": {"CAConfig": {"NodeCertExpiry": 1}}}),
             500,
@@ -228,6 +228,15 @@ fn a_swarm_that_dockerd_refuses_to_begin_is_refused_in_its_words() {
     let good = json!({"ListenAddr": ":1", "Spec": {"Name": "default"},
         "DefaultAddrPool": ["10.0.0.0/8"], "SubnetSize": 24});
     assert!(cluster::read_init(&good).is_ok());
+    for (pools, size, read) in [
+        (json!(null), 26, (vec!["10.0.0.0/8".to_owned()], 24)),
+        (json!([]), 26, (vec![], 26)),
+        (json!(["10.3.0.0/16"]), 26, (vec!["10.3.0.0/16".to_owned()], 26)),
+    ] {
+        let init = json!({"ListenAddr": ":1", "DefaultAddrPool": pools, "SubnetSize": size});
+        let init = cluster::read_init(&init).unwrap();
+        assert_eq!((init.default_addr_pool, init.subnet_size), read);
+    }
 }
 
 #[test]
