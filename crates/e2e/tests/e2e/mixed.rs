@@ -12,6 +12,7 @@ const STEPS: &[(&str, fn(&Lab) -> Result<()>)] = &[
     ("the node is shown as what it is", the_node_is_shown_as_what_it_is),
     ("a service runs on both and finds its other half", a_service_runs_on_both),
     ("logs and exec reach both", logs_and_exec_reach_both),
+    ("jobs complete on both", jobs_complete_on_both),
     ("an update replaces every task", an_update_replaces_every_task),
     ("certificates and tokens change while joined", certificates_and_tokens_change_while_joined),
     ("a drained node gives its tasks away", a_drained_node_gives_its_tasks_away),
@@ -162,6 +163,31 @@ fn logs_and_exec_reach_both(lab: &Lab) -> Result<()> {
         ensure!(name == format!("on-{}", host.name), "{name}");
     }
     manager.dk("service rm talker").map(drop)
+}
+
+fn jobs_complete_on_both(lab: &Lab) -> Result<()> {
+    let manager = lab.host(1);
+    let job = "service create -q --detach --no-resolve-image --restart-delay 0s";
+    manager.dk(&format!("{job} --name each --mode global-job httpd sleep 2"))?;
+    manager.dk(&format!(
+        "{job} --name some --mode replicated-job --replicas 5 --max-concurrent 2 httpd sleep 1"
+    ))?;
+    for (name, total) in [("each", "(2/2 completed)"), ("some", "(5/5 completed)")] {
+        wait_until(Duration::from_secs(60), || {
+            let format = "{{.Name}} {{.Replicas}}";
+            let list = manager.docker(&["service", "ls", "--format", format])?;
+            Ok(list.lines().any(|line| line.starts_with(name) && line.ends_with(total)))
+        })
+        .with_context(|| format!("{name} is {total}"))?;
+        let format = "{{.Node}} {{.DesiredState}} {{.CurrentState}}";
+        let tasks = manager.docker(&["service", "ps", "--format", format, name])?;
+        ensure!(tasks.lines().all(|line| line.contains(" Complete Complete ")), "{tasks}");
+        for host in &lab.hosts {
+            ensure!(tasks.contains(&host.name), "nothing of {name} on {}: {tasks}", host.name);
+        }
+        manager.docker(&["service", "rm", name])?;
+    }
+    Ok(())
 }
 
 fn an_update_replaces_every_task(lab: &Lab) -> Result<()> {
