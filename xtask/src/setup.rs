@@ -26,6 +26,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("strip", "binutils"),
     ("pgrep", "procps"),
     ("debootstrap", "debootstrap"),
+    ("faketime", "faketime"),
 ];
 
 /// A package's own start-up script asks this file whether it may start a service.

@@ -31,5 +31,6 @@ mod services;
 mod sets;
 mod swarm;
 mod terminals;
+mod trust;
 mod volumes;
 mod zstd;

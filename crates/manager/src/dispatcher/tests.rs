@@ -179,10 +179,10 @@ fn foreign_sessions_and_too_many_registrations_are_refused() {
 fn assignments_are_complete_once_then_incremental_secrets_first() {
     let mut world = World::new();
     let secret = |id: &str| Change::create(pb::Secret { id: id.into(), ..Default::default() });
-    let _ = world.commit(vec![secret("z-secret"), secret("unused")]);
+    let _ = world.commit(vec![secret("z-secret"), secret("elsewhere")]);
     let _ = world.commit(vec![
         Change::create(task("t1", "n", Some("z-secret"))),
-        Change::create(task("t2", "other", None)),
+        Change::create(task("t2", "other", Some("elsewhere"))),
     ]);
     let _ = world.open(1, "");
     let _ = world.plan();

@@ -502,6 +502,7 @@ impl Loop {
     }
 
     async fn keys_changed(&mut self, keys: Vec<agent::Key>) {
+        tracing::info!(keys = keys.len(), "the gossip has a new key");
         let keys = keys
             .into_iter()
             .filter(|key| key.subsystem == "networking:gossip")

@@ -14,6 +14,7 @@ pub mod task_spec;
 pub mod log_publisher;
 pub mod description;
 pub mod node;
+mod renewal;
 pub mod life;
 pub mod view;
 pub mod attach;

@@ -18,7 +18,7 @@ use wire::swarmkit as pb;
 use super::agent_task::{self, locked};
 use super::manager_task::{self, Ended};
 use super::saved::Saved;
-use super::{Cluster, GOSSIP_PORT, State, description};
+use super::{Cluster, GOSSIP_PORT, State, description, renewal};
 
 /// Between attempts to renew a certificate that has to change.
 const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -121,7 +121,7 @@ impl Node {
             seed: self::seed()?,
         };
         let parts = agent_task::Parts {
-            clock: cluster.clock,
+            clock: cluster.clock.clone(),
             keys: keys.clone(),
             folder: cluster.folder.clone(),
             engine: cluster.engine.clone(),
@@ -297,7 +297,7 @@ impl Changing<'_> {
             }
         };
         let parts = manager_task::Parts {
-            clock: cluster.clock,
+            clock: cluster.clock.clone(),
             log,
             keys: node.keys.clone(),
             gate,
@@ -381,7 +381,7 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
         let Some((cluster_now, node_now)) = cluster.upgrade().zip(node.upgrade()) else { return };
         let before = node_now.manager().map(|manager| seen(manager.cluster));
         let done = step(&cluster_now, &node_now, &object, &roots).await;
-        let renew_in = renew_in(&cluster_now, &node_now);
+        let look_in = renewal::look_in(&node_now.keys.identity(), cluster_now.clock.now());
         let manager = node_now.manager();
         let mut ended = manager.as_ref().map(|manager| manager.ended.clone());
         let now = manager.map(|manager| manager.cluster);
@@ -393,7 +393,7 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
         let wait = match done {
             Ok(true) => {
                 pause = RENEW_PAUSE_MIN;
-                renew_in
+                look_in
             }
             Ok(false) => pause,
             Err(error) => {
@@ -462,18 +462,6 @@ fn settle_lock(cluster: &Cluster, node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Half of the certificate's life at least, four fifths at most, spread by the node's own key.
-fn renew_in(cluster: &Cluster, node: &Node) -> Duration {
-    let identity = node.keys.identity();
-    let spread = identity.issuer_public_key.len() as u64
-        + identity.certificate_pem.iter().map(|byte| u64::from(*byte)).sum::<u64>();
-    let life = identity.not_after.saturating_sub(identity.not_before).max(0) as u64;
-    let at =
-        identity.not_before.max(0) as u64 + life / 2 + life * 3 / 10 * (spread % 1_000) / 1_000;
-    let now = cluster.clock.now().as_nanos() / 1_000_000_000;
-    Duration::from_secs(at.saturating_sub(now).max(1))
-}
-
 /// One look at everything; `false` when something has to be tried again soon.
 async fn step(
     cluster: &Arc<Cluster>,
@@ -505,7 +493,7 @@ async fn step(
                 .as_ref()
                 .is_some_and(|status| status.state() == pb::issuance_status::State::Rotate)
         });
-    let due = renew_in(cluster, node) <= Duration::from_secs(1);
+    let due = renewal::is_due(&node.keys.identity(), cluster.clock.now());
     let role = node.keys.identity().subject.role;
     if rotate || due || wanted.is_some_and(|wanted| wanted != role) {
         let trusted = if new_roots.is_empty() { identity.root_pem.clone() } else { new_roots };
