@@ -1,18 +1,20 @@
 //! The templates in a service's hostname, environment, mounts, secrets and configs.
 //!
-//! Of Go's template language what Docker documents for services: fields and `index`; in secrets and
-//! configs also `env`, `secret` and `config`.
+//! Of Go's template language everything but blocks and variables; in secrets and configs also the
+//! functions `env`, `secret` and `config`.
+
+mod expression;
 
 use std::collections::BTreeMap;
 
 use wire::swarmkit as pb;
 
 use crate::access::container_name;
+use expression::Value;
 
 /// What a template can see.
 pub struct Context {
-    fields: BTreeMap<&'static str, String>,
-    service_labels: BTreeMap<String, String>,
+    fields: Value,
     /// These three only in secrets and configs; files by their target's name.
     pub env: BTreeMap<String, String>,
     pub secrets: BTreeMap<String, Vec<u8>>,
@@ -25,20 +27,28 @@ impl Context {
         let platform = node.platform.clone().unwrap_or_default();
         // A task of a global service has the node's id where others have their number.
         let slot = if task.slot == 0 { task.node_id.clone() } else { task.slot.to_string() };
-        let fields = BTreeMap::from([
-            (".Service.ID", task.service_id.clone()),
-            (".Service.Name", service.name),
-            (".Node.ID", task.node_id.clone()),
-            (".Node.Hostname", node.hostname.clone()),
-            (".Node.Platform.Architecture", platform.architecture),
-            (".Node.Platform.OS", platform.os),
-            (".Task.ID", task.id.clone()),
-            (".Task.Name", container_name(task)),
-            (".Task.Slot", slot),
-        ]);
+        let architecture = Value::text(platform.architecture);
+        let platform = vec![("Architecture", architecture), ("OS", Value::text(platform.os))];
+        let service = vec![
+            ("ID", Value::text(&task.service_id)),
+            ("Name", Value::text(service.name)),
+            ("Labels", Value::Map(service.labels)),
+        ];
+        let node = vec![
+            ("ID", Value::text(&task.node_id)),
+            ("Hostname", Value::text(&node.hostname)),
+            ("Platform", Value::Record(platform)),
+        ];
+        let own = vec![
+            ("ID", Value::text(&task.id)),
+            ("Name", Value::text(container_name(task))),
+            ("Slot", Value::text(slot)),
+        ];
+        let fields = [("Service", service), ("Node", node), ("Task", own)];
         Self {
-            fields,
-            service_labels: service.labels,
+            fields: Value::Record(
+                fields.into_iter().map(|(name, of)| (name, Value::Record(of))).collect(),
+            ),
             env: BTreeMap::new(),
             secrets: BTreeMap::new(),
             configs: BTreeMap::new(),
@@ -89,45 +99,41 @@ fn fill(text: &str, context: &Context, payload: bool) -> Result<Vec<u8>, String>
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {
         out.extend_from_slice(before.as_bytes());
-        let (action, after) =
+        let (whole, after) =
             after.split_once("}}").ok_or_else(|| "template: unclosed action".to_owned())?;
-        let value = evaluate(action.trim(), context, payload)
-            .ok_or_else(|| format!("template: {{{{{action}}}}} is not known"))?;
-        out.extend_from_slice(&value);
-        rest = after;
+        // `{{- ` and ` -}}` take the space beside them away.
+        let left = whole.strip_prefix('-').filter(|rest| rest.starts_with(char::is_whitespace));
+        if left.is_some() {
+            out.truncate(out.trim_ascii_end().len());
+        }
+        let action = left.unwrap_or(whole);
+        let right = action.strip_suffix('-').filter(|rest| rest.ends_with(char::is_whitespace));
+        rest = if right.is_some() { after.trim_start() } else { after };
+        let action = right.unwrap_or(action).trim();
+        if action.starts_with("/*") && action.ends_with("*/") {
+            continue;
+        }
+        let more = |function: &str, arguments: &[Value]| {
+            if payload { of_payload(context, function, arguments) } else { None }
+        };
+        let value = expression::evaluate(action, &context.fields, &more)
+            .ok_or_else(|| format!("template: {{{{{whole}}}}} is not known"))?;
+        out.extend(value.print());
     }
     out.extend_from_slice(rest.as_bytes());
     Ok(out)
 }
 
-fn evaluate(action: &str, context: &Context, payload: bool) -> Option<Vec<u8>> {
-    if let Some(value) = context.fields.get(action) {
-        return Some(value.clone().into_bytes());
-    }
-    let (function, rest) = action.split_once(char::is_whitespace)?;
-    let rest = rest.trim();
+/// The functions of secrets and configs.
+fn of_payload(context: &Context, function: &str, arguments: &[Value]) -> Option<Value> {
+    let [Value::Text(name)] = arguments else { return None };
+    let name = std::str::from_utf8(name).ok()?;
     match function {
-        "index" => {
-            let (map, key) = rest.split_once(char::is_whitespace)?;
-            let key = quoted(key)?;
-            // As in Go a missing key is empty.
-            (map == ".Service.Labels")
-                .then(|| context.service_labels.get(key).cloned().unwrap_or_default().into_bytes())
-        }
-        "env" if payload => {
-            Some(context.env.get(quoted(rest)?).cloned().unwrap_or_default().into_bytes())
-        }
-        "secret" if payload => context.secrets.get(quoted(rest)?).cloned(),
-        "config" if payload => context.configs.get(quoted(rest)?).cloned(),
+        "env" => Some(Value::text(context.env.get(name).cloned().unwrap_or_default())),
+        "secret" => context.secrets.get(name).cloned().map(Value::Text),
+        "config" => context.configs.get(name).cloned().map(Value::Text),
         _ => None,
     }
-}
-
-fn quoted(text: &str) -> Option<&str> {
-    let text = text.trim();
-    text.strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .or_else(|| text.strip_prefix('`').and_then(|text| text.strip_suffix('`')))
 }
 
 #[cfg(test)]
@@ -158,7 +164,29 @@ mod tests {
             ("{{.Task.Name}}", Ok("web.3.t")),
             ("{{index .Service.Labels \"tier\"}}", Ok("front")),
             ("{{index .Service.Labels \"none\"}}", Ok("")),
+            // What the Docker Engine made of these.
+            ("{{.Service.Labels}} {{.Task}}", Ok("map[tier:front] {t web.3.t 3}")),
+            ("{{.Service}}", Ok("{ web map[tier:front]}")),
+            ("{{join \"-\" .Task.Slot .Node.Hostname \"x\"}}", Ok("3-vm1-x")),
+            ("{{join \" \" (index .Service.Labels \"tier\") (print 1)}}", Ok("front 1")),
+            ("{{.Task.Slot|printf \"%s|%v|%q\" \"a\" 5}}", Ok("a|5|\"3\"")),
+            ("{{len .Service.Labels}} {{len \"abc\"}} {{eq .Task.Slot \"3\"}}", Ok("1 3 true")),
+            ("{{ne .Task.Slot \"3\"}} {{not true}}", Ok("false false")),
+            ("{{and \"a\" \"b\"}} {{or \"\" \"c\"}}", Ok("b c")),
+            ("a {{- \" b \" -}} c{{/* no */}}d", Ok("a b cd")),
+            ("{{print \"a\" 1 2 \"b\"}} {{println \"x\"}}y", Ok("a1 2b x\ny")),
+            ("{{\"q\\\"uo\"}} {{`raw`}} {{12}} {{true}}", Ok("q\"uo raw 12 true")),
+            ("{{join \"a\"}}{{index \"abc\" 1}}", Ok("98")),
             ("{{.Task.Colour}}", Err(())),
+            ("{{lower \"A\"}}", Err(())),
+            ("{{join}}", Err(())),
+            ("{{.Task.Slot.X}}", Err(())),
+            ("{{}}", Err(())),
+            ("{{\"a}}", Err(())),
+            ("{{.Task.Slot | nosuch}}", Err(())),
+            ("{{(print 1}}", Err(())),
+            ("{{.Service.labels}}", Err(())),
+            ("{{if true}}x{{end}}", Err(())),
             ("{{env \"X\"}}", Err(())),
             ("{{.Task.ID", Err(())),
         ] {
