@@ -1,5 +1,6 @@
 //! NetworkDB: which node is on which network, and the rows they announced there.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use wire::networkdb as pb;
 use crate::event::{Effect, Member};
 use crate::io::Io;
 use crate::queue::Queue;
+use crate::rows::Rows;
 
 /// How long others may still hear of a deleted row (NetworkDB's `reapEntryInterval`).
 pub(crate) const TOMBSTONE: Duration = Duration::from_secs(30 * 60);
@@ -85,7 +87,7 @@ pub(crate) type RowKey = (String, String);
 #[derive(Default)]
 pub(crate) struct Network {
     pub attachments: BTreeMap<String, Attachment>,
-    pub rows: BTreeMap<RowKey, Entry>,
+    pub rows: Rows,
     /// Present while this node is on the network.
     pub ours: Option<Ours>,
 }
@@ -141,6 +143,8 @@ pub(crate) struct Database {
     /// As in [`Ours`], for who is on which network.
     pub changed: Instant,
     pub differed: u32,
+    /// Their digest, until they change.
+    pub attached: Cell<Option<(u64, u64)>>,
     /// Networks whose nodes changed with the message that is being read.
     pub peers_to_tell: BTreeSet<NetworkId>,
     /// What others were told to be applied, to be said once more: a packet may be lost.
@@ -161,6 +165,7 @@ impl Database {
             reannounce_at: None,
             changed: Instant::default(),
             differed: 0,
+            attached: Cell::new(None),
             peers_to_tell: BTreeSet::new(),
             applied: BTreeMap::new(),
         }
@@ -356,7 +361,7 @@ impl Database {
         let now = io.now;
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         for network in self.networks.values_mut() {
-            network.rows.retain(|_, entry| !due(entry.reap_at));
+            network.rows.take(|entry| due(entry.reap_at));
             network.attachments.retain(|_, attachment| !due(attachment.reap_at));
         }
         self.networks.retain(|_, it| it.ours.is_some() || !it.attachments.is_empty());

@@ -10,6 +10,7 @@ mod queue;
 mod database;
 mod network;
 mod row;
+mod rows;
 mod sync;
 mod receive;
 mod io;

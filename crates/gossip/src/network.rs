@@ -38,7 +38,7 @@ impl Database {
     /// Those on the network hear of the arrival at once: until they have, they refuse its rows.
     fn tell_arrival(&self, io: &mut Io<'_>, id: &NetworkId) {
         let Some((_, event)) = self.events.last() else { return };
-        for partner in io.pick(self.partners(id), ARRIVAL_NODES) {
+        for partner in io.pick(self.partners(id).collect(), ARRIVAL_NODES) {
             io.send(partner.address, vec![Message::User(event.clone()).encode()]);
         }
     }
@@ -48,7 +48,7 @@ impl Database {
         if network.ours.take().is_none() {
             return;
         }
-        let rows = std::mem::take(&mut network.rows);
+        let rows = network.rows.take(|_| true);
         for ((table, key), entry) in rows {
             if entry.reap_at.is_none() {
                 io.effect(row_changed(id, &table, &key, &entry.owner, Some(entry.value), None));
@@ -92,7 +92,7 @@ impl Database {
             self.announce_network(&id, JOIN, None);
             let Some(network) = self.networks.get_mut(&id) else { continue };
             let Some(ours) = &mut network.ours else { continue };
-            for ((table, key), entry) in &network.rows {
+            for ((table, key), entry) in network.rows.iter() {
                 if entry.owner == self.name && entry.reap_at.is_none() {
                     let event = row_event(io.now, &id, table, key, entry, CREATE);
                     ours.fresh
@@ -190,6 +190,7 @@ impl Database {
     /// Notes the change; [`Database::tell_peers`] says once what many of one message come to.
     pub fn peers_changed(&mut self, io: &mut Io<'_>, id: &NetworkId) {
         self.changed = io.now;
+        self.attached.set(None);
         self.peers_to_tell.insert(id.clone());
     }
 
@@ -204,7 +205,7 @@ impl Database {
     /// A node that has just started meets the others only after it joined its networks. Until it
     /// has their tables, what it announces is older to them than what they have of it.
     fn sync_with_first_partner(&mut self, io: &mut Io<'_>, id: &NetworkId) {
-        let met = !self.partners(id).is_empty();
+        let met = self.partners(id).next().is_some();
         let Some(ours) = self.networks.get_mut(id).and_then(|it| it.ours.as_mut()) else { return };
         if met && !ours.met {
             ours.met = true;
@@ -230,14 +231,13 @@ impl Database {
     }
 
     /// Other active nodes on a network.
-    pub fn partners(&self, id: &NetworkId) -> Vec<Member> {
-        let Some(network) = self.networks.get(id) else { return Vec::new() };
-        let attached = network.attachments.iter().filter(|(_, attachment)| !attachment.leaving);
+    pub fn partners(&self, id: &NetworkId) -> impl Iterator<Item = &Member> {
+        let attached = self.networks.get(id).into_iter().flat_map(|it| &it.attachments);
         attached
+            .filter(|(_, attachment)| !attachment.leaving)
             .filter_map(|(name, _)| self.peers.get(name))
             .filter(|peer| peer.state == Presence::Active)
-            .map(|peer| peer.member.clone())
-            .collect()
+            .map(|peer| &peer.member)
     }
 
     pub fn await_sync_with(&mut self, io: &mut Io<'_>, name: &str) {

@@ -22,7 +22,7 @@ impl Database {
         let old = network.rows.remove(&key);
         let alive = old.as_ref().filter(|entry| entry.reap_at.is_none());
         if alive.is_some_and(|entry| entry.owner == self.name && entry.value == value) {
-            network.rows.extend(old.map(|entry| (key, entry)));
+            old.and_then(|entry| network.rows.insert(key, entry));
             return;
         }
         let what = if alive.is_some() { UPDATE } else { CREATE };
@@ -36,12 +36,10 @@ impl Database {
 
     pub fn delete_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey) {
         let Some(network) = self.networks.get_mut(id) else { return };
-        let Some(entry) = network.rows.get_mut(&key) else { return };
-        if entry.owner != self.name || entry.reap_at.is_some() {
-            return;
-        }
-        entry.reap_at = Some(io.now + TOMBSTONE);
+        let own = |entry: &&Entry| entry.owner == self.name && entry.reap_at.is_none();
+        let Some(entry) = network.rows.get(&key).filter(own) else { return };
         let value = entry.value.clone();
+        network.rows.change(&key, |entry| entry.reap_at = Some(io.now + TOMBSTONE));
         io.effect(row_changed(id, &key.0, &key.1, &self.name, Some(value), None));
         self.announce_row(io, id, &key, DELETE);
     }
@@ -50,8 +48,8 @@ impl Database {
     fn announce_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: &RowKey, what: i32) {
         self.table_clock += 1;
         let Some(network) = self.networks.get_mut(id) else { return };
-        let Some(entry) = network.rows.get_mut(key) else { return };
-        entry.ltime = self.table_clock;
+        let time = self.table_clock;
+        let Some(entry) = network.rows.change(key, |entry| entry.ltime = time) else { return };
         let event = row_event(io.now, id, &key.0, &key.1, entry, what);
         if let Some(ours) = &mut network.ours {
             let message = envelope(pb::MessageType::TableEvent, &event);
@@ -98,7 +96,7 @@ impl Database {
         if event.value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
             return io.count("row_too_large");
         }
-        let unknown_delete = deleted && !network.rows.contains_key(&key);
+        let unknown_delete = deleted && network.rows.get(&key).is_none();
         let entry = Entry {
             owner: event.node_name.clone(),
             ltime: event.l_time,
@@ -160,16 +158,9 @@ impl Database {
 
     pub fn drop_rows_of(&mut self, io: &mut Io<'_>, id: &NetworkId, owner: &str) {
         let Some(network) = self.networks.get_mut(id) else { return };
-        let mut gone = Vec::new();
-        network.rows.retain(|key, entry| {
-            let keep = entry.owner != owner;
-            if !keep && entry.reap_at.is_none() {
-                gone.push((key.clone(), std::mem::take(&mut entry.value)));
-            }
-            keep
-        });
-        for ((table, key), value) in gone {
-            io.effect(row_changed(id, &table, &key, owner, Some(value), None));
+        let gone = network.rows.take(|entry| entry.owner == owner);
+        for ((table, key), entry) in gone.into_iter().filter(|(_, it)| it.reap_at.is_none()) {
+            io.effect(row_changed(id, &table, &key, owner, Some(entry.value), None));
         }
     }
 
@@ -179,7 +170,7 @@ impl Database {
         let from = (table.to_owned(), String::new());
         network
             .rows
-            .range(from..)
+            .from(from)
             .take_while(|((name, _), _)| name == table)
             .filter(|(_, entry)| entry.reap_at.is_none())
             .map(|((_, key), entry)| {
@@ -206,16 +197,18 @@ impl Database {
 
     /// How many live rows a network has, and a number that differs when the rows do.
     pub fn rows_digest(&self, id: &NetworkId) -> (u64, u64) {
-        let Some(network) = self.networks.get(id) else { return (0, 0) };
-        let live = network.rows.iter().filter(|(_, entry)| entry.reap_at.is_none());
-        live.fold((0, 0), |(entries, sum), ((table, key), entry)| {
-            let hash = fnv(&[table.as_bytes(), key.as_bytes(), &entry.ltime.to_be_bytes()]);
-            (entries + 1, u64::wrapping_add(sum, hash))
-        })
+        let digest = self.networks.get(id).map(|network| network.rows.digest());
+        digest.map_or((0, 0), |digest| (digest.rows, digest.sum))
     }
 
     /// The same over the active nodes and their networks.
     pub fn attachments_digest(&self) -> (u64, u64) {
+        let digest = self.attached.get().unwrap_or_else(|| self.count_attachments());
+        self.attached.set(Some(digest));
+        digest
+    }
+
+    pub fn count_attachments(&self) -> (u64, u64) {
         let (mut entries, mut sum) = (0, 0u64);
         for id in self.networks.keys() {
             for (name, _) in self.peers_of(id) {

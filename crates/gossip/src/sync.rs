@@ -173,7 +173,7 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
         ours.sync_at =
             Some(io.now + jitter + if hurried { SYNC_HURRIED * factor } else { SYNC_INTERVAL });
         let returned = std::mem::take(&mut ours.returned);
-        let partners = database.partners(&id);
+        let partners: Vec<Member> = database.partners(&id).cloned().collect();
         if partners.is_empty()
             && !database.peers.is_empty()
             && let Some(ours) = self::ours(database, &id)
@@ -203,14 +203,14 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
 
 /// Tells one partner per network what this node knows, in a number.
 pub(crate) fn send_digests(database: &Database, swim: &Swim, io: &mut Io<'_>) {
-    let everyone = swim.others_alive().into_iter().filter(|member| member.is_skep());
-    let everyone: Vec<Member> = everyone.cloned().collect();
+    let mut everyone = swim.others_alive();
+    everyone.retain(|member| member.is_skep());
     let digest = digest(database, io.now, None);
     send_digest(io, everyone, &digest);
     for (id, network) in &database.networks {
         if network.ours.is_some() {
-            let mut partners = database.partners(id);
-            partners.retain(Member::is_skep);
+            let partners: Vec<&Member> =
+                database.partners(id).filter(|partner| partner.is_skep()).collect();
             if !partners.is_empty() {
                 let digest = self::digest(database, io.now, Some(id));
                 send_digest(io, partners, &digest);
@@ -219,7 +219,7 @@ pub(crate) fn send_digests(database: &Database, swim: &Swim, io: &mut Io<'_>) {
     }
 }
 
-fn send_digest(io: &mut Io<'_>, partners: Vec<Member>, digest: &pb::Digest) {
+fn send_digest(io: &mut Io<'_>, partners: Vec<&Member>, digest: &pb::Digest) {
     let message = envelope(pb::MessageType::Digest, digest);
     for partner in io.pick(partners, 1) {
         let message = wire::memberlist::Message::User(message.clone()).encode();
@@ -328,7 +328,8 @@ pub(crate) fn flush_due(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
         .map(|(id, _)| id.clone())
         .collect();
     for id in due {
-        let partners = io.pick(database.partners(&id), FLUSH_NODES);
+        let partners = io.pick(database.partners(&id).collect(), FLUSH_NODES);
+        let partners: Vec<Member> = partners.into_iter().cloned().collect();
         let Some(ours) = ours(database, &id) else { continue };
         ours.flush_at = None;
         let fresh = std::mem::take(&mut ours.fresh);
@@ -363,9 +364,9 @@ pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>)
         if idle {
             continue;
         }
-        let partners = database.partners(&id);
+        let partners: Vec<&Member> = database.partners(&id).collect();
         let nodes = partners.len() + 1;
-        let partners = io.pick(partners, GOSSIP_NODES);
+        let partners: Vec<Member> = io.pick(partners, GOSSIP_NODES).into_iter().cloned().collect();
         let Some(ours) = ours(database, &id) else { continue };
         for _ in 0..PACKETS_PER_TICK {
             let room = event_room(swim);

@@ -250,6 +250,9 @@ impl World {
                 living.len(),
                 "{what}: peers of {node}"
             );
+            let database = &self.node(*node).database;
+            let counted = database.count_attachments();
+            assert_eq!(database.attachments_digest(), counted, "{what}: digest of {node}");
             let table = self.table(*node);
             let lacking = expected.iter().filter(|row| !table.contains(row)).take(3);
             let lacking: Vec<_> = if table == expected { Vec::new() } else { lacking.collect() };
