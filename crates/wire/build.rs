@@ -18,6 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let descriptors = protox::compile(files, ["proto"])?;
     // Ordered maps: the same object must give the same bytes on every manager.
-    prost_build::Config::new().btree_map(["."]).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .btree_map(["."])
+        // What may be large, and is held by the log, by the disk and by whoever sends it at once.
+        .bytes([".raftpb.Snapshot.data", ".raftpb.Entry.Data"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use store::{Kind, Store, Target, Touched, access};
+use store::{Held, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 use crate::subnet::{Holder, Pool, Subnet};
@@ -72,16 +72,16 @@ impl Books {
     pub fn apply(&mut self, touched: &Touched) {
         for (target, taken) in [(&touched.old, false), (&touched.new, true)] {
             match target {
-                Some(Target::Network(network)) if taken => self.open_network(network),
-                Some(Target::Network(network)) if touched.new.is_none() => {
+                Some(Held::Network(network)) if taken => self.open_network(network),
+                Some(Held::Network(network)) if touched.new.is_none() => {
                     self.close_network(&network.id);
                 }
-                Some(Target::Service(service)) => {
+                Some(Held::Service(service)) => {
                     self.enter(&held_by_service(service), taken);
                     self.enter_ports(service, taken);
                 }
-                Some(Target::Task(task)) => self.enter(&held_by_task(task), taken),
-                Some(Target::Node(node)) => self.enter(&held_by_node(node), taken),
+                Some(Held::Task(task)) => self.enter(&held_by_task(task), taken),
+                Some(Held::Node(node)) => self.enter(&held_by_node(node), taken),
                 _ => {}
             }
         }
@@ -325,8 +325,8 @@ fn held(attachments: &[pb::NetworkAttachment], holder: Holder) -> Vec<(String, I
 /// came to live there, or no longer does, or on other networks.
 pub fn affected(touched: &Touched) -> Vec<(Kind, String)> {
     let mut affected = vec![(touched.kind, touched.id.clone())];
-    let lives = |target: &Option<Target>| match target {
-        Some(Target::Task(task)) if !task.node_id.is_empty() && !access::has_ended(task) => {
+    let lives = |target: &Option<Held>| match target {
+        Some(Held::Task(task)) if !task.node_id.is_empty() && !access::has_ended(task) => {
             let networks = task.networks.iter().filter_map(|held| held.network.as_ref());
             let networks: Vec<String> = networks.map(|network| network.id.clone()).collect();
             Some((task.node_id.clone(), networks))
@@ -349,19 +349,30 @@ pub enum GivenBack {
     In(BTreeSet<String>),
 }
 
-/// A wish that never came true gives back what no object ever held: the end of a task or node
-/// gives back what it asked for, too.
+/// A wish that never came true gives back what no object ever held: the end of a task, node or
+/// service gives back what it asked for, too.
 pub fn given_back(touched: &Touched) -> GivenBack {
-    let held = |target: &Option<Target>| match target {
-        Some(Target::Task(task)) => held_by_task(task),
-        Some(Target::Node(node)) => held_by_node(node),
+    let held = |target: &Option<Held>| match target {
+        Some(Held::Task(task)) => held_by_task(task),
+        Some(Held::Node(node)) => held_by_node(node),
+        Some(Held::Service(service)) => held_by_service(service),
         _ => Vec::new(),
     };
-    let ended = |target: &Option<Target>| match target {
-        Some(Target::Task(task)) => access::has_ended(task),
+    let ended = |target: &Option<Held>| match target {
+        Some(Held::Task(task)) => access::has_ended(task),
         target => target.is_none(),
     };
-    if !matches!(touched.kind, Kind::Task | Kind::Node) {
+    let ports = |target: &Option<Held>| match target {
+        Some(Held::Service(service)) => {
+            let ports = ingress_ports(service.endpoint.as_ref());
+            ports.map(|port| (port.protocol, port.published_port)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let kept = ports(&touched.new);
+    let networks_or_ports = !matches!(touched.kind, Kind::Task | Kind::Node | Kind::Service)
+        || ports(&touched.old).iter().any(|port| !kept.contains(port));
+    if networks_or_ports {
         return GivenBack::Anything;
     }
     let (before, after) = (held(&touched.old), held(&touched.new));

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
 use store::transaction::timestamp;
-use store::{Change, Kind, Store, Target, Touched, access};
+use store::{Change, Held, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 use books::{Books, GivenBack};
@@ -43,8 +43,8 @@ pub struct Allocator {
 struct Stuck {
     /// Told on the tasks that want the network or the service.
     why: String,
-    /// Only an address of this network helps; `None` when anything may.
-    network: Option<String>,
+    /// Only an address of these networks helps; `None` when anything may.
+    networks: Option<BTreeSet<String>>,
 }
 
 /// The order in which things are allocated: services before tasks, so that a virtual address is
@@ -126,8 +126,10 @@ impl Allocator {
                 }
                 self.look_at(store, kind, id);
             }
-            if touched.kind == Kind::Network {
-                self.look_at_users(store, &touched.id);
+            match touched.kind {
+                Kind::Network => self.look_at_users(store, &touched.id),
+                Kind::Service if !self.stuck.is_empty() => self.look_at_tasks(store, &touched.id),
+                _ => {}
             }
             if !self.stuck.is_empty() {
                 self.look_at_stuck(&books::given_back(touched));
@@ -137,10 +139,10 @@ impl Allocator {
     }
 
     fn look_at_stuck(&mut self, given: &GivenBack) {
-        let helped = self.stuck.iter().filter(|(_, stuck)| match (given, &stuck.network) {
+        let helped = self.stuck.iter().filter(|(_, stuck)| match (given, &stuck.networks) {
             (GivenBack::Anything, _) => true,
             (GivenBack::In(networks), None) => !networks.is_empty(),
-            (GivenBack::In(networks), Some(network)) => networks.contains(network),
+            (GivenBack::In(networks), Some(full)) => !networks.is_disjoint(full),
         });
         self.dirty.extend(helped.map(|(key, _)| key.clone()));
     }
@@ -158,6 +160,12 @@ impl Allocator {
             _ => return,
         };
         self.dirty.insert((rank, id));
+    }
+
+    /// What kept a service waiting kept its tasks waiting, too.
+    fn look_at_tasks(&mut self, store: &Store, service: &str) {
+        let keys = store.tasks_of_service(service).map(|task| (Rank::Task, task.id.clone()));
+        self.dirty.extend(keys.filter(|key| self.stuck.contains_key(key)));
     }
 
     /// A network that came may be what others wait for; ingress is on every node.
@@ -189,8 +197,8 @@ impl Allocator {
 
 /// Whether a task came to a node that has addresses in all its networks already.
 fn is_served(store: &Store, touched: &Touched) -> bool {
-    let Some(Target::Task(task)) = &touched.new else { return false };
-    let was_there = |old: &Target| matches!(old, Target::Task(old) if !old.node_id.is_empty());
+    let Some(Held::Task(task)) = &touched.new else { return false };
+    let was_there = |old: &Held| matches!(old, Held::Task(old) if !old.node_id.is_empty());
     let Some(node) = store.get::<pb::Node>(&task.node_id) else { return false };
     let has = |id: &str| {
         let mut held = node.attachments.iter().filter(|held| !held.addresses.is_empty());
@@ -225,7 +233,7 @@ enum Outcome {
 }
 
 fn stuck(why: String) -> Outcome {
-    Outcome::Stuck(Stuck { why, network: None })
+    Outcome::Stuck(Stuck { why, networks: None })
 }
 
 impl Allocator {

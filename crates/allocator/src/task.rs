@@ -139,9 +139,15 @@ pub fn allocate_node(
                 ..Default::default()
             }),
             Err(full) => {
-                // With more than one of them full an address in any of them helps.
-                let only = why.is_ok().then(|| network.id.clone());
-                why = Err(Stuck { why: in_network(network, &full), network: only });
+                let stuck =
+                    why.as_mut().err().and_then(|stuck: &mut Stuck| stuck.networks.as_mut());
+                match stuck {
+                    Some(networks) => drop(networks.insert(network.id.clone())),
+                    None => {
+                        let networks = Some(BTreeSet::from([network.id.clone()]));
+                        why = Err(Stuck { why: in_network(network, &full), networks });
+                    }
+                }
             }
         }
     }

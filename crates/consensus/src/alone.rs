@@ -36,7 +36,7 @@ impl Recovered {
                     r#type: Some(raftpb::EntryType::EntryConfChange as i32),
                     term: Some(term),
                     index: Some(index),
-                    data: Some(change.encode(0)),
+                    data: Some(change.encode(0).into()),
                 }
             })
             .collect();

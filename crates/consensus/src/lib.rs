@@ -9,12 +9,14 @@
 
 pub mod write;
 mod alone;
+mod mark;
 mod member;
 mod raft;
 mod sane;
 mod storage;
 mod translate;
 
+pub use mark::Mark;
 pub use member::{MemberChange, Members};
 pub use raft::{
     ENTRIES_FOR_SLOW_FOLLOWERS, Effect, Error, Event, Proposed, Raft, SNAPSHOT_INTERVAL,

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use ::raft::eraftpb;
 use ::raft::{Config, RawNode, SnapshotStatus, StateRole};
+use bytes::Bytes;
 use model::Instant;
-use prost::Message as _;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use wire::raftpb;
 use wire::swarmkit as pb;
 
+use crate::mark::{Mark, decode_snapshot, whole};
 use crate::member::{MemberChange, Members};
 use crate::sane;
 use crate::storage::Log;
@@ -80,7 +81,7 @@ pub enum Effect {
     /// An entry is committed; `data` is an `InternalRaftRequest`.
     Committed {
         at: Proposed,
-        data: Vec<u8>,
+        data: Bytes,
     },
     /// A membership entry is committed and the set may look different.
     Members {
@@ -125,7 +126,7 @@ impl Raft {
             r#type: Some(raftpb::EntryType::EntryConfChange as i32),
             term: Some(1),
             index: Some(1),
-            data: Some(MemberChange::Add(identity.clone()).encode(0)),
+            data: Some(MemberChange::Add(identity.clone()).encode(0).into()),
         };
         let hard_state = raftpb::HardState { term: Some(1), vote: Some(0), commit: Some(1) };
         let write = Write {
@@ -283,27 +284,33 @@ impl Raft {
     }
 
     /// Whether so much was applied since the last snapshot that a new one is worth it. `interval`
-    /// counts entries.
+    /// counts entries. The larger the snapshot, the longer the log that it replaces.
     pub fn snapshot_due(&self, interval: u64) -> bool {
         let log = self.node.store();
         let entries = self.applied.index.saturating_sub(log.snapshot_index());
-        entries >= interval.max(1) || (log.bytes() >= SNAPSHOT_BYTES && entries > 1)
+        let bytes = SNAPSHOT_BYTES.max(log.snapshot_bytes() / 2);
+        entries >= interval.max(1) || (log.bytes() >= bytes && entries > 1)
     }
 
-    /// Takes a snapshot of the store as of the last applied entry, and shortens the log but for the
-    /// last `keep` entries before it.
-    pub fn snapshot(&mut self, store: Vec<u8>, keep: u64) -> Vec<Effect> {
-        let mut snapshot = eraftpb::Snapshot::default();
-        snapshot.data = translate::snapshot_data(self.members.save(), store).into();
-        let conf_state = self.node.store().conf_state.clone();
-        let metadata = snapshot.mut_metadata();
-        metadata.index = self.applied.index;
-        metadata.term = self.applied.term;
-        metadata.set_conf_state(conf_state);
-        let compact_to = self.applied.index.saturating_sub(keep);
-        let out = translate::snapshot_out(snapshot.clone());
-        self.node.mut_store().compact(snapshot, compact_to);
-        vec![Effect::Persist(Write { snapshot: Some(out), compact_to, ..Write::default() })]
+    /// What a snapshot of the store as it is now has to say besides.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            at: self.applied,
+            conf_state: translate::conf_state_out(&self.node.store().conf_state),
+            membership: self.members.save(),
+        }
+    }
+
+    /// Takes in a snapshot that was made of a [`Mark`], and shortens the log but for the last `keep`
+    /// entries before it. Nothing happens when the leader's came meanwhile.
+    pub fn snapshot(&mut self, snapshot: raftpb::Snapshot, keep: u64) -> Vec<Effect> {
+        let index = snapshot.metadata.as_ref().map_or(0, |metadata| metadata.index());
+        if index <= self.node.store().snapshot_index() || index > self.applied.index {
+            return Vec::new();
+        }
+        let compact_to = self.node.store().forgettable(index, keep);
+        self.node.mut_store().compact(translate::snapshot_in(snapshot.clone()), compact_to);
+        vec![Effect::Persist(Write { snapshot: Some(snapshot), compact_to, ..Write::default() })]
     }
 
     pub fn id(&self) -> u64 {
@@ -516,7 +523,7 @@ impl Raft {
             match entry.entry_type {
                 eraftpb::EntryType::EntryNormal if entry.data.is_empty() => {}
                 eraftpb::EntryType::EntryNormal => {
-                    effects.push(Effect::Committed { at, data: entry.data.to_vec() });
+                    effects.push(Effect::Committed { at, data: entry.data });
                 }
                 eraftpb::EntryType::EntryConfChange => self.change(at, &entry.data, effects),
                 // SwarmKit makes none.
@@ -587,14 +594,4 @@ fn new_node(id: u64, applied: u64, log: Log) -> RawNode<Log> {
         // The configuration is constant and good, and `Log::restore` leaves no contradiction.
         Err(error) => unreachable!("raft-rs refuses a sound configuration: {error}"),
     }
-}
-
-fn decode_snapshot(data: &[u8]) -> Option<(pb::StoreSnapshot, pb::ClusterSnapshot)> {
-    let snapshot = pb::Snapshot::decode(data).ok()?;
-    Some((snapshot.store.unwrap_or_default(), snapshot.membership.unwrap_or_default()))
-}
-
-/// A snapshot that cannot be read must not replace a log that can.
-fn whole(message: &raftpb::Message) -> bool {
-    message.snapshot.as_ref().is_some_and(|snapshot| decode_snapshot(snapshot.data()).is_some())
 }

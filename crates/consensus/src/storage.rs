@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use ::raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use ::raft::{Error, GetEntriesContext, RaftState, Result, Storage, StorageError};
 
+/// Bytes of the entries that are kept before a snapshot.
+const KEPT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 #[derive(Default)]
 pub struct Log {
     pub hard_state: HardState,
@@ -67,6 +70,23 @@ impl Log {
         self.bytes
     }
 
+    /// Of the last snapshot.
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshot.data.len() as u64
+    }
+
+    /// The last entry that may go once a snapshot stands at `index`: the last `keep` before it stay,
+    /// unless they are so large that the snapshot itself serves a late follower as well.
+    pub fn forgettable(&self, index: u64, keep: u64) -> u64 {
+        let before = self.entries.iter().rev().skip_while(|entry| entry.index > index);
+        let kept =
+            before.take(usize::try_from(keep).unwrap_or(usize::MAX)).scan(0, |bytes, entry| {
+                *bytes += entry.data.len() as u64;
+                (*bytes <= KEPT_BYTES_MAX).then_some(entry.index)
+            });
+        kept.last().map_or(index, |first| first - 1)
+    }
+
     /// A snapshot from the leader replaces everything.
     pub fn replace(&mut self, snapshot: Snapshot) {
         let metadata = snapshot.get_metadata();
@@ -82,7 +102,9 @@ impl Log {
     /// Takes an own snapshot in, and forgets the entries up to `compact_to`.
     pub fn compact(&mut self, snapshot: Snapshot, compact_to: u64) {
         self.snapshot = snapshot;
-        self.bytes = 0;
+        let index = self.snapshot_index();
+        let newer = self.entries.iter().rev().take_while(|entry| entry.index > index);
+        self.bytes = newer.map(|entry| entry.data.len() as u64).sum();
         while let Some(entry) = self.entries.front() {
             if entry.index > compact_to {
                 break;

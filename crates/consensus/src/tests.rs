@@ -97,9 +97,9 @@ impl Set {
                 Effect::Persist(write) => host.disk.write(write),
                 Effect::Send(message) => self.network.push_back(*message),
                 Effect::Committed { at, data } => {
-                    let seen = self.committed.entry(at.index).or_insert_with(|| data.clone());
+                    let seen = self.committed.entry(at.index).or_insert_with(|| data.to_vec());
                     assert_eq!(*seen, data, "member {id} applies something else at {}", at.index);
-                    host.applied.push((at.index, data));
+                    host.applied.push((at.index, data.to_vec()));
                 }
                 Effect::Restored(store) => {
                     // The tests' store is a list of extension ids `<index>`.
@@ -228,8 +228,9 @@ impl Set {
             })
             .collect();
         let store = pb::StoreSnapshot { extensions, ..Default::default() };
-        let bytes = prost::Message::encode_to_vec(&store);
-        let effects = host.raft.as_mut().unwrap().snapshot(bytes, 500);
+        let raft = host.raft.as_mut().unwrap();
+        let snapshot = raft.mark().snapshot(store.encoded_len(), |data| store.encode_raw(data));
+        let effects = raft.snapshot(snapshot, 500);
         self.perform(id, effects, usize::MAX);
     }
 }
@@ -314,7 +315,7 @@ fn snapshot_without(index: u64) -> raftpb::Snapshot {
     let state = raftpb::ConfState { voters: vec![1], ..Default::default() };
     let metadata =
         raftpb::SnapshotMetadata { conf_state: Some(state), index: Some(index), term: Some(2) };
-    raftpb::Snapshot { data: Some(data.encode_to_vec()), metadata: Some(metadata) }
+    raftpb::Snapshot { data: Some(data.encode_to_vec().into()), metadata: Some(metadata) }
 }
 
 fn sent(effects: &[Effect]) -> Vec<(raftpb::MessageType, u64)> {
@@ -366,7 +367,7 @@ fn a_snapshot_that_does_not_name_its_receiver_is_taken_in_and_the_receiver_votes
         r#type: Some(raftpb::EntryType::EntryConfChange as i32),
         term: Some(2),
         index: Some(701),
-        data: Some(MemberChange::Add(member(2)).encode(1)),
+        data: Some(MemberChange::Add(member(2)).encode(1).into()),
     }];
     let effects = raft.step(now, Event::Message(Box::new(message)));
     assert_eq!(sent(&effects), [(raftpb::MessageType::MsgAppResp, 701)]);

@@ -1,9 +1,7 @@
 //! Between etcd's messages (ours) and raft-rs's.
 
 use ::raft::eraftpb;
-use prost::Message as _;
 use wire::raftpb;
-use wire::swarmkit as pb;
 
 /// `None` for messages that only etcd's own storage threads send, and for unknown kinds.
 pub fn message_in(message: raftpb::Message) -> Option<eraftpb::Message> {
@@ -95,7 +93,7 @@ pub fn entry_in(entry: raftpb::Entry) -> eraftpb::Entry {
     };
     out.term = entry.term();
     out.index = entry.index();
-    out.data = entry.data.unwrap_or_default().into();
+    out.data = entry.data.unwrap_or_default();
     out
 }
 
@@ -109,13 +107,13 @@ pub fn entry_out(entry: eraftpb::Entry) -> raftpb::Entry {
         r#type: Some(kind as i32),
         term: Some(entry.term),
         index: Some(entry.index),
-        data: (!entry.data.is_empty()).then(|| entry.data.to_vec()),
+        data: (!entry.data.is_empty()).then_some(entry.data),
     }
 }
 
 pub fn snapshot_in(snapshot: raftpb::Snapshot) -> eraftpb::Snapshot {
     let mut out = eraftpb::Snapshot::default();
-    out.data = snapshot.data.unwrap_or_default().into();
+    out.data = snapshot.data.unwrap_or_default();
     let metadata = snapshot.metadata.unwrap_or_default();
     let to = out.mut_metadata();
     to.index = metadata.index();
@@ -137,22 +135,10 @@ pub fn name_receiver(snapshot: &mut eraftpb::Snapshot, id: u64) {
     }
 }
 
-/// The field of a snapshot that holds the store, whose bytes are a message's.
-const STORE_IN_SNAPSHOT: u32 = 3;
-
-/// What a snapshot holds: who is a member, and the store as it is encoded already.
-pub fn snapshot_data(membership: pb::ClusterSnapshot, store: Vec<u8>) -> Vec<u8> {
-    let version = pb::snapshot::Version::V0 as i32;
-    let head = pb::Snapshot { version, membership: Some(membership), store: None };
-    let mut data = head.encode_to_vec();
-    prost::encoding::bytes::encode(STORE_IN_SNAPSHOT, &store, &mut data);
-    data
-}
-
 pub fn snapshot_out(mut snapshot: eraftpb::Snapshot) -> raftpb::Snapshot {
     let metadata = snapshot.take_metadata();
     raftpb::Snapshot {
-        data: (!snapshot.data.is_empty()).then(|| snapshot.data.to_vec()),
+        data: (!snapshot.data.is_empty()).then_some(snapshot.data),
         metadata: Some(raftpb::SnapshotMetadata {
             conf_state: Some(conf_state_out(metadata.get_conf_state())),
             index: Some(metadata.index),

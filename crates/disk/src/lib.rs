@@ -6,7 +6,7 @@ pub mod records;
 mod seal;
 
 pub use certificates::{Certificates, NodeKey};
-pub use log::RaftLog;
+pub use log::{Prepared, RaftLog, SnapshotWriter};
 pub use seal::{DataKey, SealError};
 
 use std::path::PathBuf;

@@ -22,6 +22,8 @@ const RECORD_BYTES_MAX: usize = 1 << 30;
 const HEAD_BYTES: usize = 8;
 const LOG: &str = "log";
 const SNAPSHOT: &str = "snapshot";
+/// What a prepared snapshot's name begins with.
+const PREPARED: &str = "prepared-";
 
 /// The body of a record.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -36,10 +38,43 @@ struct Body {
     membership: Option<pb::ClusterSnapshot>,
 }
 
+/// A snapshot that is on the disk beside the one in force, until [`RaftLog::write`] wants it.
+#[derive(Debug)]
+pub struct Prepared {
+    path: PathBuf,
+    index: u64,
+    term: u64,
+}
+
+impl Prepared {
+    fn is(&self, snapshot: &raftpb::Snapshot) -> bool {
+        let metadata = snapshot.metadata.clone().unwrap_or_default();
+        (metadata.index(), metadata.term()) == (self.index, self.term)
+    }
+}
+
+/// Seals a snapshot and brings it to the disk while the log goes on.
+pub struct SnapshotWriter {
+    folder: PathBuf,
+    key: DataKey,
+}
+
+impl SnapshotWriter {
+    pub fn prepare(&self, snapshot: &raftpb::Snapshot) -> Result<Prepared, Error> {
+        let metadata = snapshot.metadata.clone().unwrap_or_default();
+        let (index, term) = (metadata.index(), metadata.term());
+        let path = self.folder.join(format!("{PREPARED}{index}"));
+        let sealed = self.key.seal(&snapshot.encode_to_vec(), SNAPSHOT.as_bytes())?;
+        records::write_new(&path, &sealed, 0o600)?;
+        Ok(Prepared { path, index, term })
+    }
+}
+
 /// One member's log, open for appending.
 pub struct RaftLog {
     folder: PathBuf,
     key: DataKey,
+    prepared: Option<Prepared>,
     file: File,
     length: u64,
     records: u64,
@@ -66,18 +101,47 @@ impl RaftLog {
             file.sync_all().map_err(io(&path, "synchronise"))?;
         }
         records::sync_folder_of(&path)?;
+        remove_prepared(folder)?;
         let snapshot = read_snapshot(&folder.join(SNAPSHOT), &key)?;
         let records = bodies.len() as u64;
         let recovered = recover(bodies, snapshot);
-        Ok((Self { folder: folder.to_owned(), key, file, length, records }, recovered))
+        let folder = folder.to_owned();
+        Ok((Self { folder, key, prepared: None, file, length, records }, recovered))
+    }
+
+    pub fn snapshot_writer(&self) -> SnapshotWriter {
+        SnapshotWriter { folder: self.folder.clone(), key: self.key.clone() }
+    }
+
+    /// The snapshot that will be written next is on the disk already.
+    pub fn adopt(&mut self, prepared: Prepared) {
+        self.drop_prepared();
+        self.prepared = Some(prepared);
+    }
+
+    fn drop_prepared(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            // A leftover goes when the log is opened again.
+            let _best_effort = records::remove(&prepared.path);
+        }
+    }
+
+    fn put_snapshot(&mut self, snapshot: &raftpb::Snapshot) -> Result<(), Error> {
+        let path = self.folder.join(SNAPSHOT);
+        if let Some(prepared) = self.prepared.take_if(|prepared| prepared.is(snapshot)) {
+            fs::rename(&prepared.path, &path).map_err(io(&path, "rename"))?;
+            return records::sync_folder_of(&path);
+        }
+        self.drop_prepared();
+        let sealed = self.key.seal(&snapshot.encode_to_vec(), SNAPSHOT.as_bytes())?;
+        records::replace(&path, &sealed, 0o600)
     }
 
     /// Writes and synchronises; when it returns an error nothing may rely on any part of it, and
     /// the log must be opened anew.
     pub fn write(&mut self, write: &Write) -> Result<(), Error> {
         if let Some(snapshot) = &write.snapshot {
-            let sealed = self.key.seal(&snapshot.encode_to_vec(), SNAPSHOT.as_bytes())?;
-            records::replace(&self.folder.join(SNAPSHOT), &sealed, 0o600)?;
+            self.put_snapshot(snapshot)?;
             self.rewrite(write)?;
             return Ok(());
         }
@@ -150,6 +214,13 @@ impl RaftLog {
             _ => Ok(()),
         }
     }
+}
+
+/// What was prepared before a crash and never wanted.
+fn remove_prepared(folder: &Path) -> Result<(), Error> {
+    let names = fs::read_dir(folder).map_err(io(folder, "read"))?.flatten();
+    let mut left = names.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREPARED));
+    left.try_for_each(|entry| records::remove(&entry.path()))
 }
 
 fn make_record(key: &DataKey, number: u64, body: &Body) -> Result<Vec<u8>, Error> {

@@ -170,7 +170,7 @@ fn agreement() -> Result<Agreement> {
                     all.messages.push(message.encode_to_vec());
                     answers.extend(listener.step(begin, Event::Message(message)));
                 }
-                Effect::Committed { data, .. } => all.entries.push(data),
+                Effect::Committed { data, .. } => all.entries.push(data.to_vec()),
                 _ => {}
             }
         }

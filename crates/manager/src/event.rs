@@ -88,6 +88,8 @@ pub enum Event {
     RaftSnapshotSent { raft_id: u64, delivered: bool },
     /// A peer answered that this member was removed from the cluster.
     RaftRemoved,
+    /// What [`Effect::Snapshot`] came to.
+    Snapshot(Box<raftpb::Snapshot>),
     /// The answer to [`Effect::Probe`].
     Probed { ticket: Ticket, healthy: bool },
     /// A unary call.
@@ -179,6 +181,21 @@ pub struct Leader {
     pub here: bool,
 }
 
+/// The cluster at one moment. It shares its objects with the store, which goes on meanwhile.
+pub struct Snapshot {
+    pub(crate) mark: consensus::Mark,
+    pub(crate) store: store::Frozen,
+}
+
+impl Snapshot {
+    /// As it goes to the disk and to late managers. Takes as long as the cluster is large: nobody
+    /// should wait for it.
+    pub fn encode(self) -> raftpb::Snapshot {
+        let store = self.store;
+        self.mark.snapshot(store.encoded_len(), |bytes| store.encode(bytes))
+    }
+}
+
 pub enum Effect {
     Persist(Box<Write>),
     /// May be lost; [`Event::RaftUnreachable`] tells so. Snapshots are sent in pieces.
@@ -205,6 +222,8 @@ pub enum Effect {
         stream: StreamId,
         end: Result<(), Failure>,
     },
+    /// Encode it, at leisure, and give it back by [`Event::Snapshot`].
+    Snapshot(Box<Snapshot>),
     /// Objects that a committed entry changed, on every manager.
     Touched(Vec<store::Touched>),
     /// The members of the manager set, whenever they or their addresses change.

@@ -8,7 +8,7 @@ use orchestrator::Orchestrator;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduler::Scheduler;
-use store::{Change, Store, Touched, Transaction};
+use store::{Change, Kind, Store, Touched, Transaction};
 
 use crate::dispatcher::{Ask, Dispatcher};
 use crate::keys::Keys;
@@ -29,6 +29,8 @@ pub(crate) struct Leading {
     scheduler: Scheduler,
     keys: Keys,
     touched: Vec<Touched>,
+    /// What all nodes together decide may have changed: roles, certificates, a rotation.
+    nodes_changed: bool,
     /// Something was applied, or a deadline passed, since the last round.
     dirty: bool,
     /// The next change of the queue, not of the loops, is due.
@@ -49,6 +51,7 @@ impl Leading {
             dice: fork(),
             keys: Keys::new(now),
             touched: Vec::new(),
+            nodes_changed: true,
             dirty: true,
             calls_turn: true,
             look_again: now + LOOK_AGAIN,
@@ -63,6 +66,8 @@ impl Leading {
 
     pub fn touch(&mut self, now: Instant, store: &Store, touched: &[Touched]) -> Vec<Effect> {
         self.touched.extend_from_slice(touched);
+        let mut kinds = touched.iter().map(|touched| touched.kind);
+        self.nodes_changed |= kinds.any(|kind| matches!(kind, Kind::Node | Kind::Cluster));
         self.dirty = true;
         let mut effects = self.dispatcher.step(now, store, Ask::Touched(touched));
         effects.extend(self.logs.touched(touched));
@@ -73,11 +78,27 @@ impl Leading {
         self.dirty = true;
     }
 
+    /// The next round looks at all nodes.
+    pub fn look_at_nodes(&mut self) {
+        self.nodes_changed = true;
+        self.dirty = true;
+    }
+
+    /// So does the one after this, which nothing of it hurries.
+    pub fn look_at_nodes_later(&mut self) {
+        self.nodes_changed = true;
+    }
+
+    pub fn nodes_changed(&self) -> bool {
+        self.nodes_changed
+    }
+
     /// Whether a round is due; clears the mark.
     pub fn take_dirty(&mut self, now: Instant) -> bool {
         let due = self.deadline() <= now;
         if self.look_again <= now {
             self.look_again = now + LOOK_AGAIN;
+            self.nodes_changed = true;
         }
         std::mem::take(&mut self.dirty) || due
     }
@@ -109,10 +130,14 @@ impl Leading {
     ) -> Option<Transaction<'a>> {
         let touched = std::mem::take(&mut self.touched);
         let mut changes = first;
+        if std::mem::take(&mut self.nodes_changed) {
+            changes.extend(authority::sign_pending(store, now, &mut self.dice));
+            changes.extend(control::finish_rotation(store, &mut self.dice));
+            // Until a look finds nothing to do, what it wishes may not have come true.
+            self.nodes_changed = !changes.is_empty();
+        }
         changes.extend(self.dispatcher.plan(now, store));
-        changes.extend(authority::sign_pending(store, now, &mut self.dice));
         changes.extend(self.keys.plan(now, store, &mut self.dice));
-        changes.extend(control::finish_rotation(store, &mut self.dice));
         changes.extend(self.allocator.plan(now, store, &touched));
         changes.extend(self.orchestrator.plan(now, store, &touched));
         changes.extend(self.scheduler.plan(now, store, &touched));

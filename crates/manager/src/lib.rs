@@ -19,8 +19,8 @@ mod start;
 
 pub use calls::is_read;
 pub use event::{
-    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Message, Open, Reply, StreamId,
-    Ticket,
+    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Message, Open, Reply, Snapshot,
+    StreamId, Ticket,
 };
 pub use manager::{Manager, NO_LEADER};
 pub use start::{Bootstrap, Identity};

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand_chacha::ChaCha8Rng;
-use store::{Kind, Store, Target, Touched};
+use store::{Held, Kind, Store, Touched};
 use wire::swarmkit as pb;
 
 use crate::{Answer, Code, Effect, Failure, Message, Reply, StreamId};
@@ -135,7 +135,7 @@ impl LogBroker {
         let mut effects = Vec::new();
         let tasks = touched.iter().filter(|touched| touched.kind == Kind::Task);
         for touched in tasks {
-            let Some(Target::Task(task)) = &touched.new else { continue };
+            let Some(Held::Task(task)) = &touched.new else { continue };
             for (id, subscription) in &mut self.subscriptions {
                 if subscription.options.follow
                     && !task.node_id.is_empty()

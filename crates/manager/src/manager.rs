@@ -9,14 +9,15 @@ use prost::Message as _;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use store::{Kind, Store, Touched};
-use wire::swarmkit as pb;
+use wire::{raftpb, swarmkit as pb};
 
 use crate::leading::Leading;
 use crate::membership;
 use crate::start::{Bootstrap, Identity};
 use crate::succession::Succession;
 use crate::{
-    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, StreamId, Ticket, authority,
+    Answer, Call, Caller, Code, Effect, Event, Failure, Leader, Reply, Snapshot, StreamId, Ticket,
+    authority,
 };
 
 /// Docker's words when nobody leads.
@@ -54,8 +55,12 @@ pub struct Manager {
     leader: Option<Leader>,
     members: Vec<pb::RaftMember>,
     pub(crate) requests: u64,
+    /// Actions that this step proposed.
+    pub(crate) acted: usize,
     /// The last step stopped before it was done.
     pub(crate) unfinished: bool,
+    /// A snapshot is being encoded.
+    snapshotting: bool,
     /// When the last step was.
     stepped_at: Instant,
     host_networks: Vec<String>,
@@ -150,7 +155,9 @@ impl Manager {
             leader: None,
             members: Vec::new(),
             requests: 0,
+            acted: 0,
             unfinished: false,
+            snapshotting: false,
             stepped_at: now,
             host_networks: Vec::new(),
         };
@@ -183,6 +190,10 @@ impl Manager {
             Event::RaftRemoved => {
                 self.stop_serving(&mut out);
                 out.push(Effect::Removed);
+                None
+            }
+            Event::Snapshot(snapshot) => {
+                self.snapshot_made(now, *snapshot, &mut out);
                 None
             }
             Event::Probed { ticket, healthy } => {
@@ -307,11 +318,19 @@ impl Manager {
                 }
             }
         }
-        let (interval, keep) = self.snapshot_rules();
-        if self.raft.snapshot_due(interval) {
-            let effects = self.raft.snapshot(self.store.encode(), keep);
-            self.carry_out(now, effects, out);
+        let (interval, _) = self.snapshot_rules();
+        if !self.snapshotting && self.raft.snapshot_due(interval) {
+            self.snapshotting = true;
+            let (mark, store) = (self.raft.mark(), self.store.freeze());
+            out.push(Effect::Snapshot(Box::new(Snapshot { mark, store })));
         }
+    }
+
+    fn snapshot_made(&mut self, now: Instant, snapshot: raftpb::Snapshot, out: &mut Vec<Effect>) {
+        self.snapshotting = false;
+        let (_, keep) = self.snapshot_rules();
+        let effects = self.raft.snapshot(snapshot, keep);
+        self.carry_out(now, effects, out);
     }
 
     /// Entries between snapshots, and entries kept before them, as the cluster's users set them.
@@ -400,7 +419,7 @@ impl Manager {
 
     fn change_committed(&mut self, at: Proposed, out: &mut Vec<Effect>) {
         if let Some(leading) = &mut self.leading {
-            leading.mark_dirty();
+            leading.look_at_nodes();
         }
         let done = self.change_in_flight.take_if(|(proposed, _, _)| proposed.index <= at.index);
         let Some((proposed, change, Some(ticket))) = done else { return };

@@ -6,18 +6,25 @@ use prost::Message as _;
 use wire::swarmkit as pb;
 
 use crate::manager::{InFlight, Manager, Then, raft_member};
+use crate::membership::{self, RolePlan};
 use crate::start::Bootstrap;
-use crate::{Code, Effect, Failure, Ticket, bootstrap, membership};
+use crate::{Code, Effect, Failure, Ticket, bootstrap};
 
 /// Entries proposed in one step before the shell may look at other events.
 const ROUNDS_MAX: usize = 32;
+/// Actions after which it may, however few the entries: a worker's beat waits for the step's end.
+const ACTIONS_MAX: usize = 2 * store::ACTIONS_MAX;
 
 impl Manager {
     /// Proposes, one entry at a time, what callers and the leader's loops want.
     pub(crate) fn pump(&mut self, now: Instant, out: &mut Vec<Effect>) {
         self.start_leading(now, out);
         self.unfinished = false;
+        self.acted = 0;
         for _ in 0..ROUNDS_MAX {
+            if self.acted >= ACTIONS_MAX {
+                break;
+            }
             if self.leading.is_none() || self.in_flight.is_some() {
                 return;
             }
@@ -82,9 +89,16 @@ impl Manager {
         if !leading.take_dirty(now) {
             return false;
         }
-        let mut roles = membership::plan_roles(&self.store, &self.raft);
+        let mut roles = match leading.nodes_changed() {
+            true => membership::plan_roles(&self.store, &self.raft),
+            false => RolePlan::default(),
+        };
+        let waits = roles.waits || roles.member.is_some();
         roles.member = roles.member.or(moved);
         let transaction = leading.plan(now, &self.store, roles.changes);
+        if waits {
+            leading.look_at_nodes_later();
+        }
         let actions =
             transaction.map(|transaction| transaction.finish(now, self.raft.commit_index()));
         if let Some(change) = roles.member
@@ -119,6 +133,7 @@ impl Manager {
         out: &mut Vec<Effect>,
     ) {
         self.requests += 1;
+        self.acted += actions.len();
         let id = (now.as_nanos() / 1_000_000) << 8 | self.requests & 0xff;
         let request = pb::InternalRaftRequest { id, action: actions };
         match self.raft.propose(request.encode_to_vec()) {

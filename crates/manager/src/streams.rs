@@ -83,8 +83,12 @@ impl Manager {
         out: &mut Vec<Effect>,
     ) -> Option<Reply> {
         let leading = self.leading.as_mut()?;
+        // A beat alone leaves nothing to be planned.
+        let beat = matches!(ask, Ask::Heartbeat { .. });
         let effects = leading.dispatcher.step(now, &self.store, ask);
-        leading.mark_dirty();
+        if !beat {
+            leading.mark_dirty();
+        }
         self.push_streams(effects, out);
         None
     }

@@ -21,7 +21,7 @@ use model::Instant;
 use pb::service_spec::Mode;
 use rand_chacha::ChaCha8Rng;
 use store::access::{self, TaskState};
-use store::{Change, Kind, Store, Target, Touched};
+use store::{Change, Held, Kind, Store, Touched};
 use wire::swarmkit as pb;
 
 use draft::Draft;
@@ -102,26 +102,26 @@ impl Orchestrator {
         }
         if concerns_service(store, touched) {
             for target in [&touched.old, &touched.new].into_iter().flatten() {
-                if let Target::Task(task) = target {
+                if let Held::Task(task) = target {
                     self.dirty.insert(task.service_id.clone());
                 }
             }
         }
         match (&touched.old, &touched.new) {
-            (_, Some(Target::Task(task))) if access::state(task) == TaskState::Running => {
+            (_, Some(Held::Task(task))) if access::state(task) == TaskState::Running => {
                 self.running_since.entry(task.id.clone()).or_insert(now);
             }
-            (Some(Target::Task(task)), None) => drop(self.running_since.remove(&task.id)),
-            (old, Some(Target::Node(new))) => {
+            (Some(Held::Task(task)), None) => drop(self.running_since.remove(&task.id)),
+            (old, Some(Held::Node(new))) => {
                 let old = match old {
-                    Some(Target::Node(old)) => Some(old),
+                    Some(Held::Node(old)) => Some(old),
                     _ => None,
                 };
                 if old.is_none_or(|old| matters(old) != matters(new)) {
                     self.look_at_users_of(store, &touched.id);
                 }
             }
-            (Some(Target::Node(_)), None) => self.look_at_users_of(store, &touched.id),
+            (Some(Held::Node(_)), None) => self.look_at_users_of(store, &touched.id),
             _ => {}
         }
     }
@@ -170,7 +170,7 @@ fn matters(node: &pb::Node) -> (Option<&pb::NodeSpec>, i32, i32, Option<&pb::Nod
 /// Whether a change of a task can change what its service wants. A task on its way to running does
 /// not: a service is not looked at as a whole for each report about each of its tasks.
 fn concerns_service(store: &Store, touched: &Touched) -> bool {
-    let (Some(Target::Task(old)), Some(Target::Task(new))) = (&touched.old, &touched.new) else {
+    let (Some(Held::Task(old)), Some(Held::Task(new))) = (&touched.old, &touched.new) else {
         return true;
     };
     fn endpoint(task: &pb::Task) -> Option<&pb::EndpointSpec> {

@@ -1,6 +1,6 @@
 //! How many slots, and which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use store::access::{self, TaskState};
@@ -22,8 +22,8 @@ fn active(draft: &Draft) -> Slots {
 
 pub fn replicated(draft: &mut Draft, replicas: u64) {
     let mut slots = active(draft);
-    while slots.len() as u64 > replicas {
-        let Some(victim) = least_missed(&slots) else { break };
+    let excess = (slots.len() as u64).saturating_sub(replicas);
+    for victim in least_missed(&slots, usize::try_from(excess).unwrap_or(usize::MAX)) {
         for task in slots.remove(&victim).into_iter().flatten() {
             draft.set_desired(&task, TaskState::Remove);
         }
@@ -40,21 +40,39 @@ pub fn replicated(draft: &mut Draft, replicas: u64) {
     }
 }
 
-/// The slot to give up: one that does not run, else one on the node with most of them; the
-/// highest number of equals.
-fn least_missed(slots: &Slots) -> Option<SlotKey> {
+/// The slots to give up, one after another: one that does not run, else one on the node with most of
+/// those that are left; the highest number of equals.
+fn least_missed(slots: &Slots, count: usize) -> Vec<SlotKey> {
     let runner = |tasks: &[Arc<pb::Task>]| {
         let mut wanted = tasks.iter().rev().filter(|task| access::is_wanted(task));
         wanted.find(|task| access::state(task) == TaskState::Running).map(|t| t.node_id.clone())
     };
-    let mut on_node: BTreeMap<String, usize> = BTreeMap::new();
-    for node in slots.values().filter_map(|tasks| runner(tasks)) {
-        *on_node.entry(node).or_default() += 1;
+    let mut missed = Vec::new();
+    let mut on_node: BTreeMap<String, Vec<&SlotKey>> = BTreeMap::new();
+    for (key, tasks) in slots.iter().rev() {
+        match runner(tasks) {
+            Some(node) => on_node.entry(node).or_default().push(key),
+            None => missed.push(key.clone()),
+        }
     }
-    let key_of = |tasks: &[Arc<pb::Task>]| {
-        runner(tasks).map_or(usize::MAX, |node| on_node.get(&node).copied().unwrap_or(0))
-    };
-    slots.iter().max_by_key(|(key, tasks)| (key_of(tasks), (*key).clone())).map(|(k, _)| k.clone())
+    missed.truncate(count);
+    // What a node gives up next is the highest of its slots: they stand in falling order.
+    let mut on_node: Vec<_> = on_node.into_values().map(VecDeque::from).collect();
+    let mut offers: BTreeSet<(usize, &SlotKey, usize)> =
+        on_node.iter().enumerate().filter_map(|(node, keys)| offer(node, keys)).collect();
+    while missed.len() < count
+        && let Some((_, key, node)) = offers.pop_last()
+    {
+        missed.push(key.clone());
+        on_node[node].pop_front();
+        offers.extend(offer(node, &on_node[node]));
+    }
+    missed
+}
+
+/// How many slots a node has, the one that it would give up, and the node.
+fn offer<'a>(node: usize, keys: &VecDeque<&'a SlotKey>) -> Option<(usize, &'a SlotKey, usize)> {
+    Some((keys.len(), *keys.front()?, node))
 }
 
 /// One task on each node that may have one.
@@ -95,4 +113,30 @@ pub fn may_stay(draft: &Draft, node: &pb::Node) -> bool {
     access::availability(node) != pb::node_spec::Availability::Drain
         && scheduler::constraint::satisfied(placement, node)
         && scheduler::runs_platform(placement, node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slots(layout: &[(u64, &str)]) -> Slots {
+        let task = |(slot, node): &(u64, &str)| {
+            let mut task = pb::Task { slot: *slot, node_id: (*node).into(), ..Default::default() };
+            task.set_desired_state(TaskState::Running);
+            let state = if node.is_empty() { TaskState::Pending } else { TaskState::Running };
+            task.status.get_or_insert_default().set_state(state);
+            (SlotKey::Number(*slot), vec![Arc::new(task)])
+        };
+        layout.iter().map(task).collect()
+    }
+
+    #[test]
+    fn what_does_not_run_goes_first_then_the_fullest_node_gives_up_its_highest_slot() {
+        let layout = [(1, "a"), (2, "b"), (3, "a"), (4, ""), (5, "c"), (6, "a"), (7, "b"), (8, "")];
+        let missed = least_missed(&slots(&layout), 7);
+        let order = [8, 4, 6, 7, 3, 5, 2].map(SlotKey::Number);
+        assert_eq!(missed, order);
+        assert_eq!(least_missed(&slots(&layout), 3), order[..3]);
+        assert_eq!(least_missed(&slots(&layout), 9).len(), 8);
+    }
 }

@@ -340,6 +340,32 @@ fn an_update_goes_one_by_one_and_completes_after_monitoring() {
 }
 
 #[test]
+fn an_old_task_that_came_back_with_its_node_is_updated_too() {
+    use pb::node_status::State::{Down, Ready};
+    let mut world = World::new(&["a", "b"]);
+    world.deploy("image1", |_| {});
+    world.settle();
+    let first = world.store.all::<pb::Task>().next().unwrap().node_id.clone();
+    let other = if first == "a" { "b" } else { "a" };
+    // While the first one is silent its successor is given to the other, which falls silent before it
+    // has begun, when the first one is back.
+    world.pass(SECOND);
+    world.set_node(&first, Down);
+    world.deploy("image2", |_| {});
+    world.deaf.insert(other.to_owned());
+    world.settle();
+    world.set_node(&first, Ready);
+    world.settle();
+    world.set_node(other, Down);
+    world.settle();
+    world.set_node(other, Ready);
+    world.settle();
+    world.pass(60 * SECOND);
+    assert_eq!(world.images(), ["image2"]);
+    assert_eq!(world.update_state().0, pb::update_status::UpdateState::Completed);
+}
+
+#[test]
 fn start_first_never_has_fewer_tasks_than_wanted() {
     let mut world = World::new(&["a", "b"]);
     world.deploy("v1", |spec| replicas(spec, 2));
@@ -503,8 +529,8 @@ fn a_service_is_not_looked_at_for_each_report_about_its_tasks() {
     let touched = |old: pb::Task, new: pb::Task| Touched {
         kind: Kind::Task,
         id: new.id.clone(),
-        old: Some(Target::Task(old)),
-        new: Some(Target::Task(new)),
+        old: Some(Held::Task(old.into())),
+        new: Some(Held::Task(new.into())),
     };
     let stands = |state| Change::create(task("t", state, Running));
     let mut world = World::new(&[]);

@@ -74,10 +74,12 @@ fn progress(draft: &Draft) -> Vec<Progress> {
         let (old, new): (Vec<&Arc<pb::Task>>, Vec<&Arc<pb::Task>>) =
             tasks.iter().partition(|task| draft.is_dirty(task));
         let wanted = new.iter().rev().find(|task| access::is_wanted(task));
-        // A task that has done its work stands for the slot as well as one that runs.
-        let rested = || tasks.last().filter(|last| !draft.is_dirty(last));
-        let new = wanted.copied().or_else(rested).cloned();
         let old_remains = old.iter().any(|task| access::is_wanted(task));
+        // A task that has done its work stands for the slot as well as one that runs; not one that
+        // was stopped because an older task came back with its node.
+        let rests = |last: &&Arc<pb::Task>| !old_remains || slot::ended_by_itself(last);
+        let rested = || tasks.last().filter(|last| !draft.is_dirty(last)).filter(rests);
+        let new = wanted.copied().or_else(rested).cloned();
         all.push(Progress { key: key.clone(), new, old_remains });
     }
     all

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use model::Instant;
 use rand_chacha::ChaCha8Rng;
 use store::transaction::timestamp;
-use store::{Change, Kind, Store, Target, Touched, access};
+use store::{Change, Held, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 pub use constraint::{Constraint, ConstraintError};
@@ -40,6 +40,8 @@ pub struct Scheduler {
     wished: BTreeMap<String, pb::Task>,
     /// Tasks that want a node, by service and id: those alike follow each other.
     waiting: BTreeSet<(String, String)>,
+    /// Those of them that no node fits, as they say already: looked at again when a node changes.
+    refused: BTreeSet<(String, String)>,
 }
 
 impl Scheduler {
@@ -51,6 +53,7 @@ impl Scheduler {
             stale: BTreeSet::new(),
             wished: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            refused: BTreeSet::new(),
         }
     }
 
@@ -68,6 +71,9 @@ impl Scheduler {
         // What did not come true is taken back.
         let denied = std::mem::take(&mut self.wished).into_values().map(|task| task.node_id);
         self.stale.extend(denied);
+        if !self.stale.is_empty() {
+            self.waiting.append(&mut self.refused);
+        }
         for id in std::mem::take(&mut self.stale) {
             match store.get::<pb::Node>(&id) {
                 Some(node) => drop(self.nodes.insert(id, NodeInfo::new(store, node))),
@@ -84,8 +90,12 @@ impl Scheduler {
             if changes.len() >= PLAN_MAX {
                 break;
             }
-            if let Some(change) = self.decide(now, task, &mut group) {
-                changes.push(change);
+            match self.decide(now, task, &mut group) {
+                Some(change) => changes.push(change),
+                None => {
+                    self.waiting.remove(&key);
+                    self.refused.insert(key);
+                }
             }
         }
         changes
@@ -101,18 +111,20 @@ impl Scheduler {
             self.stale.insert(touched.id.clone());
         }
         let same_load = match (&touched.old, &touched.new) {
-            (Some(Target::Task(old)), Some(Target::Task(new))) => {
+            (Some(Held::Task(old)), Some(Held::Task(new))) => {
                 node::weigh_the_same(old, new) || self.came_true(old, new)
             }
             _ => false,
         };
         for target in [&touched.old, &touched.new].into_iter().flatten() {
-            let Target::Task(task) = target else { continue };
+            let Held::Task(task) = target else { continue };
             if !task.node_id.is_empty() && !same_load {
                 self.stale.insert(task.node_id.clone());
             }
             if is_waiting(task) {
                 self.waiting.insert(waiting_key(task));
+            } else {
+                self.refused.remove(&waiting_key(task));
             }
         }
     }
@@ -135,7 +147,6 @@ impl Scheduler {
         task: &Arc<pb::Task>,
         group: &mut Option<Group>,
     ) -> Option<Change> {
-        let mut decided = pb::Task::clone(task);
         let chosen = if task.node_id.is_empty() {
             if group.as_ref().is_none_or(|group| !group.is_of(task)) {
                 *group = Some(Group::new(now, task, self.nodes.values()));
@@ -149,6 +160,11 @@ impl Scheduler {
                 Some(filter) => Err(filter::explain(&BTreeMap::from([(filter, 1)]))),
             }
         };
+        let told = task.status.as_ref().map_or("", |status| &status.err);
+        if chosen.as_ref().is_err_and(|why| why == told) {
+            return None;
+        }
+        let mut decided = pb::Task::clone(task);
         let status = decided.status.get_or_insert_default();
         match chosen {
             Ok(node) => {
@@ -172,7 +188,6 @@ impl Scheduler {
                     self.stale.insert(node);
                 }
             }
-            Err(why) if status.err == why => return None,
             Err(why) => {
                 status.err = why;
                 status.timestamp = Some(timestamp(now));

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use prost::Message as _;
 use store::access;
-use store::{Store, Target, Touched};
+use store::{Held, Store, Touched};
 use wire::swarmkit as pb;
 
 use crate::world::World;
@@ -23,7 +23,7 @@ impl World {
     /// everywhere, whoever led when it was made.
     pub(crate) fn check_applied(&mut self, touched: &[Touched]) -> Result<(), String> {
         for touched in touched {
-            if let (Some(Target::Task(old)), Some(Target::Task(new))) = (&touched.old, &touched.new)
+            if let (Some(Held::Task(old)), Some(Held::Task(new))) = (&touched.old, &touched.new)
                 && access::state(old) > access::state(new)
             {
                 return Err(format!(
@@ -34,12 +34,12 @@ impl World {
                 ));
             }
             let Some(new) = &touched.new else { continue };
-            let version = store::object::version_of_target(new);
-            if let Target::Task(task) = new {
+            let version = new.version();
+            if let Held::Task(task) = new {
                 self.check_job(task, touched.old.is_none(), version)?;
             }
             let mut digest = DefaultHasher::new();
-            pb::StoreAction { action: 0, target: Some(new.clone()) }
+            pb::StoreAction { action: 0, target: Some(new.to_target()) }
                 .encode_to_vec()
                 .hash(&mut digest);
             let digest = digest.finish();

@@ -78,6 +78,7 @@ impl World {
 
     pub(crate) fn forget_manager(&mut self, host: usize) {
         self.hosts[host].manager_life += 1;
+        self.hosts[host].manager_begun += 1;
         let streams: Vec<StreamId> = self
             .streams
             .iter()

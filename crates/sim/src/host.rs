@@ -33,6 +33,8 @@ pub struct Host {
     /// Counts the lives of manager and agent: deadlines of an older one are dropped.
     pub manager_life: u64,
     pub agent_life: u64,
+    /// Counts the manager's beginnings: a snapshot that an older one asked for is dropped.
+    pub manager_begun: u64,
     /// Counts the daemon's lives: stages of an older one are never done.
     pub executor_life: u64,
 }
@@ -68,6 +70,7 @@ impl Host {
             turn: 0,
             manager_life: 0,
             agent_life: 0,
+            manager_begun: 0,
             executor_life: 0,
         }
     }

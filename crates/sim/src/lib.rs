@@ -11,6 +11,7 @@ mod disk;
 mod executor;
 mod faults;
 mod founding;
+pub mod growth;
 mod host;
 mod managers;
 mod network;

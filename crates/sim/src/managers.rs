@@ -5,6 +5,9 @@ use manager::{Answer, Caller, Effect, Manager, Message, Ticket};
 use crate::host::Host;
 use crate::world::{CLUSTER, Happening, World};
 
+/// A snapshot takes as long as so many messages.
+const SNAPSHOT_LATENCIES: u32 = 20;
+
 impl World {
     pub(crate) fn leader(&self) -> Option<usize> {
         let leads = |host: &Host| host.manager.as_ref().is_some_and(Manager::leads);
@@ -79,6 +82,13 @@ impl World {
             Effect::Close { stream, .. } => {
                 let reason = "closed by the manager".to_owned();
                 self.send_on(stream, agent::Event::SessionLost { reason }, true);
+            }
+            Effect::Snapshot(snapshot) => {
+                // Encoded aside: the manager goes on meanwhile, or dies of something.
+                let begun = self.hosts[host].manager_begun;
+                let snapshot = Box::new(snapshot.encode());
+                let delay = self.latency() * SNAPSHOT_LATENCIES;
+                self.after(delay, Happening::Snapshot { host, begun, snapshot });
             }
             Effect::Touched(touched) => {
                 if let Err(broken) = self.check_applied(&touched) {

@@ -29,6 +29,7 @@ pub(crate) enum Happening {
     ToAgent { host: usize, session: u64, event: Box<agent::Event> },
     Staged { host: usize, life: u64, task: String, stage: Stage },
     Finished { host: usize, task: String },
+    Snapshot { host: usize, begun: u64, snapshot: Box<raftpb::Snapshot> },
     User,
     UserGivesUp(Ticket),
     Fault,
@@ -55,6 +56,7 @@ impl Happening {
             Happening::Healed => (10, 0, 0),
             Happening::Check => (11, 0, 0),
             Happening::Finished { host, .. } => (12, *host, 0),
+            Happening::Snapshot { host, .. } => (13, *host, 0),
         }
     }
 }
@@ -241,6 +243,11 @@ impl World {
                 }
             }
             Happening::Finished { host, task } => self.finished(host, task),
+            Happening::Snapshot { host, begun, snapshot } => {
+                if self.hosts[host].manager_begun == begun {
+                    self.tell_manager(host, manager::Event::Snapshot(snapshot));
+                }
+            }
             Happening::User => self.user_acts(),
             Happening::UserGivesUp(ticket) => self.user_gives_up(ticket),
             Happening::Fault => self.fault(),

@@ -11,7 +11,8 @@ pub mod tables;
 pub mod transaction;
 mod snapshot;
 
-pub use object::{Kind, Object, Target};
+pub use object::{Held, Kind, Object, Target};
+pub use snapshot::Frozen;
 pub use tables::{Store, Touched};
 pub use transaction::{ACTIONS_MAX, Change, Error, Transaction};
 

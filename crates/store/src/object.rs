@@ -1,5 +1,7 @@
 //! What the tables hold: the wire's own objects, and what all of them have in common.
 
+use std::sync::Arc;
+
 use wire::swarmkit as pb;
 
 /// Any object of the cluster, as an action of a raft entry carries it.
@@ -31,6 +33,7 @@ pub trait Object: Clone + PartialEq + Sized + 'static {
     fn annotations(&self) -> Option<&pb::Annotations>;
     fn into_target(self) -> Target;
     fn from_target(target: Target) -> Option<Self>;
+    fn into_held(object: Arc<Self>) -> Held;
 
     fn name(&self) -> &str {
         self.annotations().map_or("", |annotations| annotations.name.as_str())
@@ -59,7 +62,25 @@ macro_rules! objects {
             fn from_target(target: Target) -> Option<Self> {
                 match target { Target::$kind(object) => Some(object), _ => None }
             }
+            fn into_held(object: Arc<Self>) -> Held { Held::$kind(object) }
         })*
+
+        /// Any object of the cluster, as a store holds it: to know of it costs no copy.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Held {
+            $($kind(Arc<pb::$kind>)),*
+        }
+
+        impl Held {
+            /// A copy of it, as an action carries it.
+            pub fn to_target(&self) -> Target {
+                match self { $(Held::$kind(object) => Target::$kind((**object).clone())),* }
+            }
+
+            pub fn version(&self) -> u64 {
+                match self { $(Held::$kind(object) => object.version()),* }
+            }
+        }
 
         /// The table of an object of unknown type.
         pub fn kind_of(target: &Target) -> Kind {

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use prost::encoding::message;
 use wire::swarmkit as pb;
 
-use crate::object::{Object, Target};
+use crate::object::{Held, Object, Target};
 use crate::tables::{Store, Stored};
 
 impl Store {
@@ -27,26 +28,22 @@ impl Store {
         }
     }
 
-    /// The bytes of [`Self::save`], made without a copy of the objects: a big store must not be held
-    /// twice, nor its leader be held up longer than encoding takes.
-    pub fn encode(&self) -> Vec<u8> {
-        fn put<T: Stored + prost::Message>(store: &Store, tag: u32, bytes: &mut Vec<u8>) {
-            for object in store.all::<T>() {
-                prost::encoding::message::encode(tag, object.as_ref(), bytes);
-            }
+    /// Every object as it is now. They are shared with the store, which goes on meanwhile.
+    pub fn freeze(&self) -> Frozen {
+        fn held<T: Stored>(store: &Store) -> impl Iterator<Item = Held> {
+            store.all::<T>().cloned().map(T::into_held)
         }
-        let mut bytes = Vec::new();
-        put::<pb::Node>(self, 1, &mut bytes);
-        put::<pb::Service>(self, 2, &mut bytes);
-        put::<pb::Network>(self, 3, &mut bytes);
-        put::<pb::Task>(self, 4, &mut bytes);
-        put::<pb::Cluster>(self, 5, &mut bytes);
-        put::<pb::Secret>(self, 6, &mut bytes);
-        put::<pb::Resource>(self, 7, &mut bytes);
-        put::<pb::Extension>(self, 8, &mut bytes);
-        put::<pb::Config>(self, 9, &mut bytes);
-        put::<pb::Volume>(self, 10, &mut bytes);
-        bytes
+        let objects = held::<pb::Node>(self)
+            .chain(held::<pb::Service>(self))
+            .chain(held::<pb::Network>(self))
+            .chain(held::<pb::Task>(self))
+            .chain(held::<pb::Cluster>(self))
+            .chain(held::<pb::Secret>(self))
+            .chain(held::<pb::Resource>(self))
+            .chain(held::<pb::Extension>(self))
+            .chain(held::<pb::Config>(self))
+            .chain(held::<pb::Volume>(self));
+        Frozen { objects: objects.collect() }
     }
 
     /// A store that holds exactly what the snapshot does.
@@ -74,18 +71,18 @@ impl Store {
     /// What differs between two stores, as if entries had changed the one into the other.
     pub fn changes_to(&self, new: &Store) -> Vec<crate::Touched> {
         fn compare<T: Stored>(old: &Store, new: &Store, into: &mut Vec<crate::Touched>) {
-            let as_target = |object: &Arc<T>| T::clone(object).into_target();
+            let held = |object: &Arc<T>| T::into_held(object.clone());
             for object in old.all::<T>() {
                 let kept = new.get::<T>(object.id());
                 if kept.is_none_or(|kept| kept != object) {
                     let id = object.id().to_owned();
-                    let (old, new) = (Some(as_target(object)), kept.map(as_target));
+                    let (old, new) = (Some(held(object)), kept.map(held));
                     into.push(crate::Touched { kind: T::KIND, id, old, new });
                 }
             }
             for object in new.all::<T>().filter(|object| old.get::<T>(object.id()).is_none()) {
                 let id = object.id().to_owned();
-                let new = Some(as_target(object));
+                let new = Some(held(object));
                 into.push(crate::Touched { kind: T::KIND, id, old: None, new });
             }
         }
@@ -102,4 +99,45 @@ impl Store {
         compare::<pb::Volume>(self, new, &mut touched);
         touched
     }
+}
+
+/// A store of one moment, to be encoded wherever that holds nobody up.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Frozen {
+    objects: Vec<Held>,
+}
+
+impl Frozen {
+    /// How many bytes [`Self::encode`] appends.
+    pub fn encoded_len(&self) -> usize {
+        self.objects.iter().map(Held::encoded_len).sum()
+    }
+
+    /// Appends a `StoreSnapshot`: the bytes of what [`Store::save`] gave at that moment.
+    pub fn encode(&self, bytes: &mut Vec<u8>) {
+        self.objects.iter().for_each(|object| object.encode(bytes));
+    }
+}
+
+macro_rules! fields_of_snapshot {
+    ($($kind:ident = $field:literal),*) => {
+        impl Held {
+            fn encoded_len(&self) -> usize {
+                match self {
+                    $(Held::$kind(object) => message::encoded_len($field, object.as_ref())),*
+                }
+            }
+
+            fn encode(&self, bytes: &mut Vec<u8>) {
+                match self {
+                    $(Held::$kind(object) => message::encode($field, object.as_ref(), bytes)),*
+                }
+            }
+        }
+    };
+}
+
+fields_of_snapshot! {
+    Node = 1, Service = 2, Network = 3, Task = 4, Cluster = 5, Secret = 6, Resource = 7,
+    Extension = 8, Config = 9, Volume = 10
 }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wire::swarmkit as pb;
 
-use crate::object::{self, Kind, Object, Target};
+use crate::object::{self, Held, Kind, Object, Target};
 
 /// The cluster as one manager knows it. Cheap to clone: the objects are shared.
 #[derive(Clone, Default)]
@@ -22,6 +23,25 @@ pub struct Store {
     pub(crate) volumes: Table<pb::Volume>,
     tasks_by_service: BTreeSet<(String, u64, String)>,
     tasks_by_node: BTreeSet<(String, String)>,
+    reads: Reads,
+}
+
+/// How many objects were handed out: what grows faster than the work can be seen without a clock.
+#[derive(Default)]
+struct Reads(AtomicU64);
+
+impl Reads {
+    /// Lost counts between threads hurt nobody.
+    fn count<T>(&self, object: T) -> T {
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        object
+    }
+}
+
+impl Clone for Reads {
+    fn clone(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::Relaxed)))
+    }
 }
 
 /// One table: objects by id, and ids by name in lower case.
@@ -37,9 +57,9 @@ pub struct Touched {
     pub kind: Kind,
     pub id: String,
     /// What was stored before; `None` when it was created.
-    pub old: Option<Target>,
+    pub old: Option<Held>,
     /// What is stored; `None` when it was removed.
-    pub new: Option<Target>,
+    pub new: Option<Held>,
 }
 
 /// An object whose table a [`Store`] holds.
@@ -65,12 +85,17 @@ stored! {
 
 impl Store {
     pub fn get<T: Stored>(&self, id: &str) -> Option<&Arc<T>> {
-        T::table(self).by_id.get(id)
+        T::table(self).by_id.get(self.reads.count(id))
     }
 
     /// All objects of a kind, in the order of their ids.
     pub fn all<T: Stored>(&self) -> impl Iterator<Item = &Arc<T>> {
-        T::table(self).by_id.values()
+        T::table(self).by_id.values().map(|object| self.reads.count(object))
+    }
+
+    /// How many objects were read so far.
+    pub fn reads(&self) -> u64 {
+        self.reads.0.load(Ordering::Relaxed)
     }
 
     pub fn count<T: Stored>(&self) -> usize {
@@ -88,7 +113,7 @@ impl Store {
             .by_name
             .range((name.clone(), String::new())..)
             .take_while(move |(other, _)| *other == name)
-            .filter_map(|(_, id)| table.by_id.get(id))
+            .filter_map(|(_, id)| table.by_id.get(self.reads.count(id)))
     }
 
     /// The cluster object, named `default`.
@@ -110,7 +135,7 @@ impl Store {
         self.tasks_by_service
             .range((service.clone(), 0, String::new())..)
             .take_while(move |(other, _, _)| *other == service)
-            .filter_map(|(_, _, id)| self.tasks.by_id.get(id))
+            .filter_map(|(_, _, id)| self.tasks.by_id.get(self.reads.count(id)))
     }
 
     pub fn tasks_of_slot<'a>(
@@ -122,7 +147,7 @@ impl Store {
         self.tasks_by_service
             .range((service.clone(), slot, String::new())..)
             .take_while(move |(other, number, _)| *other == service && *number == slot)
-            .filter_map(|(_, _, id)| self.tasks.by_id.get(id))
+            .filter_map(|(_, _, id)| self.tasks.by_id.get(self.reads.count(id)))
     }
 
     pub fn tasks_of_node<'a>(
@@ -133,7 +158,7 @@ impl Store {
         self.tasks_by_node
             .range((node.clone(), String::new())..)
             .take_while(move |(other, _)| *other == node)
-            .filter_map(|(_, id)| self.tasks.by_id.get(id))
+            .filter_map(|(_, id)| self.tasks.by_id.get(self.reads.count(id)))
     }
 
     pub fn services_using_network<'a>(
@@ -228,19 +253,24 @@ impl Store {
     }
 
     fn put<T: Stored>(&mut self, object: T) -> Option<Touched> {
-        let new = object.clone().into_target();
         let id = object.id().to_owned();
+        // A list that was read from bytes has room for more; a copy has not.
+        let new = Arc::new(object.clone());
         let table = T::table_mut(self);
-        let old = table.by_id.get(&id).cloned();
-        if let Some(old) = &old {
-            table.by_name.remove(&(old.name().to_lowercase(), id.clone()));
+        let old = table.by_id.insert(id.clone(), new.clone());
+        let name = old.as_ref().map_or("", |old| old.name());
+        if name != new.name() {
+            table.by_name.remove(&(name.to_lowercase(), id.clone()));
         }
-        if !object.name().is_empty() {
-            table.by_name.insert((object.name().to_lowercase(), id.clone()));
+        if !new.name().is_empty() && name != new.name() {
+            table.by_name.insert((new.name().to_lowercase(), id.clone()));
         }
-        table.by_id.insert(id.clone(), Arc::new(object));
-        let old = old.map(|old| T::clone(&old).into_target());
-        Some(Touched { kind: T::KIND, id, old, new: Some(new) })
+        Some(Touched {
+            kind: T::KIND,
+            id,
+            old: old.map(T::into_held),
+            new: Some(T::into_held(new)),
+        })
     }
 
     fn remove(&mut self, kind: Kind, id: &str) -> Option<Touched> {
@@ -268,8 +298,7 @@ impl Store {
         let table = T::table_mut(self);
         let old = table.by_id.remove(id)?;
         table.by_name.remove(&(old.name().to_lowercase(), id.to_owned()));
-        let old = Some(T::clone(&old).into_target());
-        Some(Touched { kind: T::KIND, id: id.to_owned(), old, new: None })
+        Some(Touched { kind: T::KIND, id: id.to_owned(), old: Some(T::into_held(old)), new: None })
     }
 
     fn unindex_task(&mut self, old: &pb::Task) {

@@ -178,6 +178,10 @@ proptest! {
         let restored = Store::restore(store.save());
         prop_assert!(store.changes_to(&restored).is_empty());
         prop_assert_eq!(restored.save(), store.save());
-        prop_assert_eq!(store.encode(), prost::Message::encode_to_vec(&store.save()));
+        let frozen = store.freeze();
+        let mut bytes = Vec::new();
+        frozen.encode(&mut bytes);
+        prop_assert_eq!(bytes.len(), frozen.encoded_len());
+        prop_assert_eq!(bytes, prost::Message::encode_to_vec(&store.save()));
     }
 }

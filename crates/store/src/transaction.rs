@@ -50,8 +50,8 @@ pub enum Error {
 pub struct Transaction<'a> {
     store: &'a Store,
     actions: Vec<pb::StoreAction>,
-    /// `None` is a removed object.
-    changed: BTreeMap<(Kind, String), Option<Target>>,
+    /// The action that last changed an object; `None` when it was removed.
+    changed: BTreeMap<(Kind, String), Option<usize>>,
 }
 
 impl<'a> Transaction<'a> {
@@ -67,9 +67,13 @@ impl<'a> Transaction<'a> {
     /// The object as this transaction would leave it.
     pub fn get<T: Stored>(&self, id: &str) -> Option<T> {
         match self.changed.get(&(T::KIND, id.to_owned())) {
-            Some(changed) => changed.clone().and_then(T::from_target),
+            Some(changed) => self.changed_to(*changed).cloned().and_then(T::from_target),
             None => self.store.get::<T>(id).map(|object| T::clone(object)),
         }
+    }
+
+    fn changed_to(&self, action: Option<usize>) -> Option<&Target> {
+        self.actions.get(action?)?.target.as_ref()
     }
 
     pub fn len(&self) -> usize {
@@ -153,7 +157,7 @@ impl<'a> Transaction<'a> {
         id: String,
         target: Target,
     ) {
-        self.changed.insert((kind, id), Some(target.clone()));
+        self.changed.insert((kind, id), Some(self.actions.len()));
         self.actions.push(action(kind_of_action, target));
     }
 
@@ -163,14 +167,14 @@ impl<'a> Transaction<'a> {
 
     fn current_version(&self, kind: Kind, id: &str) -> Option<u64> {
         match self.changed.get(&(kind, id.to_owned())) {
-            Some(changed) => changed.as_ref().map(object::version_of_target),
+            Some(changed) => self.changed_to(*changed).map(object::version_of_target),
             None => self.store.version_of(kind, id),
         }
     }
 
     fn current(&self, kind: Kind, id: &str) -> Option<Target> {
         match self.changed.get(&(kind, id.to_owned())) {
-            Some(changed) => changed.clone(),
+            Some(changed) => self.changed_to(*changed).cloned(),
             None => self.store.target(kind, id),
         }
     }
@@ -185,10 +189,12 @@ impl<'a> Transaction<'a> {
             .iter()
             .any(|other| other != id && !self.changed.contains_key(&(kind, other.clone())));
         let wanted = name.to_lowercase();
-        let changed_elsewhere = self.changed.iter().any(|((other_kind, other), target)| {
+        let changed_elsewhere = self.changed.iter().any(|((other_kind, other), action)| {
             *other_kind == kind
                 && other != id
-                && target.as_ref().is_some_and(|t| object::name_of(t).0.to_lowercase() == wanted)
+                && self
+                    .changed_to(*action)
+                    .is_some_and(|target| object::name_of(target).0.to_lowercase() == wanted)
         });
         if stored_elsewhere || changed_elsewhere { Err(Error::NameConflict) } else { Ok(()) }
     }

@@ -180,8 +180,8 @@ async fn send_one(
 
 /// A large snapshot in pieces, each with the whole header; every other message as it is.
 fn chunks(message: raftpb::Message) -> Vec<pb::StreamRaftMessageRequest> {
-    let data =
-        message.snapshot.as_ref().and_then(|snapshot| snapshot.data.as_deref()).unwrap_or_default();
+    let data = message.snapshot.as_ref().and_then(|snapshot| snapshot.data.clone());
+    let data = data.unwrap_or_default();
     if message.r#type() != raftpb::MessageType::MsgSnap || data.len() <= CHUNK_BYTES {
         return vec![pb::StreamRaftMessageRequest { message: Some(message) }];
     }
@@ -189,7 +189,7 @@ fn chunks(message: raftpb::Message) -> Vec<pb::StreamRaftMessageRequest> {
         .map(|piece| {
             let mut part = message.clone();
             if let Some(snapshot) = &mut part.snapshot {
-                snapshot.data = Some(piece.to_vec());
+                snapshot.data = Some(data.slice_ref(piece));
             }
             pb::StreamRaftMessageRequest { message: Some(part) }
         })

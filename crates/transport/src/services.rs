@@ -392,9 +392,16 @@ async fn assemble(
     mut chunks: impl Streaming<Item = Result<pb::StreamRaftMessageRequest, Status>> + Unpin,
 ) -> Result<raftpb::Message, Status> {
     let mut whole: Option<raftpb::Message> = None;
+    let mut data = Vec::new();
     while let Some(chunk) = chunks.next().await {
         let part = chunk?.message.ok_or_else(|| Status::invalid_argument("no raft message"))?;
-        let Some(message) = &mut whole else {
+        let more = part.snapshot.as_ref().and_then(|snapshot| snapshot.data.clone());
+        let more = more.unwrap_or_default();
+        if data.len() + more.len() > SNAPSHOT_BYTES_MAX {
+            return Err(Status::resource_exhausted("the raft snapshot is too large"));
+        }
+        data.extend_from_slice(&more);
+        let Some(message) = &whole else {
             whole = Some(part);
             continue;
         };
@@ -407,14 +414,12 @@ async fn assemble(
                 "the chunks of a raft message do not belong together",
             ));
         }
-        let more = part.snapshot.and_then(|snapshot| snapshot.data).unwrap_or_default();
-        let data = message.snapshot.get_or_insert_default().data.get_or_insert_default();
-        if data.len() + more.len() > SNAPSHOT_BYTES_MAX {
-            return Err(Status::resource_exhausted("the raft snapshot is too large"));
-        }
-        data.extend_from_slice(&more);
     }
-    whole.ok_or_else(|| Status::invalid_argument("no raft message"))
+    let mut whole = whole.ok_or_else(|| Status::invalid_argument("no raft message"))?;
+    if let Some(snapshot) = whole.snapshot.as_mut().filter(|_| !data.is_empty()) {
+        snapshot.data = Some(data.into());
+    }
+    Ok(whole)
 }
 
 #[tonic::async_trait]

@@ -497,7 +497,7 @@ async fn a_member_that_takes_nothing_costs_a_bounded_amount() {
     let (reports, mut reported) = mpsc::channel(16);
     let mut members = Members::new(keys, reports);
     let length = 1 << 20;
-    let entry = wire::raftpb::Entry { data: Some(vec![1; length]), ..Default::default() };
+    let entry = wire::raftpb::Entry { data: Some(vec![1; length].into()), ..Default::default() };
     let append = wire::raftpb::Message {
         r#type: Some(wire::raftpb::MessageType::MsgApp as i32),
         entries: vec![entry],

@@ -7,7 +7,7 @@ fn entry(index: u64, term: u64) -> raftpb::Entry {
         r#type: Some(0),
         index: Some(index),
         term: Some(term),
-        data: Some(format!("entry {index} of {term}").into_bytes()),
+        data: Some(format!("entry {index} of {term}").into_bytes().into()),
     }
 }
 
@@ -33,7 +33,7 @@ fn entries(from: u64, to: u64, term: u64) -> Write {
 fn snapshot(index: u64, compact_to: u64) -> Write {
     let metadata =
         raftpb::SnapshotMetadata { index: Some(index), term: Some(1), ..Default::default() };
-    let snapshot = raftpb::Snapshot { data: Some(vec![1; 100]), metadata: Some(metadata) };
+    let snapshot = raftpb::Snapshot { data: Some(vec![1; 100].into()), metadata: Some(metadata) };
     Write { snapshot: Some(snapshot), compact_to, ..Write::default() }
 }
 
@@ -190,4 +190,41 @@ fn a_crash_between_snapshot_and_log_leaves_a_sound_pair() {
     let recovered = recovered.unwrap();
     assert_eq!(indexes(&recovered), []);
     assert_eq!(recovered.snapshot.unwrap().metadata.unwrap().index(), 50);
+}
+
+#[test]
+fn a_prepared_snapshot_is_put_in_place_by_its_write_and_by_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = DataKey::generate().unwrap();
+    let (mut log, _) = RaftLog::open(folder.path(), key.clone()).unwrap();
+    log.write(&first()).unwrap();
+    log.write(&entries(2, 9, 1)).unwrap();
+    let prepared = |log: &RaftLog, index| {
+        let write = snapshot(index, 0);
+        log.snapshot_writer().prepare(&write.snapshot.unwrap()).unwrap()
+    };
+    let files = || fs::read_dir(folder.path()).unwrap().count();
+    let found = |key: &DataKey| {
+        let (_, recovered) = RaftLog::open(folder.path(), key.clone()).unwrap();
+        recovered.unwrap().snapshot.unwrap().metadata.unwrap().index()
+    };
+
+    let five = prepared(&log, 5);
+    let there = five.path.clone();
+    log.adopt(five);
+    assert!(!folder.path().join(SNAPSHOT).exists(), "it is not in force yet");
+    log.write(&snapshot(5, 2)).unwrap();
+    assert!(!there.exists() && files() == 2, "renamed, not written again");
+    assert_eq!(found(&key), 5);
+
+    // The leader's came first: what was prepared goes.
+    let six = prepared(&log, 6);
+    log.adopt(six);
+    log.write(&snapshot(8, 2)).unwrap();
+    assert_eq!((found(&key), files()), (8, 2));
+
+    // A crash before its write leaves the old one in force, and nothing behind.
+    let _crashed = prepared(&log, 9);
+    assert_eq!(files(), 3);
+    assert_eq!((found(&key), files()), (8, 2));
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use store::access::{self, TaskState};
-use store::{Kind, Object, Store, Target, Touched};
+use store::{Held, Kind, Object, Store, Touched};
 use wire::swarmkit as pb;
 
 use super::{Dispatcher, message, refuse};
@@ -69,7 +69,7 @@ impl Dispatcher {
         }
         for touched in touched {
             for target in [&touched.old, &touched.new].into_iter().flatten() {
-                if let Target::Task(task) = target {
+                if let Held::Task(task) = target {
                     nodes.entry(task.node_id.clone()).or_default().insert(&touched.id);
                 }
             }

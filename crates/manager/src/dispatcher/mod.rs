@@ -3,6 +3,7 @@
 //! Made when leading begins and dropped when it ends. What nodes and tasks reported is wished for
 //! by [`Dispatcher::plan`] until the store has it.
 
+mod agenda;
 mod assignments;
 mod session;
 mod status;
@@ -15,10 +16,11 @@ use std::time::Duration;
 use model::Instant;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use store::{Change, Kind, Store, Target, Touched, access};
+use store::{Change, Held, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 use crate::event::{Answer, Code, Effect, Failure, Message, Reply, StreamId, Ticket};
+use agenda::Agenda;
 use assignments::Assignments;
 use pb::node_status::State;
 
@@ -86,7 +88,6 @@ struct Session {
     streams: Vec<StreamId>,
     assignments: Option<(StreamId, Assignments)>,
     tasks: Option<StreamId>,
-    expires: Instant,
     sent: Option<pb::SessionMessage>,
 }
 
@@ -105,12 +106,15 @@ pub struct Dispatcher {
     own_id: String,
     read: bool,
     sessions: BTreeMap<String, Session>,
+    /// When nodes with a session count as down unless they are heard.
+    expiries: Agenda,
     /// Nodes without a session, and when they count as down.
-    expected: BTreeMap<String, Instant>,
+    expected: Agenda,
     registrations: BTreeMap<String, Vec<Instant>>,
     standings: BTreeMap<String, Standing>,
     statuses: BTreeMap<String, pb::TaskStatus>,
-    down_since: BTreeMap<String, Instant>,
+    /// Nodes that are down, and when they have been for too long.
+    orphaned: Agenda,
     managers: Vec<pb::WeightedPeer>,
 }
 
@@ -121,11 +125,12 @@ impl Dispatcher {
             own_id: own_id.into(),
             read: false,
             sessions: BTreeMap::new(),
-            expected: BTreeMap::new(),
+            expiries: Agenda::default(),
+            expected: Agenda::default(),
             registrations: BTreeMap::new(),
             standings: BTreeMap::new(),
             statuses: BTreeMap::new(),
-            down_since: BTreeMap::new(),
+            orphaned: Agenda::default(),
             managers: Vec::new(),
         }
     }
@@ -180,17 +185,15 @@ impl Dispatcher {
 
     /// When [`Ask::Deadline`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        let sessions = self.sessions.values().map(|session| session.expires);
-        let orphans = self.down_since.values().map(|since| *since + ORPHANED_AFTER);
-        sessions.chain(self.expected.values().copied()).chain(orphans).min()
+        let agendas = [&self.expiries, &self.expected, &self.orphaned];
+        agendas.into_iter().filter_map(Agenda::first).min()
     }
 
     /// This manager was deaf for so long: each node has a beat at least to be heard again.
     pub fn wait_longer(&mut self, now: Instant, store: &Store, by: Duration) {
         let soonest = now + beat(store);
-        let sessions = self.sessions.values_mut().map(|session| &mut session.expires);
-        for at in sessions.chain(self.expected.values_mut()) {
-            *at = (*at + by).max(soonest);
+        for agenda in [&mut self.expiries, &mut self.expected] {
+            agenda.change_all(|at| (at + by).max(soonest));
         }
     }
 
@@ -212,7 +215,8 @@ impl Dispatcher {
     fn heartbeat(&mut self, now: Instant, store: &Store, node: &str, session: &str) -> Reply {
         // Give or take a tenth: nodes that registered together do not go on beating together.
         let period = beat(store).mul_f64(self.dice.random_range(0.9..=1.1));
-        self.check(node, session)?.expires = now + period * GRACE;
+        self.check(node, session)?;
+        self.expiries.set(node, now + period * GRACE);
         let period = prost_types::Duration {
             seconds: period.as_secs() as i64,
             nanos: period.subsec_nanos() as i32,
@@ -224,9 +228,9 @@ impl Dispatcher {
     fn expect_everyone(&mut self, now: Instant, store: &Store) {
         for node in store.all::<pb::Node>() {
             if access::node_state(node) == State::Down {
-                self.down_since.insert(node.id.clone(), now);
+                self.orphaned.set(&node.id, now + ORPHANED_AFTER);
             } else if node.description.is_some() {
-                self.expected.insert(node.id.clone(), now + period(store) * GRACE_OF_NEW_LEADER);
+                self.expected.set(&node.id, now + period(store) * GRACE_OF_NEW_LEADER);
                 let message = "Node moved to \"unknown\" state due to leadership change in cluster";
                 self.stand(&node.id, State::Unknown, message);
             }
@@ -241,14 +245,11 @@ impl Dispatcher {
 
     fn expire(&mut self, now: Instant, store: &Store) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let late = self.sessions.iter().filter(|(_, session)| session.expires <= now);
-        for id in late.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+        for id in self.expiries.take_due(now) {
             effects.extend(self.end_session(&id, "heartbeat failure"));
             self.fall(now, &id);
         }
-        let late = self.expected.iter().filter(|(_, at)| **at <= now);
-        for id in late.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.expected.remove(&id);
+        for id in self.expected.take_due(now) {
             self.fall(now, &id);
         }
         self.orphan_tasks(now, store);
@@ -257,10 +258,11 @@ impl Dispatcher {
 
     fn fall(&mut self, now: Instant, node: &str) {
         self.stand(node, State::Down, "heartbeat failure");
-        self.down_since.insert(node.to_owned(), now);
+        self.orphaned.set(node, now + ORPHANED_AFTER);
     }
 
     fn end_session(&mut self, node: &str, why: &str) -> Vec<Effect> {
+        self.expiries.remove(node);
         let Some(session) = self.sessions.remove(node) else { return Vec::new() };
         let assignments = session.assignments.map(|(stream, _)| stream);
         let streams = session.streams.into_iter().chain(assignments).chain(session.tasks);
@@ -278,9 +280,10 @@ impl Dispatcher {
                     effects.extend(self.end_session(&touched.id, "node removed from the swarm"));
                     self.forget(&touched.id);
                 }
-                (Kind::Node, Some(Target::Node(node))) => {
-                    if access::node_state(node) == State::Down {
-                        self.down_since.entry(node.id.clone()).or_insert(now);
+                (Kind::Node, Some(Held::Node(node))) => {
+                    let down = access::node_state(node) == State::Down;
+                    if down && !self.orphaned.has(&node.id) {
+                        self.orphaned.set(&node.id, now + ORPHANED_AFTER);
                     }
                     if let Some(session) = self.sessions.get_mut(&node.id) {
                         effects.extend(session.tell(store, &node.id, &self.managers));
@@ -299,7 +302,7 @@ impl Dispatcher {
     fn forget(&mut self, node: &str) {
         self.expected.remove(node);
         self.standings.remove(node);
-        self.down_since.remove(node);
+        self.orphaned.remove(node);
         self.registrations.remove(node);
     }
 

@@ -34,13 +34,13 @@ impl Dispatcher {
                 streams: Vec::new(),
                 assignments: None,
                 tasks: None,
-                expires: now + beat(store) * GRACE,
                 sent: None,
             };
             self.sessions.insert(node.to_owned(), session);
+            self.expiries.set(node, now + beat(store) * GRACE);
         }
         self.expected.remove(node);
-        self.down_since.remove(node);
+        self.orphaned.remove(node);
         let standing = Standing {
             state: State::Ready,
             message: String::new(),
@@ -71,6 +71,9 @@ impl Dispatcher {
     pub(super) fn plan_nodes(&mut self, store: &Store) -> Vec<Change> {
         let mut changes = Vec::new();
         self.standings.retain(|id, standing| {
+            if changes.len() == store::ACTIONS_MAX {
+                return true;
+            }
             let Some(node) = store.get::<pb::Node>(id) else { return false };
             let mut wanted = pb::Node::clone(node);
             let status = wanted.status.get_or_insert_default();

@@ -6,7 +6,7 @@ use store::transaction::timestamp;
 use store::{Change, Store};
 use wire::swarmkit as pb;
 
-use super::{Dispatcher, ORPHANED_AFTER};
+use super::Dispatcher;
 use crate::event::{Answer, Code, Failure, Reply};
 
 impl Dispatcher {
@@ -40,6 +40,9 @@ impl Dispatcher {
         let mut changes = Vec::new();
         let own_id = &self.own_id;
         self.statuses.retain(|id, status| {
+            if changes.len() == store::ACTIONS_MAX {
+                return true;
+            }
             let Some(task) = store.get::<pb::Task>(id) else { return false };
             let stored = task.status.clone().unwrap_or_default();
             let applied = pb::TaskStatus {
@@ -64,10 +67,7 @@ impl Dispatcher {
 
     /// Tasks of nodes that have been down for a day.
     pub(super) fn orphan_tasks(&mut self, now: Instant, store: &Store) {
-        let long = self.down_since.iter().filter(|(_, since)| now.since(**since) >= ORPHANED_AFTER);
-        let nodes: Vec<String> = long.map(|(node, _)| node.clone()).collect();
-        for node in nodes {
-            self.down_since.remove(&node);
+        for node in self.orphaned.take_due(now) {
             for task in store.tasks_of_node(&node) {
                 let state = access::state(task);
                 if (TaskState::Assigned..=TaskState::Running).contains(&state) {

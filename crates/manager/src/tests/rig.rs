@@ -122,6 +122,7 @@ impl Rig {
 
     pub fn perform(&mut self, node: &str, effects: Vec<Effect>) {
         let mut probes = Vec::new();
+        let mut snapshots = Vec::new();
         for effect in effects {
             let Some(host) = self.hosts.get_mut(node) else { return };
             match effect {
@@ -139,6 +140,7 @@ impl Rig {
                     assert!(self.replies.insert(ticket, reply).is_none(), "answered twice");
                 }
                 Effect::Removed => host.removed = true,
+                Effect::Snapshot(snapshot) => snapshots.push(snapshot.encode()),
                 Effect::Message { stream, message } => {
                     self.messages.entry(stream).or_default().push(*message);
                 }
@@ -147,6 +149,9 @@ impl Rig {
                 }
                 _ => {}
             }
+        }
+        for snapshot in snapshots {
+            self.step(node, Event::Snapshot(Box::new(snapshot)));
         }
         for (ticket, address) in probes {
             let far = self.hosts.iter().find(|(_, host)| host.identity.address == address);

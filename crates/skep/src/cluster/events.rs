@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use docker_api::swarm::object::availability;
 use engine::events::Type;
-use store::{Kind, Target, Touched};
+use store::{Held, Kind, Touched};
 use wire::swarmkit as pb;
 
 type Attributes = BTreeMap<String, String>;
@@ -38,7 +38,7 @@ pub fn cluster_events(touched: &Touched) -> Vec<ClusterEvent> {
         return Vec::new();
     };
     // Reports of a node that change nothing that was asked for are none.
-    if let (Some(Target::Node(old)), Some(Target::Node(new))) = (&touched.old, &touched.new)
+    if let (Some(Held::Node(old)), Some(Held::Node(new))) = (&touched.old, &touched.new)
         && attributes.len() <= 1
         && old.spec == new.spec
     {
@@ -47,42 +47,42 @@ pub fn cluster_events(touched: &Touched) -> Vec<ClusterEvent> {
     vec![ClusterEvent { kind, action, id: touched.id.to_string(), attributes }]
 }
 
-fn attributes(old: Option<&Target>, new: Option<&Target>) -> Option<Attributes> {
+fn attributes(old: Option<&Held>, new: Option<&Held>) -> Option<Attributes> {
     let mut attributes = Attributes::new();
     let name = |annotations: Option<&pb::Annotations>| {
         annotations.map(|a| a.name.clone()).unwrap_or_default()
     };
     match (old, new.or(old)?) {
-        (old, Target::Node(node)) => {
+        (old, Held::Node(node)) => {
             let hostname =
                 node.description.as_ref().map(|description| description.hostname.clone());
             attributes.insert("name".into(), hostname.unwrap_or_default());
-            if let Some(Target::Node(old)) = old {
+            if let Some(Held::Node(old)) = old {
                 node_changes(old, node, &mut attributes);
             }
         }
-        (old, Target::Service(service)) => {
+        (old, Held::Service(service)) => {
             attributes.insert(
                 "name".into(),
                 name(service.spec.as_ref().and_then(|spec| spec.annotations.as_ref())),
             );
-            if let Some(Target::Service(old)) = old {
+            if let Some(Held::Service(old)) = old {
                 service_changes(old, service, &mut attributes);
             }
         }
-        (_, Target::Network(network)) => {
+        (_, Held::Network(network)) => {
             attributes.insert(
                 "name".into(),
                 name(network.spec.as_ref().and_then(|spec| spec.annotations.as_ref())),
             );
         }
-        (_, Target::Secret(secret)) => {
+        (_, Held::Secret(secret)) => {
             attributes.insert(
                 "name".into(),
                 name(secret.spec.as_ref().and_then(|spec| spec.annotations.as_ref())),
             );
         }
-        (_, Target::Config(config)) => {
+        (_, Held::Config(config)) => {
             attributes.insert(
                 "name".into(),
                 name(config.spec.as_ref().and_then(|spec| spec.annotations.as_ref())),

@@ -11,8 +11,9 @@ use manager::{
 use tokio::sync::{mpsc, oneshot, watch};
 use transport::raft::{Members, Report};
 use transport::{Call as Remote, Gate, Keys, Peer, Route, Status};
-use wire::swarmkit as pb;
+use wire::{raftpb, swarmkit as pb};
 
+use super::aside;
 use super::clock::Clock;
 use super::events::{ClusterEvent, cluster_events};
 
@@ -20,7 +21,6 @@ use super::events::{ClusterEvent, cluster_events};
 const ASKS_WAITING_MAX: usize = 1_024;
 /// Between a loop's end and its reason.
 const ENDING_MAX: Duration = Duration::from_secs(1);
-const PROBE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// What reaches the loop from inside this process.
 pub enum Ask {
@@ -40,6 +40,11 @@ pub enum Ask {
     },
     Closed(StreamId),
     HandOver,
+    /// A snapshot is encoded, and on the disk already if that could be.
+    Snapshot {
+        snapshot: Box<raftpb::Snapshot>,
+        prepared: Option<disk::Prepared>,
+    },
 }
 
 /// What the rest of the node sees of its manager.
@@ -279,7 +284,9 @@ impl Loop {
                 Effect::Send { raft_id, address, message } => {
                     self.members.send(raft_id, &address, *message)
                 }
-                Effect::Probe { ticket, address } => self.probe(ticket, address),
+                Effect::Probe { ticket, address } => {
+                    aside::probe(self.asks.clone(), self.keys.clone(), ticket, address);
+                }
                 Effect::Reply { ticket, reply } => match self.pending.remove(&ticket.0) {
                     Some(Pending::Local(answer)) => drop(answer.send(reply)),
                     Some(Pending::Remote(answer)) => answer(reply),
@@ -290,6 +297,9 @@ impl Loop {
                     if let (Some(outgoing), Err(failure)) = (self.streams.remove(&stream.0), end) {
                         (outgoing.end)(status(failure));
                     }
+                }
+                Effect::Snapshot(snapshot) => {
+                    aside::snapshot(self.asks.clone(), self.log.snapshot_writer(), *snapshot);
                 }
                 Effect::Touched(touched) => self.touched(&touched),
                 Effect::Members(members) => drop(self.member_list.send(members)),
@@ -354,19 +364,6 @@ impl Loop {
         self.leader.send_replace(leader);
     }
 
-    fn probe(&self, ticket: Ticket, address: String) {
-        let (keys, asks) = (self.keys.clone(), self.asks.clone());
-        tokio::spawn(async move {
-            let healthy = match transport::client::Manager::new(address, keys) {
-                Ok(far) => far.serves_raft(PROBE_TIME_MAX).await,
-                Err(_) => false,
-            };
-            if let Some(asks) = asks.upgrade() {
-                let _ = asks.send(Ask::Probed { ticket, healthy }).await;
-            }
-        });
-    }
-
     fn post(&self, ask: Ask) {
         let asks = self.asks.clone();
         tokio::spawn(async move {
@@ -396,6 +393,12 @@ impl Loop {
                 });
                 let open = Open::SubscribeLogs(request);
                 Some(Event::Open { stream, caller, open })
+            }
+            Ask::Snapshot { snapshot, prepared } => {
+                if let Some(prepared) = prepared {
+                    self.log.adopt(prepared);
+                }
+                Some(Event::Snapshot(snapshot))
             }
             Ask::HandOver => Some(Event::HandOver),
             Ask::Probed { ticket, healthy } => Some(Event::Probed { ticket, healthy }),

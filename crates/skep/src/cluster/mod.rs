@@ -1,5 +1,6 @@
 //! The node's life in a swarm: init, join, restart, renewal, leave; and the swarm as the Engine API sees it.
 
+mod aside;
 pub mod clock;
 pub mod saved;
 pub mod address;
