@@ -75,6 +75,8 @@ impl LogBroker {
             effects.push(Effect::Close { stream: old, end: Ok(()) });
         }
         for (id, subscription) in &mut self.subscriptions {
+            // What it was told on an earlier stream it may have forgotten with it.
+            subscription.publishing.remove(node);
             if nodes_of(store, &subscription.selector).contains(node) {
                 effects.extend(subscription.ask(&self.listeners, id, node));
             }

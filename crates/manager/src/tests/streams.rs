@@ -8,7 +8,7 @@ use super::calls::service;
 use super::rig::{CLUSTER, Rig, manager_of, worker_of};
 use crate::{Answer, Call, Caller, Code, Event, Message, Open, StreamId};
 
-fn worker(rig: &mut Rig) -> (String, StreamId, String) {
+pub fn worker(rig: &mut Rig) -> (String, StreamId, String) {
     let token = rig.cluster().root_ca.unwrap().join_tokens.unwrap().worker;
     let (node, _) = rig.enroll(&token).unwrap();
     let description = pb::NodeDescription { hostname: "host".into(), ..Default::default() };
@@ -120,6 +120,32 @@ fn logs_come_from_the_nodes_that_have_them_and_end() {
     assert_eq!(rig.closed[&reader], Ok(()));
     let Some(Message::Logs(logs)) = rig.messages[&reader].first() else { panic!("a line") };
     assert_eq!(logs.messages[0].data, b"hello");
+}
+
+#[test]
+fn a_node_that_came_back_is_asked_again_for_what_it_had_not_finished() {
+    let mut rig = Rig::new(37);
+    let (node, _, _) = worker(&mut rig);
+    let listen = |rig: &mut Rig| {
+        let open = Open::ListenSubscriptions(pb::ListenSubscriptionsRequest {});
+        rig.open("node1", worker_of(&node), open)
+    };
+    let first = listen(&mut rig);
+    let selector = pb::LogSelector { node_ids: vec![node.clone()], ..Default::default() };
+    let request = pb::SubscribeLogsRequest { selector: Some(selector), options: None };
+    let reader = rig.open("node1", manager_of("node1"), Open::SubscribeLogs(request));
+    assert_eq!(rig.messages[&first].len(), 1);
+    let second = listen(&mut rig);
+    assert_eq!(rig.closed[&first], Ok(()));
+    let asked = &rig.messages[&second];
+    let [Message::Subscription(asked)] = &asked[..] else { panic!("asked once") };
+    let end = pb::PublishLogsMessage {
+        subscription_id: asked.id.clone(),
+        messages: Vec::new(),
+        close: true,
+    };
+    rig.call("node1", worker_of(&node), Call::PublishLogs(end)).unwrap();
+    assert_eq!(rig.closed[&reader], Ok(()));
 }
 
 #[test]
