@@ -19,7 +19,8 @@ mod translate;
 pub use mark::Mark;
 pub use member::{MemberChange, Members};
 pub use raft::{
-    ENTRIES_FOR_SLOW_FOLLOWERS, Effect, Error, Event, Proposed, Raft, SNAPSHOT_INTERVAL,
+    ENTRIES_FOR_SLOW_FOLLOWERS, Effect, Error, Event, PROPOSAL_BYTES_MAX, Proposed, Raft,
+    SNAPSHOT_INTERVAL,
 };
 pub use write::{Recovered, Write};
 

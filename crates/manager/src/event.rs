@@ -230,6 +230,8 @@ pub enum Effect {
     Members(Vec<pb::RaftMember>),
     /// Another leader, or none.
     Leader(Option<Leader>),
+    /// What an operator has to know and no object can show.
+    Complaint(String),
     /// This manager was removed from the set: the log and the snapshots are worthless.
     Removed,
 }

@@ -8,15 +8,17 @@ use orchestrator::Orchestrator;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduler::Scheduler;
-use store::{Change, Kind, Store, Touched, Transaction};
+use store::{Change, Kind, Store, Touched, Transaction, object};
 
 use crate::dispatcher::{Ask, Dispatcher};
 use crate::keys::Keys;
 use crate::logs::LogBroker;
-use crate::{Effect, authority, control};
+use crate::{Effect, authority, control, pump};
 
 /// How often things are looked at again that wait for other nodes: roles, a rotation under way.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// How often it is said that an object cannot be stored.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 pub(crate) struct Leading {
     /// The term in which it began.
@@ -36,6 +38,8 @@ pub(crate) struct Leading {
     /// The next change of the queue, not of the loops, is due.
     pub calls_turn: bool,
     look_again: Instant,
+    /// Not before then is another complaint due.
+    complain_at: Instant,
 }
 
 impl Leading {
@@ -55,6 +59,7 @@ impl Leading {
             dirty: true,
             calls_turn: true,
             look_again: now + LOOK_AGAIN,
+            complain_at: now,
         }
     }
 
@@ -127,6 +132,7 @@ impl Leading {
         now: Instant,
         store: &'a Store,
         first: Vec<Change>,
+        out: &mut Vec<Effect>,
     ) -> Option<Transaction<'a>> {
         let touched = std::mem::take(&mut self.touched);
         let mut changes = first;
@@ -141,9 +147,28 @@ impl Leading {
         changes.extend(self.allocator.plan(now, store, &touched));
         changes.extend(self.orchestrator.plan(now, store, &touched));
         changes.extend(self.scheduler.plan(now, store, &touched));
+        let transaction = self.gather(now, store, changes, out);
+        (!transaction.is_empty()).then_some(transaction)
+    }
+
+    /// As many of the changes, in their order, as fit into one entry; the next round has the rest.
+    fn gather<'a>(
+        &mut self,
+        now: Instant,
+        store: &'a Store,
+        changes: Vec<Change>,
+        out: &mut Vec<Effect>,
+    ) -> Transaction<'a> {
         let mut transaction = Transaction::new(store);
+        let mut room = pump::ROUND_BYTES_MAX;
         for change in changes {
-            if transaction.len() == store::ACTIONS_MAX {
+            let bytes = transaction.bytes_of(&change);
+            if bytes > pump::ROUND_BYTES_MAX {
+                // No round will ever have the room; the others must not wait for it.
+                self.complain(now, &change, bytes, out);
+                continue;
+            }
+            if transaction.len() == store::ACTIONS_MAX || bytes > room {
                 self.dirty = true;
                 break;
             }
@@ -152,8 +177,32 @@ impl Leading {
                 continue;
             }
             // What was planned from an older state is planned again from the next.
-            let _stale = transaction.apply(change);
+            if transaction.apply(change).is_ok() {
+                room -= bytes;
+            }
         }
-        (!transaction.is_empty()).then_some(transaction)
+        transaction
+    }
+
+    fn complain(&mut self, now: Instant, change: &Change, bytes: usize, out: &mut Vec<Effect>) {
+        if now < self.complain_at {
+            return;
+        }
+        self.complain_at = now + COMPLAIN_AGAIN;
+        let what = match change {
+            Change::Create(target) | Change::Update(target) => describe(target),
+            Change::Remove(kind, id) => format!("{kind:?} {id}"),
+        };
+        let most = pump::ROUND_BYTES_MAX;
+        out.push(Effect::Complaint(format!(
+            "{what} is not stored: it has {bytes} bytes, at most {most} are possible; make its specification smaller"
+        )));
+    }
+}
+
+fn describe(target: &store::Target) -> String {
+    match target {
+        store::Target::Task(task) => format!("Task {} of service {}", task.id, task.service_id),
+        other => format!("{:?} {}", object::kind_of(other), object::id_of(other)),
     }
 }

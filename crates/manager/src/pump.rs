@@ -14,6 +14,11 @@ use crate::{Code, Effect, Failure, Ticket, bootstrap};
 const ROUNDS_MAX: usize = 32;
 /// Actions after which it may, however few the entries: a worker's beat waits for the step's end.
 const ACTIONS_MAX: usize = 2 * store::ACTIONS_MAX;
+/// Of an entry that the loops propose; the rest is for what surrounds the actions.
+pub(crate) const ROUND_BYTES_MAX: usize = consensus::PROPOSAL_BYTES_MAX - 1024;
+/// Of an entry that a caller wants: the loops add addresses, networks and statuses to what it
+/// holds, and whatever is made from it must fit too.
+const CALL_BYTES_MAX: usize = consensus::PROPOSAL_BYTES_MAX - 64 * 1024;
 
 impl Manager {
     /// Proposes, one entry at a time, what callers and the leader's loops want.
@@ -95,7 +100,7 @@ impl Manager {
         };
         let waits = roles.waits || roles.member.is_some();
         roles.member = roles.member.or(moved);
-        let transaction = leading.plan(now, &self.store, roles.changes);
+        let transaction = leading.plan(now, &self.store, roles.changes, out);
         if waits {
             leading.look_at_nodes_later();
         }
@@ -135,16 +140,24 @@ impl Manager {
         self.requests += 1;
         self.acted += actions.len();
         let id = (now.as_nanos() / 1_000_000) << 8 | self.requests & 0xff;
-        let request = pb::InternalRaftRequest { id, action: actions };
-        match self.raft.propose(request.encode_to_vec()) {
-            Ok((at, effects)) => {
+        let request = pb::InternalRaftRequest { id, action: actions }.encode_to_vec();
+        if let Some(ticket) = ticket
+            && request.len() > CALL_BYTES_MAX
+        {
+            return out.push(Effect::Reply { ticket, reply: Err(too_large(request.len())) });
+        }
+        match (self.raft.propose(request), ticket) {
+            (Ok((at, effects)), ticket) => {
                 self.in_flight = Some(InFlight { at, ticket, then });
                 self.carry_out(now, effects, out);
             }
-            Err(error) => {
-                if let Some(ticket) = ticket {
-                    out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
-                }
+            (Err(error), Some(ticket)) => {
+                out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
+            }
+            (Err(error), None) => {
+                out.push(Effect::Complaint(format!(
+                    "the leader's changes are not stored: {error}"
+                )));
             }
         }
     }
@@ -167,6 +180,11 @@ impl Manager {
             }
         }
     }
+}
+
+fn too_large(bytes: usize) -> Failure {
+    let text = format!("the object has {bytes} bytes: at most {CALL_BYTES_MAX} are possible");
+    Failure::new(Code::ResourceExhausted, text)
 }
 
 fn raft_failure(error: &consensus::Error) -> Failure {

@@ -2,5 +2,6 @@
 
 mod calls;
 mod rig;
+mod large;
 mod sets;
 mod streams;

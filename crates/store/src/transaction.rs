@@ -10,6 +10,8 @@ use crate::tables::{Store, Stored};
 
 /// Actions in one raft entry, as SwarmKit batches them.
 pub const ACTIONS_MAX: usize = 200;
+/// What an action has around its object at most: tags, lengths, the stamp of version and times.
+const AROUND_OBJECT_BYTES: usize = 128;
 
 /// What a planner wants done. An update carries the version it was planned from.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +84,17 @@ impl<'a> Transaction<'a> {
 
     pub fn is_empty(&self) -> bool {
         self.actions.is_empty()
+    }
+
+    /// How much of an entry this change takes, at most.
+    pub fn bytes_of(&self, change: &Change) -> usize {
+        let object = match change {
+            Change::Create(target) | Change::Update(target) => target.encoded_len(),
+            Change::Remove(kind, id) => {
+                self.current(*kind, id).map_or(0, |target| target.encoded_len())
+            }
+        };
+        object + AROUND_OBJECT_BYTES
     }
 
     /// Whether it changes the object of this change already.

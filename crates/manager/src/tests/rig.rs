@@ -55,6 +55,7 @@ pub struct Rig {
     pub cut: Option<String>,
     pub messages: BTreeMap<StreamId, Vec<Message>>,
     pub closed: BTreeMap<StreamId, Result<(), Failure>>,
+    pub complaints: Vec<String>,
     network: VecDeque<(String, raftpb::Message)>,
     tickets: u64,
 }
@@ -106,6 +107,7 @@ impl Rig {
             cut: None,
             messages: BTreeMap::new(),
             closed: BTreeMap::new(),
+            complaints: Vec::new(),
             network: VecDeque::new(),
             tickets: 0,
         };
@@ -139,6 +141,7 @@ impl Rig {
                 Effect::Reply { ticket, reply } => {
                     assert!(self.replies.insert(ticket, reply).is_none(), "answered twice");
                 }
+                Effect::Complaint(text) => self.complaints.push(text),
                 Effect::Removed => host.removed = true,
                 Effect::Snapshot(snapshot) => snapshots.push(snapshot.encode()),
                 Effect::Message { stream, message } => {

@@ -275,8 +275,7 @@ impl Loop {
         for effect in effects {
             match effect {
                 Effect::Persist(write) => {
-                    let log = &mut self.log;
-                    tokio::task::block_in_place(|| log.write(&write)).map_err(|error| {
+                    tokio::task::block_in_place(|| self.log.write(&write)).map_err(|error| {
                         tracing::error!(%error, "the raft log cannot be written");
                         Ended::Disk(error.to_string())
                     })?;
@@ -304,6 +303,7 @@ impl Loop {
                 Effect::Touched(touched) => self.touched(&touched),
                 Effect::Members(members) => drop(self.member_list.send(members)),
                 Effect::Leader(leader) => self.lead(leader),
+                Effect::Complaint(text) => tracing::error!("{text}"),
                 Effect::Removed => return Err(Ended::Removed),
             }
         }

@@ -1,0 +1,85 @@
+//! Objects and rounds that are larger than an entry of the log may be.
+
+use std::time::Duration;
+
+use store::access::{self, TaskState};
+use wire::swarmkit as pb;
+
+use super::calls::service;
+use super::rig::{Rig, worker_of};
+use super::streams::worker;
+use crate::{Call, Code};
+
+/// A service whose tasks have so many bytes of environment.
+fn heavy(name: &str, replicas: u64, bytes: usize) -> pb::ServiceSpec {
+    let mut spec = service(name, replicas);
+    let task = spec.task.as_mut().unwrap();
+    let Some(pb::task_spec::Runtime::Container(container)) = &mut task.runtime else {
+        panic!("a container")
+    };
+    container.env = vec![format!("BLOB={}", "x".repeat(bytes))];
+    spec
+}
+
+fn tasks_in(rig: &Rig, state: TaskState) -> usize {
+    let store = rig.manager("node1").store();
+    store.all::<pb::Task>().filter(|task| access::state(task) == state).count()
+}
+
+#[test]
+fn a_service_of_many_large_tasks_runs_and_another_beside_it() {
+    let mut rig = Rig::new(61);
+    let (node, _, session_id) = worker(&mut rig);
+    rig.control(pb::CreateServiceRequest { spec: Some(heavy("big", 300, 10_000)) }).unwrap();
+    rig.control(pb::CreateServiceRequest { spec: Some(heavy("huge", 3, 600_000)) }).unwrap();
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 2)) }).unwrap();
+    rig.run(Duration::from_secs(1));
+    assert_eq!(tasks_in(&rig, TaskState::Assigned), 305);
+    let own = |task: &&std::sync::Arc<pb::Task>| task.node_id == node;
+    let tasks = rig.manager("node1").store().all::<pb::Task>().filter(own);
+    let updates = tasks.map(|task| pb::update_task_status_request::TaskStatusUpdate {
+        task_id: task.id.clone(),
+        status: Some(pb::TaskStatus {
+            state: TaskState::Running as i32,
+            ..task.status.clone().unwrap()
+        }),
+    });
+    let updates: Vec<_> = updates.collect();
+    let count = updates.len();
+    assert!(count > 100, "{count}");
+    let report = pb::UpdateTaskStatusRequest { session_id, updates };
+    rig.call("node1", worker_of(&node), Call::UpdateTaskStatus(report)).unwrap();
+    rig.run(Duration::from_secs(1));
+    assert_eq!(tasks_in(&rig, TaskState::Running), count);
+    assert!(rig.complaints.is_empty(), "{:?}", rig.complaints);
+}
+
+#[test]
+fn what_is_too_large_for_an_entry_is_refused_with_its_size_and_what_is_taken_runs() {
+    let mut rig = Rig::new(62);
+    let (_, _, _) = worker(&mut rig);
+    let bytes = consensus::PROPOSAL_BYTES_MAX - 10_000;
+    let spec = Some(heavy("vast", 1, bytes));
+    let refused = rig.control(pb::CreateServiceRequest { spec }).unwrap_err();
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    assert!(refused.message.contains("at most 1507328 are possible"), "{}", refused.message);
+    let spec = Some(heavy("most", 2, consensus::PROPOSAL_BYTES_MAX - 66_000));
+    rig.control(pb::CreateServiceRequest { spec }).unwrap();
+    rig.run(Duration::from_secs(1));
+    assert_eq!(tasks_in(&rig, TaskState::Assigned), 2);
+}
+
+#[test]
+fn what_cannot_be_stored_holds_nobody_up_and_is_told() {
+    let mut rig = Rig::new(63);
+    let (node, _, session_id) = worker(&mut rig);
+    let description =
+        Some(pb::NodeDescription { hostname: "h".repeat(1_600_000), ..Default::default() });
+    let request = pb::SessionRequest { description, session_id };
+    rig.open("node1", worker_of(&node), crate::Open::Session(request));
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 2)) }).unwrap();
+    rig.run(Duration::from_secs(1));
+    assert_eq!(tasks_in(&rig, TaskState::Assigned), 2);
+    assert_eq!(rig.complaints.len(), 1, "{:?}", rig.complaints);
+    assert!(rig.complaints[0].starts_with(&format!("Node {node} is not stored")));
+}
