@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use prost::Message as _;
 use store::access::{self, TaskState};
 use store::{Held, Kind, Object, Store, Touched};
 use wire::swarmkit as pb;
@@ -14,6 +15,8 @@ use pb::assignment_change::AssignmentAction;
 
 /// Changes in one incremental message.
 const CHANGES_MAX: usize = 100;
+/// Changes in one message: a worker takes 4 MiB in all.
+const CHANGES_BYTES_MAX: usize = (4 << 20) - 64 * 1024;
 
 /// What a node was told.
 #[derive(Default)]
@@ -39,9 +42,11 @@ impl Dispatcher {
         let mut told = Assignments::default();
         let tasks = store.tasks_of_node(node).map(|task| task.id.as_str()).collect();
         let changes = told.difference(store, node, &tasks, true);
-        let first = told.message(pb::assignments_message::Type::Complete, changes);
+        let (first, rest) = divide(changes);
+        let mut messages = vec![told.message(pb::assignments_message::Type::Complete, first)];
+        messages.extend(told.incremental(rest));
         known.assignments = Some((stream, told));
-        vec![message(stream, Message::Assignments(first))]
+        send(stream, messages).collect()
     }
 
     pub(super) fn open_tasks(
@@ -78,13 +83,8 @@ impl Dispatcher {
         for (node, tasks) in &nodes {
             let Some(session) = self.sessions.get_mut(node) else { continue };
             if let Some((stream, told)) = &mut session.assignments {
-                let mut changes = told.difference(store, node, tasks, mounted);
-                while !changes.is_empty() {
-                    let rest = changes.split_off(changes.len().min(CHANGES_MAX));
-                    let next = told.message(pb::assignments_message::Type::Incremental, changes);
-                    effects.push(message(*stream, Message::Assignments(next)));
-                    changes = rest;
-                }
+                let changes = told.difference(store, node, tasks, mounted);
+                effects.extend(send(*stream, told.incremental(changes)));
             }
             if let Some(stream) = session.tasks {
                 effects.push(message(stream, Message::Tasks(all_tasks(store, node))));
@@ -92,6 +92,45 @@ impl Dispatcher {
         }
         effects
     }
+}
+
+fn send(stream: StreamId, messages: Vec<pb::AssignmentsMessage>) -> impl Iterator<Item = Effect> {
+    messages.into_iter().map(move |it| message(stream, Message::Assignments(it)))
+}
+
+/// What the first message says, and what is left for those after it when not all fits. A node ends
+/// what the first one does not name, so that the tasks which it has begun come before all else. A
+/// task that it has not begun waits until it has been told what the task mounts.
+fn divide(
+    changes: Vec<pb::AssignmentChange>,
+) -> (Vec<pb::AssignmentChange>, Vec<pb::AssignmentChange>) {
+    if changes.iter().map(bytes_of).sum::<usize>() <= CHANGES_BYTES_MAX {
+        return (changes, Vec::new());
+    }
+    let state = |change: &pb::AssignmentChange| match change.assignment.as_ref()?.item.as_ref()? {
+        Item::Task(task) => Some(access::state(task)),
+        _ => None,
+    };
+    let begun = TaskState::Accepted..=TaskState::Running;
+    let (mut first, others): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|it| state(it).is_some_and(|state| begun.contains(&state)));
+    let mut bytes: usize = first.iter().map(bytes_of).sum();
+    let mut rest = Vec::new();
+    for change in others {
+        let fits = bytes + bytes_of(&change) <= CHANGES_BYTES_MAX;
+        if fits && state(&change) != Some(TaskState::Assigned) {
+            bytes += bytes_of(&change);
+            first.push(change);
+        } else {
+            rest.push(change);
+        }
+    }
+    (first, rest)
+}
+
+/// With its tag and its length.
+fn bytes_of(change: &pb::AssignmentChange) -> usize {
+    change.encoded_len() + 8
 }
 
 fn all_tasks(store: &Store, node: &str) -> pb::TasksMessage {
@@ -120,6 +159,27 @@ impl Assignments {
             results_in: self.sequence.to_string(),
             changes,
         }
+    }
+
+    /// The changes in their order, in as many messages as they need.
+    fn incremental(&mut self, changes: Vec<pb::AssignmentChange>) -> Vec<pb::AssignmentsMessage> {
+        let mut parts: Vec<Vec<_>> = Vec::new();
+        let mut bytes = 0;
+        for change in changes {
+            let more = bytes_of(&change);
+            match parts.last_mut() {
+                Some(part) if part.len() < CHANGES_MAX && bytes + more <= CHANGES_BYTES_MAX => {
+                    part.push(change);
+                    bytes += more;
+                }
+                _ => {
+                    parts.push(vec![change]);
+                    bytes = more;
+                }
+            }
+        }
+        let incremental = pb::assignments_message::Type::Incremental;
+        parts.into_iter().map(|part| self.message(incremental, part)).collect()
     }
 
     /// The changes that bring the node up to date with these tasks, which from now on it is:

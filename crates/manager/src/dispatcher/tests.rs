@@ -203,6 +203,66 @@ fn assignments_are_complete_once_then_incremental_secrets_first() {
     assert_eq!(assigned(&world.commit(vec![secret("late")])), ["5>6", "+late"]);
 }
 
+/// The sizes of the messages on a stream of assignments.
+fn sizes(effects: &[Effect]) -> Vec<usize> {
+    use prost::Message as _;
+    let size = |effect: &Effect| match effect {
+        Effect::Message { message, .. } => match &**message {
+            Message::Assignments(message) => Some(message.encoded_len()),
+            _ => None,
+        },
+        _ => None,
+    };
+    effects.iter().filter_map(size).collect()
+}
+
+#[test]
+fn no_message_of_assignments_is_larger_than_a_worker_takes() {
+    let mut world = World::new();
+    let secret = |id: String| {
+        let spec = pb::SecretSpec { data: vec![7; 500_000], ..Default::default() };
+        Change::create(pb::Secret { id, spec: Some(spec), ..Default::default() })
+    };
+    let _ = world.commit((0..20).map(|number| secret(format!("s{number:02}"))).collect());
+    let task = |id: &str, state: TaskState, secrets: std::ops::Range<usize>| {
+        let mut task = task(id, "n", None);
+        let container = pb::ContainerSpec {
+            secrets: secrets
+                .map(|number| pb::SecretReference {
+                    secret_id: format!("s{number:02}"),
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        };
+        let spec = task.spec.get_or_insert_default();
+        spec.runtime = Some(pb::task_spec::Runtime::Container(container));
+        task.status.get_or_insert_default().set_state(state);
+        Change::create(task)
+    };
+    let _ = world.commit(vec![
+        task("new", TaskState::Assigned, 0..10),
+        task("runs", TaskState::Running, 5..10),
+    ]);
+    let _ = world.open(1, "");
+    let _ = world.plan();
+    let request = pb::AssignmentsRequest { session_id: world.session() };
+    let first = world.ask(Ask::Assignments { stream: StreamId(2), node: "n", request });
+    let most = 4 << 20;
+    assert!(sizes(&first).iter().all(|size| *size <= most), "{:?}", sizes(&first));
+    let said = assigned(&first);
+    assert_eq!(said[..2], [">1", "+runs"], "what runs is not ended: {said:?}");
+    assert_eq!(said.last().unwrap(), "+new", "after what it mounts: {said:?}");
+    assert_eq!(said.iter().filter(|said| said.starts_with("+s")).count(), 10);
+    assert!(said.contains(&"1>2".to_owned()), "{said:?}");
+
+    let next = world.commit(vec![task("late", TaskState::Assigned, 10..20)]);
+    assert!(sizes(&next).iter().all(|size| *size <= most), "{:?}", sizes(&next));
+    let said = assigned(&next);
+    assert_eq!(said.iter().filter(|said| said.starts_with("+s")).count(), 10);
+    assert_eq!(said.last().unwrap(), "+late");
+}
+
 #[test]
 fn statuses_never_go_backwards_and_only_the_tasks_node_reports() {
     let mut world = World::new();

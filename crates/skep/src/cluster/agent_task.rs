@@ -585,12 +585,13 @@ impl Post {
         }
     }
 
+    /// A node without a session runs nothing new; no object in the swarm can say why.
     async fn ended(&self, reason: &str) {
+        tracing::warn!(reason, "the session with a manager ended");
         self.event(Event::SessionLost { reason: reason.to_owned() }).await;
     }
 
     async fn lost(&self, manager: &Manager, status: &transport::Status) {
-        let reason = format!("manager {}: {}", manager.address, status.message());
-        self.event(Event::SessionLost { reason }).await;
+        self.ended(&format!("manager {}: {}", manager.address, status.message())).await;
     }
 }
