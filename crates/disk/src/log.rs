@@ -236,12 +236,12 @@ fn make_record(key: &DataKey, number: u64, body: &Body) -> Result<Vec<u8>, Error
 fn read_records(path: &Path, bytes: &[u8], key: &DataKey) -> Result<(Vec<Body>, u64), Error> {
     let mut bodies = Vec::new();
     let mut at = 0;
-    while let Some((sealed, next)) = frame(bytes, at) {
+    while at < bytes.len() {
         let damaged = || Error::Damaged { path: path.to_owned(), offset: at as u64 };
-        let Some(sealed) = sealed else {
-            // A crash can only have torn the last record.
-            if next < bytes.len() && frame(bytes, next).is_some_and(|(sealed, _)| sealed.is_some())
-            {
+        let Some((sealed, next)) = frame(bytes, at) else {
+            // A crash can only have torn the last record: what stands before a good one was
+            // damaged later, its length perhaps, so that the good one may be anywhere.
+            if (at + 1..bytes.len()).any(|later| frame(bytes, later).is_some()) {
                 return Err(damaged());
             }
             break;
@@ -258,9 +258,9 @@ fn read_records(path: &Path, bytes: &[u8], key: &DataKey) -> Result<(Vec<Body>, 
     Ok((bodies, at as u64))
 }
 
-/// The record at an offset: its sealed body if the checksum is right, and where the next one begins.
-/// `None` when no whole record is there.
-fn frame(bytes: &[u8], at: usize) -> Option<(Option<&[u8]>, usize)> {
+/// The sealed body of the record at an offset, and where the next one begins. `None` when no whole
+/// record with the right checksum is there.
+fn frame(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let head = bytes.get(at..at + HEAD_BYTES)?;
     let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
     let checksum = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
@@ -269,7 +269,7 @@ fn frame(bytes: &[u8], at: usize) -> Option<(Option<&[u8]>, usize)> {
     }
     let next = at + HEAD_BYTES + length;
     let sealed = bytes.get(at + HEAD_BYTES..next)?;
-    Some(((crc32fast::hash(sealed) == checksum).then_some(sealed), next))
+    (crc32fast::hash(sealed) == checksum).then_some((sealed, next))
 }
 
 fn read_snapshot(path: &Path, key: &DataKey) -> Result<Option<raftpb::Snapshot>, Error> {

@@ -127,12 +127,28 @@ fn damage_in_the_middle_is_reported_not_dropped() {
     log.write(&first()).unwrap();
     let second = log.length as usize;
     log.write(&entries(2, 3, 1)).unwrap();
+    let third = log.length as usize;
     log.write(&entries(4, 5, 1)).unwrap();
-    let mut bytes = fs::read(folder.path().join(LOG)).unwrap();
-    bytes[second + HEAD_BYTES + 20] ^= 1;
-    fs::write(folder.path().join(LOG), &bytes).unwrap();
-    let damaged = RaftLog::open(folder.path(), key);
-    assert!(matches!(damaged, Err(Error::Damaged { offset, .. }) if offset == second as u64));
+    let fourth = log.length as usize;
+    log.write(&entries(6, 7, 1)).unwrap();
+    let whole = fs::read(folder.path().join(LOG)).unwrap();
+    let reported = |damage: std::ops::Range<usize>, with: fn(&mut u8)| {
+        let mut bytes = whole.clone();
+        bytes[damage.clone()].iter_mut().for_each(with);
+        fs::write(folder.path().join(LOG), &bytes).unwrap();
+        let opened = RaftLog::open(folder.path(), key.clone());
+        let right = matches!(opened, Err(Error::Damaged { offset, .. }) if offset == second as u64);
+        assert!(right, "damaged at {damage:?}");
+        assert!(fs::read(folder.path().join(LOG)).unwrap() == bytes, "nothing is cut");
+    };
+    // Its length and its checksum included.
+    for at in second..third {
+        reported(at..at + 1, |byte| *byte ^= 1);
+        reported(at..at + 1, |byte| *byte ^= 0x80);
+    }
+    // A bad block that two records shared.
+    reported(second..third + HEAD_BYTES + 20, |byte| *byte = 0);
+    reported(second + 2..fourth, |byte| *byte = 0xff);
 }
 
 #[test]
