@@ -57,8 +57,8 @@ pub struct Agent {
     attached: BTreeMap<String, (String, Vec<String>)>,
     rows: Rows,
     told: Told,
-    /// Rows of others that the next picture follows, by owner.
-    followed: BTreeMap<String, BTreeSet<u64>>,
+    /// The prints of others' rows, by owner, network and key, that wait for a picture to follow them.
+    followed: BTreeMap<String, BTreeMap<(NetworkId, String), u64>>,
     shown: Picture,
     claims_refused: u64,
     /// None until they are known.
@@ -213,14 +213,44 @@ impl Agent {
 
     /// The owner of a row about an endpoint hears when this node sends where the row says.
     fn follow(&mut self, network: &str, table: &str, key: &str, owner: &str, value: Option<&[u8]>) {
-        let Some(value) = value.filter(|_| table == gossip::ENDPOINT_TABLE) else { return };
-        if owner == self.config.gossip_name || self.rows.engine(owner) != NodeEngine::Skep {
+        if table != gossip::ENDPOINT_TABLE
+            || owner == self.config.gossip_name
+            || self.rows.engine(owner) != NodeEngine::Skep
+        {
             return;
         }
         let rows = self.followed.entry(owner.to_owned()).or_default();
-        if rows.len() < FOLLOWED_MAX {
-            rows.insert(gossip::row_print(&NetworkId::new(network), key, value));
+        let network = NetworkId::new(network);
+        let at = (network.clone(), key.to_owned());
+        rows.remove(&at);
+        if let Some(value) = value
+            && rows.len() < FOLLOWED_MAX
+        {
+            rows.insert(at, gossip::row_print(&network, key, value));
         }
+    }
+
+    /// Tells the owners which of their rows are followed; one that is refused waits until it is
+    /// believed.
+    fn answer(&mut self, new: &Picture, effects: &mut Vec<Effect>) {
+        let refused = |network: &NetworkId, key: &str| {
+            new.refused.contains(&(network.clone(), gossip::ENDPOINT_TABLE, key.to_owned()))
+        };
+        self.followed.retain(|to, rows| {
+            let mut prints = BTreeSet::new();
+            rows.retain(|(network, key), print| {
+                let waits = refused(network, key);
+                if !waits {
+                    prints.insert(*print);
+                }
+                waits
+            });
+            if !prints.is_empty() {
+                let rows = prints.into_iter().collect();
+                effects.push(Effect::Applied { to: to.clone(), rows });
+            }
+            !rows.is_empty()
+        });
     }
 
     fn look_soon(&mut self, now: Instant) {
@@ -438,9 +468,7 @@ impl Agent {
         if new.zones != self.shown.zones {
             effects.push(Effect::Zones(new.zones.clone()));
         }
-        for (to, rows) in std::mem::take(&mut self.followed) {
-            effects.push(Effect::Applied { to, rows: rows.into_iter().collect() });
-        }
+        self.answer(&new, effects);
         self.announce(now, &new, effects);
         self.leave(&new, effects);
         self.claims_refused += new.refused.difference(&self.shown.refused).count() as u64;

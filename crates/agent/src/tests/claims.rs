@@ -92,3 +92,38 @@ fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
     let web = &world.agent.shown.state.overlays["web"];
     assert_eq!(web.peers[&"10.0.1.6".parse().unwrap()].vtep.to_string(), "192.0.2.3");
 }
+
+#[test]
+fn a_refused_row_is_not_answered_until_it_is_believed() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let (old, new) = ("bbbbbbbbbbbb", "cccccccccccc");
+    for (name, address) in [(old, "192.0.2.2"), (new, "192.0.2.3")] {
+        let address = address.parse().unwrap();
+        let _ = world.step(Event::MemberUp { name: name.into(), address, skep: true });
+    }
+    let answered = |effects: &[Effect], to: &str| {
+        let of = |effect: &Effect| match effect {
+            Effect::Applied { to: owner, rows } if owner == to => rows.len(),
+            _ => 0,
+        };
+        effects.iter().map(of).sum::<usize>()
+    };
+    claim(&mut world, "e6", old, "10.0.1.6", "svc", "10.0.1.4");
+    assert_eq!(answered(&world.pass(Duration::from_millis(10)), old), 1);
+    claim(&mut world, "e7", new, "10.0.1.6", "svc", "10.0.1.4");
+    claim(&mut world, "e8", new, "10.0.1.8", "svc", "10.0.1.4");
+    assert_eq!(answered(&world.pass(Duration::from_millis(10)), new), 1, "one has its address");
+    for table in [OVERLAY_PEER_TABLE, ENDPOINT_TABLE] {
+        let _ = world.step(Event::Row {
+            network: "web".into(),
+            table: table.into(),
+            key: "e6".into(),
+            owner: old.into(),
+            value: None,
+        });
+    }
+    let shown = world.pass(Duration::from_millis(10));
+    assert_eq!(answered(&shown, new), 1, "the address is the new one's now");
+    assert_eq!(answered(&shown, old), 0);
+}
