@@ -8,6 +8,9 @@ use wire::swarmkit as pb;
 
 use crate::event::{Container, Record, Stage, StageError};
 
+/// What could not be stopped or removed is tried again after this time.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a step of a life asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
@@ -35,6 +38,8 @@ pub struct Life {
     draining: Option<Instant>,
     /// Not before then.
     stops_at: Option<Instant>,
+    /// Its stop or its removal failed: not again before then.
+    retries_at: Option<Instant>,
     /// It runs, and the managers may not have heard it.
     entering: bool,
     /// Until when other nodes may not yet follow what was announced of it.
@@ -61,6 +66,7 @@ impl Life {
             under_way: None,
             draining: None,
             stops_at: None,
+            retries_at: None,
             entering: false,
             awaits: None,
             unhealthy: false,
@@ -145,11 +151,14 @@ impl Life {
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        if self.under_way.is_some() || self.state() != TaskState::Running {
+        if self.under_way.is_some() {
             return None;
         }
-        let said = self.awaits.filter(|_| self.unreported);
-        said.into_iter().chain(self.stops_at).min()
+        let runs = self.state() == TaskState::Running;
+        let said = self.awaits.filter(|_| runs && self.unreported);
+        // The time to stop is past when the stop has failed.
+        let stops = self.retries_at.or(self.stops_at.filter(|_| runs));
+        said.into_iter().chain(stops).min()
     }
 
     /// What the others do with its newest rows is waited for.
@@ -200,6 +209,7 @@ impl Life {
         if self.under_way.is_some() {
             return None;
         }
+        self.retries_at = self.retries_at.filter(|at| *at > now);
         if self.wants_end() || self.unhealthy {
             return self.wind_up(now, drain);
         }
@@ -240,6 +250,9 @@ impl Life {
     }
 
     fn wind_up(&mut self, now: Instant, drain: Duration) -> Option<Wish> {
+        if self.retries_at.is_some() {
+            return None;
+        }
         let state = self.state();
         if self.is_attachment() && state <= TaskState::Running {
             self.change(now, TaskState::Shutdown, "shutdown");
@@ -293,19 +306,28 @@ impl Life {
                 let state = if error.reject { TaskState::Rejected } else { TaskState::Failed };
                 self.change(now, state, "starting");
             }
-            (Stage::Shutdown, _) if self.unhealthy && !self.wants_end() => {
+            // Its container may run on, with its addresses: nobody may take it for stopped.
+            (Stage::Shutdown, Err(error)) => {
+                self.status.err = error.message;
+                self.retries_at = Some(now + TRY_AGAIN);
+                (self.unsaved, self.unreported) = (true, true);
+            }
+            (Stage::Shutdown, Ok(_)) if self.unhealthy && !self.wants_end() => {
                 let exit = self.container.exit_code;
                 self.status.err =
                     format!("task: non-zero exit ({exit}): dockerexec: unhealthy container");
                 self.change(now, TaskState::Failed, "started");
             }
-            (Stage::Shutdown, _) => {
-                self.status.err.clear();
-                self.change(now, TaskState::Shutdown, "shutdown");
-            }
-            // What could not be removed is swept up by the engine.
-            (Stage::Remove, _) => self.removed = true,
+            (Stage::Shutdown, Ok(_)) => self.shut_down(now),
+            (Stage::Remove, Err(_)) => self.retries_at = Some(now + TRY_AGAIN),
+            (Stage::Remove, Ok(_)) => self.removed = true,
         }
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        // Earlier attempts may have failed.
+        self.status.err.clear();
+        self.change(now, TaskState::Shutdown, "shutdown");
     }
 
     pub fn exited(&mut self, now: Instant, container: Option<Container>, message: String) {
@@ -323,6 +345,10 @@ impl Life {
         let exit = container.as_ref().map(|container| container.exit_code);
         if let Some(container) = container {
             self.note_container(container);
+        }
+        if self.retries_at.is_some() && self.wants_end() {
+            // What it was told in vain to do has happened after all.
+            return self.shut_down(now);
         }
         if exit == Some(0) {
             self.status.err.clear();

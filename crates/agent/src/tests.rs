@@ -310,6 +310,61 @@ fn failures_say_why() {
     assert!(status.err.contains("unhealthy container"));
 }
 
+fn failed(world: &mut World, stage: Stage) -> Vec<Effect> {
+    let message = "tried to kill container, but did not receive an exit event".to_owned();
+    let result = Err(StageError { message, reject: false });
+    world.step(Event::Staged { task: "t1".into(), stage, result })
+}
+
+#[test]
+fn a_task_that_cannot_be_stopped_is_not_told_as_shut_down_and_is_tried_again() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let _ = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    assert!(short(&world.pass(Duration::from_secs(1))).contains(&"shutdown".to_owned()));
+    let told = short(&failed(&mut world, Stage::Shutdown));
+    assert!(told.contains(&"persist Running".to_owned()), "{told:?}");
+    assert!(!told.contains(&"delete web endpoint_table".to_owned()), "{told:?}");
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!(status.state(), TaskState::Running);
+    assert!(status.err.starts_with("tried to kill container"));
+    assert!(!short(&world.pass(Duration::from_secs(9))).contains(&"shutdown".to_owned()));
+    assert!(short(&world.pass(Duration::from_secs(2))).contains(&"shutdown".to_owned()));
+    let stopped = short(&world.staged(Stage::Shutdown));
+    assert!(stopped.contains(&"delete web endpoint_table".to_owned()), "{stopped:?}");
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!((status.state(), status.err.as_str()), (TaskState::Shutdown, ""));
+}
+
+#[test]
+fn a_task_that_ends_after_its_stop_had_failed_is_shut_down() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let _ = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    let _ = world.pass(Duration::from_secs(1));
+    let _ = failed(&mut world, Stage::Shutdown);
+    let container = Some(Container { exit_code: 137, ..Default::default() });
+    let late = Event::Exited { task: "t1".into(), container, message: String::new() };
+    let _ = world.step(late);
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!((status.state(), status.err.as_str()), (TaskState::Shutdown, ""));
+}
+
+#[test]
+fn a_container_that_cannot_be_removed_is_remembered_and_tried_again() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let _ = world.assign("", "2", vec![]);
+    let _ = world.pass(Duration::from_secs(1));
+    let removing = short(&world.staged(Stage::Shutdown));
+    assert!(removing.contains(&"remove".to_owned()), "{removing:?}");
+    let told = short(&failed(&mut world, Stage::Remove));
+    assert!(!told.contains(&"forget".to_owned()), "{told:?}");
+    assert!(!short(&world.pass(Duration::from_secs(9))).contains(&"remove".to_owned()));
+    assert!(short(&world.pass(Duration::from_secs(2))).contains(&"remove".to_owned()));
+    assert!(short(&world.staged(Stage::Remove)).contains(&"forget".to_owned()));
+}
+
 #[test]
 fn a_restart_adopts_what_runs_and_leaves_the_networks_alone_at_first() {
     let mut world = World::new(vec![]);
