@@ -45,7 +45,10 @@ impl Store {
         let mut run = commit.config.clone();
         changes::apply(&mut run, &commit.changes)?;
         let mut held = Vec::new();
-        let mut config = base.as_ref().map(|image| image.config.clone()).unwrap_or_default();
+        let mut config = match &base {
+            Some(image) => image.config.clone(),
+            None => self.nameless_base(container)?,
+        };
         for diff_id in &config.rootfs.diff_ids {
             let layer = self.inner.layers.hold(diff_id);
             held.push(layer.ok_or_else(|| Error::System(format!("layer {diff_id} is missing")))?);
@@ -85,6 +88,16 @@ impl Store {
             self.tag(&id, &reference.clone().or_latest())?;
         }
         self.image(&id).ok_or_else(|| Error::NoSuchImage(id.to_string()))
+    }
+
+    /// What a container stands on whose image was removed: its layers are there still.
+    fn nameless_base(&self, container: &str) -> Result<Config> {
+        let gone = || Error::NotFound(format!("container {container} has no root file system"));
+        let mut config = Config::default();
+        config.rootfs.diff_ids =
+            self.rootfs_records().get(container).ok_or_else(gone)?.layers().to_vec();
+        config.history = config.rootfs.diff_ids.iter().map(|_| History::default()).collect();
+        Ok(config)
     }
 
     /// The upper directory, packed and unpacked again: the layer is what any other host would make of it.

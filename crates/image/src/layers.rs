@@ -67,7 +67,7 @@ impl Layers {
             let path = entry.map_err(Error::file("read", root))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.starts_with(TEMPORARY) || name.starts_with(REMOVING) {
-                fs::remove_dir_all(&path).map_err(Error::file("remove", &path))?;
+                remove_logged(&path);
                 continue;
             }
             let Some(digest) = Digest::from_hex(name) else { continue };
@@ -229,8 +229,9 @@ impl Layers {
     }
 }
 
-fn remove_logged(path: &Path) {
-    if let Err(cause) = fs::remove_dir_all(path) {
+/// A leftover that cannot be removed is no reason not to start.
+pub(crate) fn remove_logged(path: &Path) {
+    if let Err(cause) = crate::tree::remove(path) {
         tracing::warn!(path = %path.display(), %cause, "not removed; the next start tries again");
     }
 }

@@ -19,6 +19,7 @@ mod stack;
 mod changed;
 mod pack;
 pub mod copy;
+pub mod tree;
 mod registry;
 #[doc(hidden)]
 pub mod fuzz;

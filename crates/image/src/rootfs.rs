@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::errno;
-use crate::layers::{Held, Layers, make_mode, write_synced};
+use crate::layers::{Held, Layers, make_mode, remove_logged, write_synced};
 use crate::stack;
 use crate::store::{json, remove_if_there};
 use crate::{Digest, Error, Image, Result, Store};
@@ -121,8 +121,9 @@ impl Store {
     /// Mounts it if it is not mounted; gives the merged directory.
     pub fn mount(&self, container: &str) -> Result<PathBuf> {
         let rootfs = self.rootfs(container)?;
-        // Whoever looks in at the moment must not unmount it when done.
-        self.visits().remove(container);
+        // Whoever looks in must not unmount it when done, nor mount it a second time meanwhile.
+        let mut visits = self.visits();
+        visits.remove(container);
         if !is_mounted(&rootfs.merged)? {
             mount_overlay(&rootfs)?;
             tracing::trace!(target: "step", "rootfs mounted");
@@ -246,6 +247,11 @@ impl Record {
         self.image
     }
 
+    /// Bottom first.
+    pub(crate) fn layers(&self) -> &[Digest] {
+        &self.layers
+    }
+
     /// The same stack of layers has the same mount points.
     fn init_name(&self) -> String {
         crate::store::chain_ids(&self.layers).pop().unwrap_or(Digest::of(b"")).hex()
@@ -259,7 +265,7 @@ pub(crate) fn sweep_inits(root: &Path, records: &BTreeMap<String, Record>) -> Re
     for entry in entries {
         let entry = entry.map_err(Error::file("read", root))?;
         if !entry.file_name().to_str().is_some_and(|name| used.contains(name)) {
-            remove_if_there(&entry.path())?;
+            remove_logged(&entry.path());
         }
     }
     Ok(())
@@ -335,17 +341,26 @@ fn copy_directory(init: &Path, lower: &[PathBuf], path: &Path) -> Result<()> {
     }
 }
 
-/// What an earlier daemon left: whole ones are kept and hold their layers, half-made and half-removed ones go.
-pub(crate) fn read_records(root: &Path, layers: &Arc<Layers>) -> Result<BTreeMap<String, Record>> {
+/// What an earlier daemon left: whole ones are kept and hold their layers, half-made and half-removed ones go. One whose
+/// record cannot be read stays as it lies, for it is a container's only copy; then the answer's second half is false.
+pub(crate) fn read_records(
+    root: &Path,
+    layers: &Arc<Layers>,
+) -> Result<(BTreeMap<String, Record>, bool)> {
     let mut records = BTreeMap::new();
+    let mut whole = true;
     for entry in fs::read_dir(root).map_err(Error::file("read", root))? {
         let path = entry.map_err(Error::file("read", root))?.path();
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
-        let record = fs::read(path.join("rootfs.json"))
-            .ok()
-            .and_then(|raw| serde_json::from_slice::<Record>(&raw).ok());
-        match record {
-            Some(record) if !name.starts_with('.') => {
+        if name.starts_with('.') {
+            match unmount_all(&path.join("merged")) {
+                Ok(()) => remove_logged(&path),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "not removed"),
+            }
+            continue;
+        }
+        match read_record(&path.join("rootfs.json")) {
+            Ok(record) => {
                 let held: Vec<Held> =
                     record.layers.iter().filter_map(|diff_id| layers.hold(diff_id)).collect();
                 if held.len() != record.layers.len() {
@@ -354,13 +369,18 @@ pub(crate) fn read_records(root: &Path, layers: &Arc<Layers>) -> Result<BTreeMap
                 held.into_iter().for_each(Held::keep);
                 records.insert(name, record);
             }
-            _ => {
-                unmount_all(&path.join("merged"))?;
-                remove_if_there(&path)?;
+            Err(error) => {
+                tracing::error!(container = %name, %error, "its root file system is kept and not used");
+                whole = false;
             }
         }
     }
-    Ok(records)
+    Ok((records, whole))
+}
+
+fn read_record(file: &Path) -> Result<Record> {
+    let raw = fs::read(file).map_err(Error::file("read", file))?;
+    serde_json::from_slice(&raw).map_err(|cause| Error::file("read", file)(cause.into()))
 }
 
 /// Container ids become directory names: nothing that could be a path.

@@ -12,8 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags,
-    Timespec, Timestamps, Uid, XattrFlags,
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -269,7 +268,8 @@ impl Unpacker {
 
     /// Removes what `docker cp` replaces.
     fn replace(&self, path: &[u8], name: &[u8]) -> Result<()> {
-        remove(self.parent(), name).map_err(|cause| match cause {
+        let removed = crate::tree::remove_at(self.parent(), OsStr::from_bytes(name));
+        removed.map_err(|cause| match cause {
             Errno::BUSY => Error::System(format!(
                 "unlinkat /{}: device or resource busy: something is mounted there; write to its source instead",
                 String::from_utf8_lossy(path)
@@ -473,28 +473,4 @@ fn kept(result: Result<(), Errno>) -> Result<(), Errno> {
         Err(Errno::NOTSUP | Errno::PERM) => Ok(()),
         result => result,
     }
-}
-
-/// Deletes a name with all below it, following nothing. What something is mounted on stays (`EBUSY`): of mounts in a
-/// container's namespace the kernel would only take them off (`unlink` knows those of the caller's namespace alone).
-fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    let os_name = OsStr::from_bytes(name);
-    let look = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let found = fs::statx(parent, os_name, look, StatxFlags::TYPE)?;
-    if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-        return Err(Errno::BUSY);
-    }
-    if FileType::from_raw_mode(u32::from(found.stx_mode)) != FileType::Directory {
-        return fs::unlinkat(parent, os_name, AtFlags::empty());
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = fs::openat(parent, os_name, flags, Mode::empty())?;
-    for entry in fs::Dir::read_from(&directory)? {
-        let entry = entry?;
-        let child = entry.file_name().to_bytes();
-        if child != b"." && child != b".." {
-            remove(directory.as_fd(), child)?;
-        }
-    }
-    fs::unlinkat(parent, os_name, AtFlags::REMOVEDIR)
 }

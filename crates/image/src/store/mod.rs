@@ -117,10 +117,13 @@ impl Store {
         read_images(&root.join("images"), &layers, &mut state)?;
         let images: BTreeSet<Digest> = state.images.keys().copied().collect();
         state.names.retain(&images);
-        let rootfs = crate::rootfs::read_records(&root.join("rootfs"), &layers)?;
-        sweep_passing(&root.join("images"), &mut state, &rootfs, &layers)?;
-        crate::rootfs::sweep_inits(&root.join("init"), &rootfs)?;
-        layers.collect();
+        let (rootfs, whole) = crate::rootfs::read_records(&root.join("rootfs"), &layers)?;
+        // A container whose record is not readable may stand on any image and layer.
+        if whole {
+            sweep_passing(&root.join("images"), &mut state, &rootfs, &layers)?;
+            crate::rootfs::sweep_inits(&root.join("init"), &rootfs)?;
+            layers.collect();
+        }
         let blobs = crate::registry::Blobs::open(&root.join("distribution"), &layers)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -411,7 +414,7 @@ fn read_images(root: &Path, layers: &Arc<Layers>, state: &mut State) -> Result<(
         let path = entry.map_err(Error::file("read", root))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(id) = Digest::from_hex(name) else {
-            remove_if_there(&path)?;
+            crate::layers::remove_logged(&path);
             continue;
         };
         let file = path.join("config.json");
@@ -467,13 +470,7 @@ pub(crate) fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => {
-            fs::remove_dir_all(path).map_err(Error::file("remove", path))
-        }
-        Ok(_) => fs::remove_file(path).map_err(Error::file("remove", path)),
-        Err(_) => Ok(()),
-    }
+    crate::tree::remove(path).map_err(Error::file("remove", path))
 }
 
 /// An RFC 3339 time as seconds since 1970; 0 where it cannot be read.

@@ -99,6 +99,20 @@ fn an_imported_image_becomes_a_root_file_system_and_its_changes_an_image() {
     assert_eq!(fs::read_link(root.join("link")).unwrap(), Path::new("/etc"));
 }
 
+#[test]
+fn a_commit_stands_on_the_layers_of_an_image_that_was_removed() {
+    let (_directory, store) = store();
+    let image = import(&store, &small(), "base").unwrap();
+    let rootfs = store.prepare_rootfs("c1", &image).unwrap();
+    fs::write(rootfs.upper.join("new"), "n").unwrap();
+    store.remove("base", Remove { force: true, ..Remove::default() }, &[]).unwrap();
+    assert!(store.image(&image.id).is_none());
+    let next = store.commit("c1", &Commit::default()).unwrap();
+    let layers = &next.config.rootfs.diff_ids;
+    assert_eq!((layers.len(), layers[0]), (2, image.config.rootfs.diff_ids[0]));
+    assert_eq!(next.config.history.len(), 2);
+}
+
 fn kind(kind: ChangeKind) -> char {
     match kind {
         ChangeKind::Modified => 'C',
@@ -254,7 +268,6 @@ fn a_new_start_keeps_images_and_removes_what_a_crash_left() {
         "layers/.new-1-1",
         "images/.new-x",
         "rootfs/.new-c9",
-        "rootfs/c8",
         &format!("layers/{}", "a".repeat(64)),
     ] {
         fs::create_dir_all(root.join(junk)).unwrap();
@@ -274,6 +287,29 @@ fn a_new_start_keeps_images_and_removes_what_a_crash_left() {
     assert_eq!(store.sweep_rootfs(&Default::default()).unwrap(), ["c1"]);
     assert_eq!(store.remove("keep", Remove::default(), &[]).unwrap().len(), 3);
     assert_eq!(fs::read_dir(root.join("layers")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_a_container_wrote_outlives_a_damaged_record() {
+    let (directory, store) = store();
+    let root = directory.path().join("image");
+    let image = import(&store, &small(), "base").unwrap();
+    let rootfs = store.prepare_rootfs("c1", &image).unwrap();
+    fs::write(rootfs.upper.join("precious"), "data").unwrap();
+    store.remove("base", Remove { force: true, ..Remove::default() }, &[]).unwrap();
+    let record = root.join("rootfs/c1/rootfs.json");
+    let good = fs::read(&record).unwrap();
+    fs::write(&record, "{").unwrap();
+    drop(store);
+    let store = Store::open(&root, Options::default()).unwrap();
+    assert!(store.rootfs("c1").is_err());
+    store.sweep_rootfs(&Default::default()).unwrap();
+    assert_eq!(fs::read(rootfs.upper.join("precious")).unwrap(), b"data");
+    drop(store);
+    fs::write(&record, good).unwrap();
+    let store = Store::open(&root, Options::default()).unwrap();
+    assert_eq!(store.rootfs("c1").unwrap(), rootfs);
+    assert!(rootfs.lower.iter().all(|lower| lower.is_dir()), "{rootfs:?}");
 }
 
 #[test]
