@@ -64,15 +64,17 @@ impl<R: Read, S: RawSink> Reader<R, S> {
             return Ok(None);
         }
         let mut extended = Extended::default();
+        // Of all extended headers before one entry: there may be any number.
+        let mut room = SPECIAL_BYTES_MAX;
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
             let size =
                 number(&header[124..136]).ok_or_else(|| bad("tar: invalid size in a header"))?;
             match header[156] {
-                b'g' => drop(self.special(size)?),
-                b'x' => read_pax(&self.special(size)?, &mut extended)?,
-                b'L' => extended.path = Some(until_nul(&self.special(size)?)),
-                b'K' => extended.link = Some(until_nul(&self.special(size)?)),
+                b'g' => drop(self.special(size, &mut room)?),
+                b'x' => read_pax(&self.special(size, &mut room)?, &mut extended)?,
+                b'L' => extended.path = Some(until_nul(&self.special(size, &mut room)?)),
+                b'K' => extended.link = Some(until_nul(&self.special(size, &mut room)?)),
                 b'S' => {
                     return Err(bad(
                         "tar: sparse files are not supported; write the archive without --sparse",
@@ -180,12 +182,12 @@ impl<R: Read, S: RawSink> Reader<R, S> {
     }
 
     /// A long name or an extended header.
-    fn special(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        if size > SPECIAL_BYTES_MAX {
-            return Err(bad(format!(
-                "tar: an extended header of {size} bytes is larger than {SPECIAL_BYTES_MAX}"
-            )));
-        }
+    fn special(&mut self, size: u64, room: &mut u64) -> io::Result<Vec<u8>> {
+        *room = room.checked_sub(size).ok_or_else(|| {
+            bad(format!(
+                "tar: the extended headers of one entry are larger than {SPECIAL_BYTES_MAX} bytes"
+            ))
+        })?;
         let mut content = Vec::with_capacity(size as usize);
         while (content.len() as u64) < size {
             match self.block(false)? {

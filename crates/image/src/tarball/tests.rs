@@ -49,6 +49,22 @@ fn file(path: &str, content: &[u8]) -> (Entry, Vec<u8>) {
 }
 
 #[test]
+fn extended_headers_are_bounded_together() {
+    let named = Entry { path: "n".repeat(400_000).into(), ..Entry::default() };
+    let archive = |times| {
+        let mut writer = Writer::new(Vec::new());
+        writer.entry(&named).unwrap();
+        let one = writer.finish().unwrap();
+        // The extended header with its content, again and again before the entry itself.
+        let header = one.len() - 3 * BLOCK;
+        [one[..header].repeat(times), one[header..].to_vec()].concat()
+    };
+    assert_eq!(read(&archive(2)).unwrap()[0].0.path, named.path);
+    let error = read(&archive(3)).unwrap_err();
+    assert!(error.to_string().contains("of one entry are larger than 1048576"), "{error}");
+}
+
+#[test]
 fn long_names_big_owners_and_attributes_survive() {
     let (mut odd, content) = file(&format!("{}/{}", "d".repeat(150), "n".repeat(140)), b"x");
     odd.uid = 70_000_000;
