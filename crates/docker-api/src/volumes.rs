@@ -78,11 +78,8 @@ async fn remove(
 ) -> ApiResult {
     let force = parameters.flag("force");
     let engine = state.engine.clone();
-    engine::images::blocking(move || {
-        let users = users(&engine, &name);
-        engine.volumes.remove(&name, &users, force)
-    })
-    .await?;
+    engine::images::blocking(move || engine.volumes.remove(&name, || users(&engine, &name), force))
+        .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -15,7 +15,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::events::{self, Type};
 use crate::images::blocking;
 
@@ -58,6 +58,8 @@ impl User {
 #[derive(Default)]
 struct State {
     volumes: BTreeMap<String, Volume>,
+    /// Containers that have it and are not among the containers: being created, or not readable.
+    taken: BTreeMap<String, BTreeSet<String>>,
     mounted: BTreeMap<String, BTreeSet<User>>,
 }
 
@@ -90,6 +92,18 @@ impl Volumes {
         options: BTreeMap<String, String>,
         labels: BTreeMap<String, String>,
     ) -> Result<Volume> {
+        self.ensure_for(None, name, driver, options, labels)
+    }
+
+    /// The same, taken for a container that is being created until it is given back.
+    pub(crate) fn ensure_for(
+        &self,
+        container: Option<&str>,
+        name: Option<&str>,
+        driver: &str,
+        options: BTreeMap<String, String>,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Volume> {
         let anonymous = name.is_none_or(str::is_empty);
         let name = match name {
             Some(name) if !name.is_empty() => name.to_owned(),
@@ -101,8 +115,9 @@ impl Volumes {
             )));
         }
         let mut state = self.lock();
-        if let Some(volume) = state.volumes.get(&name) {
-            return Ok(volume.clone());
+        if let Some(volume) = state.volumes.get(&name).cloned() {
+            state.take(&name, container);
+            return Ok(volume);
         }
         check_name(&name)?;
         check_options(&options)?;
@@ -121,9 +136,25 @@ impl Volumes {
         };
         self.make(&volume)?;
         state.volumes.insert(name.clone(), volume.clone());
+        state.take(&name, container);
         drop(state);
         self.events.publish(Type::VOLUME, "create", name, [("driver", "local")]);
         Ok(volume)
+    }
+
+    /// Keeps those that `named` accepts from being removed, for a container that is not among the containers.
+    pub(crate) fn take(&self, container: &str, named: impl Fn(&str) -> bool) {
+        let mut state = self.lock();
+        let names: Vec<String> = state.volumes.keys().filter(|name| named(name)).cloned().collect();
+        names.iter().for_each(|name| state.take(name, Some(container)));
+    }
+
+    /// The container is among the containers now, or came to nothing.
+    pub(crate) fn give_back(&self, container: &str) {
+        self.lock().taken.retain(|_, takers| {
+            takers.remove(container);
+            !takers.is_empty()
+        });
     }
 
     pub fn get(&self, name: &str) -> Option<Volume> {
@@ -175,16 +206,25 @@ impl Volumes {
         Ok(())
     }
 
-    /// Removes an anonymous volume together with its container (`rm -v`, `--rm`).
-    pub fn remove_anonymous(&self, name: &str) -> Result<()> {
+    /// Removes an anonymous volume together with its container (`rm -v`, `--rm`), unless another has it.
+    pub fn remove_anonymous(&self, name: &str, users: impl FnOnce() -> Vec<String>) -> Result<()> {
         match self.get(name) {
-            Some(volume) if volume.anonymous => self.remove(name, &[], false),
+            Some(volume) if volume.anonymous => match self.remove(name, users, false) {
+                Err(error) if matches!(error.kind, Kind::Conflict | Kind::NotFound) => Ok(()),
+                removed => removed,
+            },
             _ => Ok(()),
         }
     }
 
-    /// Removes a volume that none of `users`, the containers that name it, stands for.
-    pub fn remove(&self, name: &str, users: &[String], force: bool) -> Result<()> {
+    /// Removes a volume that no container has. `users`, the containers that name it, are asked for while no volume can be
+    /// taken or given back: a container that is being created is either taken for or among them.
+    pub fn remove(
+        &self,
+        name: &str,
+        users: impl FnOnce() -> Vec<String>,
+        force: bool,
+    ) -> Result<()> {
         let mut state = self.lock();
         let Some(volume) = state.volumes.get(name).cloned() else {
             return match force {
@@ -192,6 +232,8 @@ impl Volumes {
                 false => Err(Error::not_found(format!("get {name}: no such volume"))),
             };
         };
+        let mut users = users();
+        users.extend(state.taken.get(name).into_iter().flatten().cloned());
         if !users.is_empty() {
             return Err(Error::conflict(format!(
                 "remove {name}: volume is in use - [{}]",
@@ -222,7 +264,11 @@ impl Volumes {
                 continue;
             }
             let bytes = size(&volume.mountpoint);
-            self.remove(&volume.name, &[], true)?;
+            match self.remove(&volume.name, || users(&volume.name), true) {
+                // A container came in between.
+                Err(error) if error.kind == Kind::Conflict => continue,
+                removed => removed?,
+            }
             pruned.deleted.push(volume.name.clone());
             pruned.bytes += bytes;
         }
@@ -267,6 +313,14 @@ impl Volumes {
     }
 }
 
+impl State {
+    fn take(&mut self, name: &str, container: Option<&str>) {
+        if let Some(container) = container {
+            self.taken.entry(name.to_owned()).or_default().insert(container.to_owned());
+        }
+    }
+}
+
 /// What an earlier daemon left; half-made and half-removed volumes go.
 fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
     fs::create_dir_all(root).during(format!("create {}", root.display()))?;
@@ -277,7 +331,10 @@ fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
         let path = entry.during(format!("read {}", root.display()))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with(".new-") || name.starts_with(".old-") {
-            remove_if_there(&path)?;
+            // A leftover is no reason not to start.
+            if let Err(error) = remove_if_there(&path) {
+                tracing::warn!(%error, "the next start tries again");
+            }
             continue;
         }
         let Ok(raw) = fs::read(path.join("volume.json")) else { continue };
@@ -295,12 +352,7 @@ fn read_all(root: &Path) -> Result<BTreeMap<String, Volume>> {
 }
 
 fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
-            Err(cause).during(format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
+    image::tree::remove(path).during(format!("remove {}", path.display()))
 }
 
 pub(crate) fn random_name() -> String {
@@ -496,7 +548,7 @@ mod tests {
         assert_eq!(volumes.ensure(Some("data"), "", options(&[]), options(&[])).unwrap(), volume);
         let used = ["c1".to_owned()];
         assert_eq!(
-            volumes.remove("data", &used, true).unwrap_err().message,
+            volumes.remove("data", || used.to_vec(), true).unwrap_err().message,
             "remove data: volume is in use - [c1]"
         );
         assert_eq!(volumes.prune(|_| true, |_| used.to_vec()).unwrap().deleted, [] as [String; 0]);
@@ -504,6 +556,36 @@ mod tests {
         let pruned = volumes.prune(|_| true, |_| Vec::new()).unwrap();
         assert_eq!((pruned.deleted, pruned.bytes), (vec!["data".to_owned()], 5));
         assert_eq!(volumes.find("data").unwrap_err().message, "get data: no such volume");
+    }
+
+    #[tokio::test]
+    async fn a_volume_stays_while_its_container_is_being_created() {
+        let (_directory, volumes) = volumes().await;
+        let made = volumes.ensure_for(Some("c1"), None, "", options(&[]), options(&[])).unwrap();
+        volumes.ensure(Some("old"), "", options(&[]), options(&[])).unwrap();
+        volumes.ensure_for(Some("c2"), Some("old"), "", options(&[]), options(&[])).unwrap();
+        let error = volumes.remove("old", Vec::new, true).unwrap_err();
+        assert_eq!(error.message, "remove old: volume is in use - [c2]");
+        volumes.remove_anonymous(&made.name, Vec::new).unwrap();
+        assert_eq!(volumes.prune(|_| true, |_| Vec::new()).unwrap().deleted, [] as [String; 0]);
+        volumes.give_back("c2");
+        volumes.remove_anonymous(&made.name, || vec!["c1".to_owned()]).unwrap();
+        volumes.give_back("c1");
+        let deleted = volumes.prune(|_| true, |_| Vec::new()).unwrap().deleted;
+        assert_eq!(deleted.len(), 2, "{deleted:?}");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_comes_while_unused_volumes_are_counted_keeps_its_own() {
+        let (_directory, volumes) = volumes().await;
+        volumes.ensure(Some("data"), "", options(&[]), options(&[])).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let comes = |_: &str| {
+            asked.set(asked.get() + 1);
+            if asked.get() == 1 { Vec::new() } else { vec!["c1".to_owned()] }
+        };
+        assert_eq!(volumes.prune(|_| true, comes).unwrap().deleted, [] as [String; 0]);
+        volumes.find("data").unwrap();
     }
 
     #[tokio::test]

@@ -263,3 +263,28 @@ fn containers_outlive_the_daemon() -> Result<()> {
     host.dk("network rm net")?;
     lab.down()
 }
+
+/// It is as if it were not there, and has lost nothing once its file is mended.
+#[test]
+fn a_container_whose_configuration_is_damaged_is_left_alone() -> Result<()> {
+    let lab = hosts_of_skep(1)?;
+    let host = lab.host(1);
+    let write = "echo precious >/file; echo precious >/kept/file; sleep 1000";
+    host.docker(&["run", "-d", "--name", "hurt", "-v", "kept:/kept", "httpd", "sh", "-c", write])?;
+    wait_until(PATIENCE, || Ok(host.dk("exec hurt cat /kept/file").is_ok()))?;
+    let id = host.dk("inspect -f {{.Id}} hurt")?;
+    let pid = host.dk("inspect -f {{.State.Pid}} hurt")?;
+    let file = host.folder.join(format!("data/containers/{id}/config.json"));
+    let good = std::fs::read(&file)?;
+    host.kill()?;
+    std::fs::write(&file, "{")?;
+    host.start()?;
+    ensure!(host.dk("inspect hurt").is_err(), "a container without a configuration is shown");
+    host.dk("volume prune -f")?;
+    host.exec(&["kill", "-0", &pid]).context("its process was ended")?;
+    host.stop()?;
+    std::fs::write(&file, good)?;
+    host.start()?;
+    is(host, "hurt", "{{.State.Pid}} {{.State.Running}}", &format!("{pid} true"))?;
+    answers(host, "exec hurt cat /file /kept/file", "precious\nprecious")
+}

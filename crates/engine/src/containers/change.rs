@@ -1,4 +1,4 @@
-//! `docker rename`, `docker update` and `docker container prune`.
+//! `docker rename` and `docker update`.
 
 use std::sync::Arc;
 

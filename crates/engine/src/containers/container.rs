@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -184,9 +184,17 @@ pub struct Container {
     ended: watch::Sender<bool>,
     /// Ends the wait before the restart policy's next start, and the health probes.
     pub(crate) cancel: watch::Sender<u64>,
-    /// The end that comes is no reason to remove or restart it: `docker restart`, `docker rm -f`.
-    keep: AtomicBool,
+    /// How many want to decide themselves what follows its end: `docker restart`, `docker rm -f`.
+    keep: AtomicUsize,
     backoff: Mutex<Duration>,
+}
+
+pub(crate) struct KeptExit<'a>(&'a AtomicUsize);
+
+impl Drop for KeptExit<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 struct Inner {
@@ -209,7 +217,7 @@ impl Container {
             inner: Mutex::new(Inner { spec: Arc::new(spec), state }),
             operation: tokio::sync::Mutex::new(()),
             cancel: watch::Sender::new(0),
-            keep: AtomicBool::new(false),
+            keep: AtomicUsize::new(0),
             backoff: Mutex::new(Duration::ZERO),
         }
     }
@@ -317,12 +325,14 @@ impl Container {
         self.cancel.send_modify(|generation| *generation += 1);
     }
 
-    pub(crate) fn keep_next_exit(&self, keep: bool) {
-        self.keep.store(keep, Ordering::SeqCst);
+    /// The end that comes is no reason to remove or restart it, as long as what is returned lives.
+    pub(crate) fn keep_next_exit(&self) -> KeptExit<'_> {
+        self.keep.fetch_add(1, Ordering::SeqCst);
+        KeptExit(&self.keep)
     }
 
     pub(crate) fn keeps_next_exit(&self) -> bool {
-        self.keep.load(Ordering::SeqCst)
+        self.keep.load(Ordering::SeqCst) > 0
     }
 
     /// The pause before the next start, given how long the last run was.

@@ -34,7 +34,7 @@ impl Engine {
     /// Makes a container that has not been started; on an error nothing of it is left.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let mut request = request;
-        let mut warnings = validate::check(&mut request, &self.config())?;
+        let warnings = validate::check(&mut request, &self.config())?;
         let asked = request.config.image.clone().unwrap_or_default();
         let image = self.images.store.resolve(&asked)?;
         check_platform(&asked, request.platform.as_deref(), &image)?;
@@ -48,10 +48,11 @@ impl Engine {
 
         let id = self.containers.new_id();
         let name = self.containers.reserve(request.name.as_deref(), &id)?;
-        let made = self.make(&id, name.clone(), image, request, networks, log, &mut warnings).await;
+        let made = self.make(&id, name.clone(), image, request, networks, log).await;
         match made {
             Ok(container) => {
                 self.containers.insert(container.clone());
+                self.volumes.give_back(&id);
                 self.publish(&container, "create", []);
                 Ok(Created { container, warnings })
             }
@@ -81,7 +82,6 @@ impl Engine {
         request: CreateRequest,
         networks: BTreeMap<String, EndpointSettings>,
         mut log: runtime::LogConfig,
-        warnings: &mut Vec<String>,
     ) -> Result<Arc<Container>> {
         let directory = self.containers.root().join(id.as_str());
         crate::config::make_directory(&directory, 0o710)?;
@@ -89,7 +89,7 @@ impl Engine {
         let store = self.images.store.clone();
         let (container_id, of) = (id.clone(), image.clone());
         blocking(move || Ok(store.prepare_rootfs(&container_id, &of).map(drop)?)).await?;
-        let mounts = self.resolve_mounts(id, &request, warnings).await?;
+        let mounts = self.resolve_mounts(id, &request).await?;
         mounts::check_targets(&mounts)?;
         if let Some(template) = logging::tag_template(&request.host_config) {
             let container = logging::Named {
@@ -130,6 +130,7 @@ impl Engine {
     /// What a failed create made; errors are told, not returned: the first error is the answer.
     async fn unmake(&self, id: &ContainerId) {
         let directory = self.containers.root().join(id.as_str());
+        self.volumes.give_back(id);
         self.drop_new_volumes(&directory);
         let store = self.images.store.clone();
         let container = id.clone();
@@ -161,7 +162,7 @@ impl Engine {
     /// The anonymous volumes of a create that came to nothing go with it.
     pub(super) fn drop_new_volumes(&self, directory: &std::path::Path) {
         for name in record::new_volumes(directory) {
-            if let Err(error) = self.volumes.remove_anonymous(&name) {
+            if let Err(error) = self.volumes.remove_anonymous(&name, Vec::new) {
                 tracing::warn!(volume = name, %error, "volume of a failed create stays");
             }
         }

@@ -65,14 +65,16 @@ impl Engine {
                 return;
             }
             container.cancel_plans();
+            // Asked before anybody is told: who wanted it kept goes on then, and keeps it no longer.
+            let kept = container.keeps_next_exit();
             container.change_state(|state| state.ended = Some(status.clone()));
             tracing::trace!(target: "step", "exit noted");
             self.tell_end(&container, &status);
             self.tear_down(&container).await;
             tracing::trace!(target: "step", "run torn down");
-            self.note_exit(&container, &status)
+            self.note_exit(&container, &status, kept) && !kept
         };
-        if auto_remove && !container.keeps_next_exit() {
+        if auto_remove {
             self.remove_quietly(&container).await;
         }
     }
@@ -91,12 +93,17 @@ impl Engine {
     }
 
     /// Writes the end down, tells who waits, plans the next start. True when it is to be removed.
-    fn note_exit(self: &Arc<Self>, container: &Arc<Container>, status: &ExitStatus) -> bool {
+    fn note_exit(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        status: &ExitStatus,
+        kept: bool,
+    ) -> bool {
         let spec = container.spec();
         let at = OffsetDateTime::from(status.at);
         let before = container.state();
         let ran = ran(&before, status);
-        let again = !container.keeps_next_exit() && wants_restart(&spec, &before, status.code);
+        let again = !kept && wants_restart(&spec, &before, status.code);
         container.change_state(|state| {
             state.phase = if again { Phase::Restarting } else { Phase::Exited };
             state.pid = 0;

@@ -58,12 +58,12 @@ impl Engine {
         &self,
         id: &ContainerId,
         request: &CreateRequest,
-        _warnings: &mut Vec<String>,
     ) -> Result<Vec<MountRecord>> {
         let mut wanted: BTreeMap<String, MountRecord> = BTreeMap::new();
         let host = &request.host_config;
         for from in host.volumes_from.iter().flatten() {
             for record in self.volumes_from(from)? {
+                self.volumes.take(id, |name| name == record.name);
                 wanted.insert(record.destination.clone(), record);
             }
         }
@@ -109,7 +109,8 @@ impl Engine {
             record.name = crate::volumes::random_name();
             super::record::note_volume(&self.containers.root().join(id.as_str()), &record.name)?;
         }
-        let volume = self.volumes.ensure(Some(&record.name), &record.driver, options, labels)?;
+        let (taker, name) = (Some(id.as_str()), Some(record.name.as_str()));
+        let volume = self.volumes.ensure_for(taker, name, &record.driver, options, labels)?;
         record.name = volume.name;
         record.driver = volume.driver;
         record.source = volume.mountpoint.to_string_lossy().into_owned();

@@ -144,6 +144,26 @@ fn read_file<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&text).map(Some).during(format_args!("read {}", path.display()))
 }
 
+/// What can be told of a container whose spec cannot be read: its name, and whether it may have the volume of a name.
+pub(crate) struct Trace {
+    pub name: Option<String>,
+    text: Option<String>,
+}
+
+impl Trace {
+    pub fn of(directory: &Path) -> Self {
+        let text = std::fs::read_to_string(directory.join(SPEC)).ok();
+        // A spec of a newer daemon is JSON still; of a damaged one nothing is certain.
+        let parsed = text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+        let name = parsed.as_ref().and_then(|spec: &serde_json::Value| spec["name"].as_str());
+        Self { name: name.map(str::to_owned), text: text.filter(|_| parsed.is_some()) }
+    }
+
+    pub fn may_have(&self, volume: &str) -> bool {
+        self.text.as_ref().is_none_or(|text| text.contains(volume))
+    }
+}
+
 /// Every directory below, whether it holds a container or only the beginnings of one.
 pub(crate) fn list(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -192,5 +212,19 @@ mod tests {
         assert_eq!((spec.name.as_str(), state.phase), ("n", Phase::Exited));
         std::fs::write(folder.path().join(SPEC), "{").expect("spec");
         assert!(read(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_spec_that_cannot_be_read_keeps_its_name_and_volumes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let newer = r#"{"id":"a","name":"web","phase":9,"mounts":[{"name":"data"}]}"#;
+        std::fs::write(folder.path().join(SPEC), newer).expect("spec");
+        assert!(read(folder.path()).is_err());
+        let trace = Trace::of(folder.path());
+        assert_eq!(trace.name.as_deref(), Some("web"));
+        assert_eq!((trace.may_have("data"), trace.may_have("other")), (true, false));
+        std::fs::write(folder.path().join(SPEC), "{").expect("spec");
+        let trace = Trace::of(folder.path());
+        assert_eq!((trace.name.as_deref(), trace.may_have("other")), (None, true));
     }
 }

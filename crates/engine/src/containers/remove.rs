@@ -43,6 +43,8 @@ impl Engine {
                 "cannot remove container \"/{name}\": container is {state}: {advice}"
             )))
         };
+        // Until it is gone, or is known to stay.
+        let mut _kept = None;
         match container.phase() {
             Phase::Running if !options.force => {
                 return refuse("running", "stop the container before removing or force remove");
@@ -54,11 +56,10 @@ impl Engine {
                 return refuse("paused", "must be unpaused first");
             }
             Phase::Running | Phase::Paused | Phase::Restarting => {
-                container.keep_next_exit(true);
+                _kept = Some(container.keep_next_exit());
                 if let Err(error) = self.kill(container.id(), None).await
                     && container.is_running()
                 {
-                    container.keep_next_exit(false);
                     return Err(error);
                 }
             }
@@ -116,7 +117,9 @@ impl Engine {
         if volumes {
             for record in &container.spec().mounts {
                 if record.kind == MountType::Volume && record.anonymous {
-                    self.remove_unused_volume(container, &record.name)?;
+                    // Others may have it by `--volumes-from`.
+                    let others = || self.volume_users_but(container, &record.name);
+                    self.volumes.remove_anonymous(&record.name, others)?;
                 }
             }
         }
@@ -124,10 +127,10 @@ impl Engine {
         record::remove(container.directory())
     }
 
-    /// Others may have it by `--volumes-from`.
-    fn remove_unused_volume(&self, container: &Container, volume: &str) -> Result<()> {
-        let used = self.volume_users(volume).into_iter().any(|user| user.id() != container.id());
-        if used { Ok(()) } else { self.volumes.remove_anonymous(volume) }
+    fn volume_users_but(&self, container: &Container, volume: &str) -> Vec<String> {
+        let users = self.volume_users(volume);
+        let others = users.iter().filter(|user| user.id() != container.id());
+        others.map(|user| user.id().to_string()).collect()
     }
 
     /// The containers, running or not, that have a volume.

@@ -1,16 +1,18 @@
 //! The start of a daemon: adopt what runs, report what ended, finish or undo what a crash cut short.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bollard_stubs::models::RestartPolicyNameEnum as Policy;
+use model::ContainerId;
 use runtime::{Adopted, ExitStatus};
 
 use super::container::{Container, Phase};
 use super::{exit, record};
 use crate::Engine;
-use crate::error::{IoContext, Result};
+use crate::error::Result;
 use crate::images::blocking;
 
 /// Exit code of a container whose end nobody saw: the host was switched off (Docker's 255).
@@ -19,7 +21,7 @@ const UNKNOWN_EXIT: i32 = 255;
 impl Engine {
     /// Everything below the data root becomes true again, whatever happened in between.
     pub(crate) async fn restore(self: &Arc<Self>) -> Result<()> {
-        self.load()?;
+        let unread = self.load()?;
         exit::listen(self);
         let mut adopted: BTreeMap<String, Adopted> = self
             .runtime
@@ -33,7 +35,9 @@ impl Engine {
             let found = adopted.remove(container.id().as_str());
             self.restore_container(&container, found).await;
         }
-        for (id, _) in adopted {
+        let (kept, unknown): (Vec<_>, Vec<_>) =
+            adopted.into_keys().partition(|id| unread.contains(id.as_str()));
+        for id in unknown {
             tracing::warn!(container = %id, "a container nobody knows is ended");
             let _ = self.runtime.kill(&id, 9).await;
             if let Err(error) = self.runtime.delete(&id).await {
@@ -42,12 +46,13 @@ impl Engine {
         }
         let all = self.containers.all();
         let running = all.iter().filter(|container| container.is_running());
-        let running = running.map(|container| container.id().clone()).collect();
+        let kept = kept.into_iter().map(ContainerId::new);
+        let running = running.map(|container| container.id().clone()).chain(kept).collect();
         if let Err(error) = self.network.retain(running).await {
             tracing::error!(%error, "networks of ended containers stay");
         }
         let known: BTreeSet<String> =
-            all.iter().map(|container| container.id().to_string()).collect();
+            all.iter().map(|container| container.id().to_string()).chain(unread).collect();
         let store = self.images.store.clone();
         if let Err(error) = blocking(move || Ok(store.sweep_rootfs(&known).map(drop)?)).await {
             tracing::error!(%error, "root file systems of removed containers stay");
@@ -71,8 +76,10 @@ impl Engine {
         }
     }
 
-    /// Reads every spec; a directory without one is the rest of a create or of a removal.
-    fn load(&self) -> Result<()> {
+    /// Reads every spec; a directory without one is the rest of a create or of a removal. Answers with the ids of those
+    /// that cannot be read: they are left alone, their processes, files and volumes too, until somebody mends the file.
+    fn load(&self) -> Result<BTreeSet<String>> {
+        let mut unread = BTreeSet::new();
         for directory in record::list(self.containers.root())? {
             match record::read(&directory) {
                 Ok(Some((spec, state))) => {
@@ -81,14 +88,32 @@ impl Engine {
                 }
                 Ok(None) => {
                     self.drop_new_volumes(&directory);
-                    std::fs::remove_dir_all(&directory)
-                        .during(format_args!("remove {}", directory.display()))?;
+                    if let Err(error) = std::fs::remove_dir_all(&directory) {
+                        let path = directory.display();
+                        tracing::warn!(%path, %error, "not removed; the next start tries again");
+                    }
                 }
                 // One broken file must not keep the others from starting.
-                Err(error) => tracing::error!(%error, "container not loaded"),
+                Err(error) => {
+                    tracing::error!(%error, "container not loaded: it is left as it is; mend the file and start the daemon again");
+                    unread.insert(self.reserve_unread(&directory));
+                }
             }
         }
-        Ok(())
+        Ok(unread)
+    }
+
+    /// Nobody else gets the name, and nobody removes the volumes, of a container that is there and not known.
+    fn reserve_unread(&self, directory: &Path) -> String {
+        let id = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let trace = record::Trace::of(directory);
+        self.volumes.take(&id, |volume| trace.may_have(volume));
+        if let Some(name) = &trace.name
+            && let Err(error) = self.containers.reserve(Some(name), &ContainerId::new(&id))
+        {
+            tracing::warn!(container = %id, %error, "its name is not kept");
+        }
+        id
     }
 
     async fn restore_container(

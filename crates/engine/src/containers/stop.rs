@@ -190,9 +190,9 @@ impl Engine {
     ) -> Result<()> {
         let container = self.container(name)?;
         let signal = signal.map(signal_number).transpose()?;
-        container.keep_next_exit(true);
+        let kept = container.keep_next_exit();
         let stopped = self.stop_container(&container, seconds, signal).await;
-        container.keep_next_exit(false);
+        drop(kept);
         match stopped {
             Err(error) if error.kind != Kind::NotModified => return Err(error),
             _ => {}
