@@ -83,7 +83,7 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Option<T>, ApiError> {
         .map_err(|cause| ApiError::bad_request(format!("invalid JSON: {cause}")))
 }
 
-/// The query, decoded; the last value of a name counts, `all` gives every one.
+/// The query, decoded; the first value of a name counts, `all` gives every one.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters(Vec<(String, String)>);
 

@@ -59,12 +59,27 @@ where
                 Ok((version, uri)) => {
                     *request.uri_mut() = uri;
                     request.extensions_mut().insert(version);
-                    inner.call(request).await?
+                    to_its_end(async move { inner.call(request).await }).await
                 }
             };
             name_the_server(&mut response);
             Ok(response)
         })
+    }
+}
+
+/// Answers also when the client has left meanwhile: hyper drops what it serves then, and a container must not stay
+/// half-way between two states.
+async fn to_its_end(
+    answer: impl Future<Output = Result<Response, Infallible>> + Send + 'static,
+) -> Response {
+    match tokio::spawn(answer).await {
+        Ok(Ok(response)) => response,
+        Err(error) => {
+            tracing::error!(%error, "a request was not answered");
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the daemon failed; its log says why")
+                .into_response()
+        }
     }
 }
 
@@ -133,6 +148,41 @@ mod tests {
         check("/containers/json", "1.51 /containers/json");
         check("/volumes", "1.51 /volumes");
         check("/v1.24/_ping", "1.24 /_ping");
+    }
+
+    #[tokio::test]
+    async fn a_request_is_worked_off_when_its_client_has_left() {
+        use std::sync::Arc;
+        use tokio::sync::Notify;
+        let [begun, go, done] = [(); 3].map(|()| Arc::new(Notify::new()));
+        let told = [begun.clone(), go.clone(), done.clone()];
+        let handler = move || async move {
+            let [begun, go, done] = told;
+            begun.notify_one();
+            go.notified().await;
+            done.notify_one();
+        };
+        let router = Router::new().route("/slow", axum::routing::post(handler));
+        let request = axum::http::Request::post("/v1.41/slow").body(axum::body::Body::empty());
+        let answer = Negotiated::around(router).call(request.expect("a request"));
+        tokio::select! {
+            _ = answer => panic!("answered before its work was done"),
+            () = begun.notified() => {}
+        }
+        go.notify_one();
+        let patience = std::time::Duration::from_secs(10);
+        tokio::time::timeout(patience, done.notified()).await.expect("given up half-way");
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_an_answer() {
+        async fn bad() {
+            panic!("on purpose")
+        }
+        let router = Router::new().route("/bad", axum::routing::get(bad));
+        let request = axum::http::Request::get("/bad").body(axum::body::Body::empty());
+        let answer = Negotiated::around(router).call(request.expect("a request")).await;
+        assert_eq!(answer.expect("infallible").status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[test]
