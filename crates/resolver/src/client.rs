@@ -19,6 +19,9 @@ const START_MAX: Duration = Duration::from_secs(10);
 /// How long one call may take.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
+/// A log that is longer is begun anew with the next process.
+const LOG_BYTES_MAX: u64 = 1 << 20;
+
 /// Why the resolver could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +57,8 @@ pub struct Client {
 #[derive(Default)]
 struct Link {
     stream: Option<UnixStream>,
+    /// How many connections there were.
+    connection: u64,
     /// The process, if this client started it: waited for when it ends.
     child: Option<Child>,
 }
@@ -68,9 +73,12 @@ impl Client {
         }
     }
 
-    /// Starts the process if it does not run. Called at start and by the sweep.
-    pub fn ensure(&self) -> Result<(), Error> {
-        self.call(&Request::Hello, None).map(drop)
+    /// Starts the process if it does not run. Called at start and by whoever looks after it. Gives the
+    /// number of the connection: another one than before may lead to another process, which knows
+    /// only what the one before it had written down.
+    pub fn ensure(&self) -> Result<u64, Error> {
+        self.call(&Request::Hello, None)?;
+        Ok(self.link().connection)
     }
 
     /// Whether a process was ever started for this root: what it serves may still be there.
@@ -138,6 +146,7 @@ impl Client {
             return checked(response);
         }
         let stream = self.connect(&mut link)?;
+        link.connection += 1;
         let response =
             exchange(&stream, request, with).map_err(|source| self.unreachable(source))?;
         link.stream = Some(stream);
@@ -173,11 +182,27 @@ impl Client {
             .arg(&self.exec_root)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(self.log())
             .spawn()
             .map_err(|source| Error::Start { program: self.program.clone(), source })?;
         link.child = Some(child);
         Ok(())
+    }
+
+    /// Where the process says what went wrong; what the ones before it said is kept while it is short.
+    fn log(&self) -> Stdio {
+        let path = self.exec_root.join("resolver").join("log");
+        let long = std::fs::metadata(&path).is_ok_and(|file| file.len() > LOG_BYTES_MAX);
+        let open = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
+            File::options().create(true).append(!long).write(true).truncate(long).open(&path)
+        });
+        match open {
+            Ok(file) => file.into(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the resolver has no log");
+                Stdio::null()
+            }
+        }
     }
 
     fn unreachable(&self, source: io::Error) -> Error {

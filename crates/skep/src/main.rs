@@ -58,10 +58,12 @@ fn run_resolver(arguments: &[std::ffi::OsString]) -> ExitCode {
         eprintln!("usage: skep resolver --exec-root <directory>");
         return ExitCode::from(125);
     }
+    // Its standard error is a file below the exec root.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     match resolver::run(std::path::Path::new(exec_root)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("resolver: {error}");
+            tracing::error!("resolver: {error}");
             ExitCode::FAILURE
         }
     }

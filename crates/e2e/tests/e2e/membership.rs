@@ -1,5 +1,6 @@
 //! Who is in a swarm, and what keeps the others out: init's options, locks, tokens, authorities, removal.
 
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ fn membership() -> Result<()> {
             ("a secret is on no disk", a_secret_is_on_no_disk),
             ("another authority, the same tasks", another_authority_the_same_tasks),
             ("a node that was removed stays out", a_node_that_was_removed_stays_out),
+            ("a manager that cannot begin forgets nothing", a_manager_that_cannot_begin),
         ],
     )?;
     lab.down()
@@ -262,4 +264,22 @@ fn a_node_that_was_removed_stays_out(lab: &Lab) -> Result<()> {
     wait_until(SETTLED_MAX, || {
         Ok(manager.dk("node ls --format {{.Hostname}}={{.Status}}")?.contains("sathish-vm2=Ready"))
     })
+}
+
+/// Its port is another program's: what it knows of the swarm may be all that is left of it.
+fn a_manager_that_cannot_begin(lab: &Lab) -> Result<()> {
+    let manager = lab.host(1);
+    manager.dk("config create kept /etc/hostname")?;
+    manager.stop()?;
+    let held = manager.within("/proc/1/ns/net", || Ok(TcpListener::bind("0.0.0.0:2377")?))?;
+    manager.start()?;
+    answers(manager, "info -f {{.Swarm.LocalNodeState}}", "error")?;
+    let why = "could not begin its part: listen on 0.0.0.0:2377: Address already in use";
+    refused(manager, "swarm init --advertise-addr nonsense", why)?;
+    refused(manager, "swarm leave", why)?;
+    refused(manager, "node ls", why)?;
+    drop(held);
+    wait_until(SETTLED_MAX, || Ok(manager.dk("config ls -q -f name=kept").is_ok()))?;
+    answers(manager, "config ls --format {{.Name}}", "kept")?;
+    manager.dk("config rm kept").map(drop)
 }

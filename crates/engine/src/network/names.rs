@@ -37,7 +37,12 @@ impl Names {
             if self.zones.get(id) != Some(zone) {
                 match self.client.set_zone(id, zone) {
                     Ok(()) => drop(self.zones.insert(id.clone(), zone.clone())),
-                    Err(error) => tracing::warn!(network = %id, %error, "names are not told"),
+                    Err(error) => {
+                        tracing::warn!(network = %id, %error, "names are not told");
+                        if hangs(&error) {
+                            return false;
+                        }
+                    }
                 }
             }
         }
@@ -52,7 +57,12 @@ impl Names {
                     self.sandboxes.insert(id.clone(), sandbox.clone());
                     altered |= set_ports(state, id, ports);
                 }
-                Err(error) => tracing::warn!(sandbox = %id, %error, "names are not answered"),
+                Err(error) => {
+                    tracing::warn!(sandbox = %id, %error, "names are not answered");
+                    if hangs(&error) {
+                        return altered;
+                    }
+                }
             }
         }
         self.forget(&zones, &wanted);
@@ -117,6 +127,11 @@ impl Names {
         }
         self.settle(state)
     }
+}
+
+/// Every further call would wait as long, and containers with it: the next sweep goes on.
+fn hangs(error: &resolver::Error) -> bool {
+    matches!(error, resolver::Error::Unreachable { .. } | resolver::Error::Start { .. })
 }
 
 fn set_ports(state: &mut State, id: &str, ports: resolver::Ports) -> bool {

@@ -1,9 +1,10 @@
 //! The task that owns the agent core: sessions with managers, the executor, the overlays, the gossip.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use agent::{Agent, Effect, Event, Record, Work};
 use engine::network::OverlayState;
@@ -17,12 +18,15 @@ use wire::swarmkit as pb;
 use super::clock::Clock;
 use super::executor::Executor;
 use super::gossiped::gossiped;
+use super::names_told::{Names, Zones};
 use super::saved::Folder;
 use super::task_records::{read_records, write_record};
 use transport::gossip;
 
 const EVENTS_WAITING_MAX: usize = 4_096;
 const ANSWERS_WAITING_MAX: usize = 4_096;
+/// Between looks whether the resolver process still knows the names that it was told.
+const NAMES_AGAIN: Duration = Duration::from_secs(2);
 
 /// What reaches the loop.
 pub enum Input {
@@ -114,7 +118,7 @@ pub struct Parts {
     pub engine: Arc<engine::Engine>,
     pub gossip: gossip::Handle,
     pub gossip_effects: mpsc::Receiver<::gossip::Effect>,
-    pub resolver: Arc<resolver::Client>,
+    pub resolver: resolver::Client,
     pub data_path: std::net::IpAddr,
     pub managers: Vec<(String, String)>,
 }
@@ -132,11 +136,9 @@ struct Loop {
     session_manager: Option<Manager>,
     session_tasks: Vec<AbortHandle>,
     turn: usize,
-    overlays: watch::Sender<(u64, agent::OverlayState)>,
+    overlays: watch::Sender<(u64, agent::OverlayState, Zones)>,
     waiting: BTreeMap<String, Vec<oneshot::Sender<(Work, u64)>>>,
     attachments: BTreeMap<String, Work>,
-    zones: BTreeSet<NetworkId>,
-    resolver: Arc<resolver::Client>,
     /// What other nodes hear once a generation of the overlays is in the kernel.
     answers: mpsc::Sender<(u64, ::gossip::Event)>,
     registered: watch::Sender<bool>,
@@ -150,7 +152,8 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
     let (registered, registered_seen) = watch::channel(false);
     let (node, node_seen) = watch::channel(None);
     let (roots, roots_seen) = watch::channel(Vec::new());
-    let (overlays, overlays_wanted) = watch::channel((0, agent::OverlayState::default()));
+    let (overlays, overlays_wanted) =
+        watch::channel((0, agent::OverlayState::default(), Zones::new()));
     let (applied, overlays_applied) = watch::channel(0);
     let (answers, answers_due) = mpsc::channel(ANSWERS_WAITING_MAX);
     let view = Arc::new(View::default());
@@ -181,8 +184,6 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         overlays,
         waiting: BTreeMap::new(),
         attachments: BTreeMap::new(),
-        zones: BTreeSet::new(),
-        resolver: parts.resolver,
         answers,
         registered,
         node,
@@ -191,12 +192,14 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
     let told = inputs.downgrade();
     let data_path = parts.data_path;
     let engine = parts.engine;
+    let resolver = parts.resolver;
     let effects = parts.gossip_effects;
     let task = tokio::spawn(async move {
         // Everything this task starts ends with it.
         let mut helpers = JoinSet::new();
         helpers.spawn(super::ports_taken::tell(engine.network.ports_taken(), told));
-        helpers.spawn(apply_overlays(engine, overlays_wanted, applied, data_path));
+        let names = Names::new(resolver);
+        helpers.spawn(apply_overlays(engine, names, overlays_wanted, applied, data_path));
         helpers.spawn(answering);
         the_loop.run(queue, effects, records).await;
     });
@@ -212,15 +215,25 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
     (handle, task)
 }
 
-/// Applies the newest overlay state, and tells up to which one it got.
+/// Applies the newest overlay state with its names, and tells up to which one it got.
 async fn apply_overlays(
     engine: Arc<engine::Engine>,
-    mut wanted: watch::Receiver<(u64, agent::OverlayState)>,
+    mut names: Names<resolver::Client>,
+    mut wanted: watch::Receiver<(u64, agent::OverlayState, Zones)>,
     applied: watch::Sender<u64>,
     data_path: std::net::IpAddr,
 ) {
-    while wanted.changed().await.is_ok() {
-        let (generation, state) = wanted.borrow_and_update().clone();
+    loop {
+        match tokio::time::timeout(NAMES_AGAIN, wanted.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                let zones = wanted.borrow().2.clone();
+                names = tell_names(names, zones).await;
+                continue;
+            }
+        }
+        let (generation, state, zones) = wanted.borrow_and_update().clone();
         let state = OverlayState {
             overlays: state.overlays,
             names: state.names,
@@ -232,7 +245,22 @@ async fn apply_overlays(
             // The sweep tries again; tasks must not wait for a neighbour's broken network.
             tracing::warn!(%error, "overlay networks not applied in full");
         }
+        names = tell_names(names, zones).await;
         applied.send_replace(generation);
+    }
+}
+
+/// The calls block: a resolver that hangs must hold up nothing but its own names.
+async fn tell_names(mut names: Names<resolver::Client>, zones: Zones) -> Names<resolver::Client> {
+    let telling = tokio::task::spawn_blocking(move || {
+        if let Err(error) = names.tell(&zones) {
+            tracing::warn!(%error, "names of overlay networks not handed to the resolver yet");
+        }
+        names
+    });
+    match telling.await {
+        Ok(names) => names,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
@@ -340,7 +368,7 @@ impl Loop {
                     // Where so many wait, the others' own bound ends their waiting.
                     let _ = self.answers.try_send((generation, answer));
                 }
-                Effect::Zones(zones) => self.zones_changed(zones).await,
+                Effect::Zones(zones) => self.zones_changed(zones),
                 Effect::JoinNetwork(network) => {
                     self.gossip.send(::gossip::Event::JoinNetwork { network }).await
                 }
@@ -546,29 +574,17 @@ impl Loop {
 
     fn overlays_changed(&mut self, state: agent::OverlayState) {
         *locked(&self.view.overlays) = state.clone();
-        self.overlays.send_modify(|(generation, wanted)| {
+        self.overlays.send_modify(|(generation, wanted, _)| {
             *generation += 1;
             *wanted = state;
         });
     }
 
-    async fn zones_changed(&mut self, zones: BTreeMap<NetworkId, dns::Zone>) {
-        let gone: Vec<NetworkId> =
-            self.zones.iter().filter(|id| !zones.contains_key(*id)).cloned().collect();
-        self.zones = zones.keys().cloned().collect();
-        let resolver = self.resolver.clone();
-        let set = tokio::task::spawn_blocking(move || {
-            for (network, zone) in &zones {
-                resolver.set_zone(network, zone)?;
-            }
-            for network in &gone {
-                resolver.remove_zone(network)?;
-            }
-            Ok::<_, resolver::Error>(())
+    fn zones_changed(&mut self, zones: Zones) {
+        self.overlays.send_modify(|(generation, _, wanted)| {
+            *generation += 1;
+            *wanted = zones;
         });
-        if let Ok(Err(error)) = set.await {
-            tracing::warn!(%error, "names of overlay networks not handed to the resolver");
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use engine::{Error, Kind};
 use futures_util::future::BoxFuture;
 use model::NetworkId;
 
-use super::{Cluster, State};
+use super::{Cluster, State, give_back};
 
 /// How long the network itself may take to stand on this node.
 const NETWORK_WAIT: Duration = Duration::from_secs(10);
@@ -32,15 +32,11 @@ impl Swarm for Attacher {
 
     fn detach(&self, place: Place) -> BoxFuture<'_, ()> {
         let cluster = self.0.upgrade();
-        Box::pin(async move {
-            let Some(cluster) = cluster else { return };
-            // A manager that is away must not hold up the container's end.
-            tokio::spawn(async move {
-                if let Err(error) = cluster.detach(place.task.clone()).await {
-                    tracing::warn!(task = place.task, %error, "place on a network not given back");
-                }
-            });
-        })
+        // A manager that is away must not hold up the container's end.
+        if let Some(cluster) = cluster {
+            give_back(cluster, place.task);
+        }
+        Box::pin(std::future::ready(()))
     }
 
     fn resume(&self, wanted: Wanted, place: Place) -> BoxFuture<'_, ()> {
@@ -67,14 +63,14 @@ async fn attach(cluster: &Arc<Cluster>, wanted: Wanted) -> engine::Result<Option
     };
     let task = attachment.id.clone();
     let Some(place) = place(attachment, &wanted) else {
-        let _ = cluster.detach(task).await;
+        give_back(cluster.clone(), task);
         return Err(Error::internal(format!(
             "could not attach to network {}: the managers gave no address",
             wanted.network
         )));
     };
     if let Err(error) = wait_for(cluster, &place).await {
-        let _ = cluster.detach(task).await;
+        give_back(cluster.clone(), task);
         return Err(error);
     }
     tell(cluster, &wanted, &place).await;

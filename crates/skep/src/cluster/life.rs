@@ -1,6 +1,6 @@
 //! The turns of a node's life: init, join, leave, unlock, and resuming after a restart.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use docker_api::swarm::{ControlCode, ControlError, InitRequest, JoinRequest};
@@ -22,6 +22,10 @@ const REGISTER_TIME_MAX: Duration = Duration::from_secs(20);
 const INIT_TIME_MAX: Duration = Duration::from_secs(20);
 const LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// Between attempts to go on with the membership that the disk tells of.
+const RESUME_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RESUME_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 const ALREADY: &str = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one.";
 const NOT_YET: &str = "Timeout was reached before node joined. The attempt to join the swarm will continue in the background. Use the \"docker info\" command to see the current swarm status of your node.";
 
@@ -40,10 +44,33 @@ pub fn joining(error: Refused) -> ControlError {
 
 fn check_outside(cluster: &Cluster) -> Result<(), ControlError> {
     match cluster.state() {
-        State::Inactive | State::Failed(_) => Ok(()),
+        State::Inactive => Ok(()),
         State::Active(_) | State::Locked => {
             Err(ControlError::new(ControlCode::AlreadyInSwarm, ALREADY))
         }
+        // What it knows is still on the disk, and is perhaps all that is left of the swarm.
+        State::Failed(reason) => {
+            Err(ControlError::new(ControlCode::AlreadyInSwarm, not_begun(&reason)))
+        }
+    }
+}
+
+pub(super) fn not_begun(reason: &str) -> String {
+    format!(
+        "This node is part of a swarm, but could not begin its part: {reason}. It tries again by itself; \
+         use \"docker swarm leave --force\" to forget the swarm and everything that this node knows of it."
+    )
+}
+
+/// After an init or a join that failed: as if it had not been tried.
+async fn undo(cluster: &Cluster) {
+    cluster.set_state(State::Inactive);
+    cluster.set_unlock_key(None);
+    if let Err(error) = cluster.engine.network.set_overlays(OverlayState::default()).await {
+        tracing::warn!(%error, "networks of a swarm that did not begin");
+    }
+    if let Err(error) = cluster.folder.remove() {
+        tracing::warn!(%error, "files of a swarm that did not begin");
     }
 }
 
@@ -58,9 +85,7 @@ pub async fn init(cluster: Arc<Cluster>, request: InitRequest) -> Result<String,
         check_outside(&cluster)?;
         let made = make(&cluster, request).await;
         if made.is_err() {
-            cluster.set_state(State::Inactive);
-            cluster.set_unlock_key(None);
-            let _ = cluster.folder.remove();
+            undo(&cluster).await;
         }
         made
     })
@@ -142,8 +167,7 @@ pub async fn join(cluster: Arc<Cluster>, request: JoinRequest) -> Result<(), Con
         if let Err(error) = &joined
             && error.message != NOT_YET
         {
-            cluster.set_state(State::Inactive);
-            let _ = cluster.folder.remove();
+            undo(&cluster).await;
         }
         joined
     })
@@ -274,12 +298,17 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
                     docker_api::swarm::api::LOCKED_LEAVE,
                 ));
             }
+            State::Failed(reason) if !force => {
+                return Err(ControlError::new(ControlCode::NotManager, not_begun(&reason)));
+            }
             State::Active(node) => Some(node),
             State::Locked | State::Failed(_) => None,
         };
         if let Some(node) = node {
-            depart(&cluster, &node, force).await?;
+            say_goodbye(&cluster, &node, force).await?;
         }
+        super::executor::remove_all(&cluster.engine).await;
+        let _ = cluster.engine.network.set_overlays(OverlayState::default()).await;
         cluster.set_state(State::Inactive);
         cluster.set_unlock_key(None);
         cluster.folder.remove().map_err(internal)
@@ -288,7 +317,11 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
     .unwrap_or_else(|error| Err(internal(error)))
 }
 
-async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result<(), ControlError> {
+async fn say_goodbye(
+    cluster: &Arc<Cluster>,
+    node: &Arc<Node>,
+    force: bool,
+) -> Result<(), ControlError> {
     if let Some(manager) = node.manager() {
         if !force {
             return Err(ControlError::new(ControlCode::Refused, leaving_words(cluster).await));
@@ -308,8 +341,6 @@ async fn depart(cluster: &Arc<Cluster>, node: &Arc<Node>, force: bool) -> Result
     }
     node.agent.say_goodbye().await;
     node.stop().await;
-    super::executor::remove_all(&cluster.engine).await;
-    let _ = cluster.engine.network.set_overlays(OverlayState::default()).await;
     Ok(())
 }
 
@@ -364,23 +395,48 @@ pub async fn unlock(cluster: Arc<Cluster>, key: String) -> Result<(), ControlErr
     continue_life(&cluster).await.map_err(internal)
 }
 
-/// At the daemon's start: whatever the disk says this node is.
+/// At the daemon's start: whatever the disk says this node is. What does not begin, because an address
+/// or a port is not there yet, is tried again until it does or somebody decides otherwise.
 pub async fn resume(cluster: &Arc<Cluster>) {
-    if let Err(error) = continue_life(cluster).await {
-        tracing::error!("swarm: {error:#}");
-        cluster.set_state(State::Failed(format!("{error:#}")));
+    if try_again(cluster).await {
+        tokio::spawn(keep_trying(Arc::downgrade(cluster)));
     }
+}
+
+async fn keep_trying(cluster: Weak<Cluster>) {
+    let mut pause = RESUME_PAUSE_MIN;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RESUME_PAUSE_MAX);
+        let Some(cluster) = cluster.upgrade() else { return };
+        let _changing = cluster.changing.lock().await;
+        if !matches!(cluster.state(), State::Failed(_)) || !try_again(&cluster).await {
+            return;
+        }
+    }
+}
+
+/// Whether it failed and may be tried once more.
+async fn try_again(cluster: &Arc<Cluster>) -> bool {
+    let Err(error) = continue_life(cluster).await else { return false };
+    let reason = format!("{error:#}");
+    if !matches!(cluster.state(), State::Failed(before) if before == reason) {
+        tracing::error!("swarm: {reason}");
+    }
+    cluster.set_state(State::Failed(reason));
+    true
 }
 
 async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
     let Some(saved) = cluster.folder.load()? else { return Ok(()) };
     let certificates = disk::Certificates::new(cluster.folder.certificates())?;
+    let lost = || anyhow::anyhow!("the node's certificate or key is missing from its folder");
     let (Some(roots), Some(chain)) = (certificates.roots()?, certificates.certificate()?) else {
-        return Ok(());
+        return Err(lost());
     };
     let key = match certificates.key(cluster.unlock_key().as_deref()) {
         Ok(Some(key)) => key,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Err(lost()),
         Err(disk::Error::Locked) => {
             cluster.set_state(State::Locked);
             return Ok(());
@@ -391,7 +447,13 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
     let role = identity.subject.role;
     let node = Node::start(cluster, identity, saved).await?;
     if role == pb::NodeRole::Manager {
-        node.change_manager().await.start(cluster, Begin::Restore).await?;
+        // Its turn ends here: stopping needs one of its own.
+        let begun = node.change_manager().await.start(cluster, Begin::Restore).await;
+        if let Err(error) = begun {
+            // Its ports have to be free for the next attempt.
+            node.stop().await;
+            return Err(error);
+        }
     }
     cluster.set_state(State::Active(node));
     Ok(())

@@ -108,9 +108,13 @@ impl Handle {
         if !here(&leader.borrow()) || self.members.borrow().len() < 2 {
             return;
         }
-        let _ = self.asks.send(Ask::HandOver).await;
         let elsewhere = |leader: &Option<Leader>| leader.as_ref().is_some_and(|it| !it.here);
-        let _ = tokio::time::timeout(patience, leader.wait_for(elsewhere)).await;
+        let handed = async {
+            let _ = self.asks.send(Ask::HandOver).await;
+            let _ = leader.wait_for(elsewhere).await;
+        };
+        // A manager that its disk holds up takes no orders, either.
+        let _ = tokio::time::timeout(patience, handed).await;
     }
 
     pub async fn logs(

@@ -8,6 +8,7 @@ pub mod events;
 pub mod manager_task;
 pub mod agent_task;
 mod gossiped;
+mod names_told;
 mod ports_taken;
 pub mod task_records;
 pub mod executor;
@@ -81,6 +82,9 @@ pub struct Cluster {
 /// How long an address that the managers refuse is asked for again.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
 const PLACE_LOOK: Duration = Duration::from_millis(250);
+/// Between attempts to give a place on a network back.
+const GIVE_BACK_PAUSE_MIN: Duration = Duration::from_secs(1);
+const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// Resumes what the disk says this node is.
@@ -120,7 +124,10 @@ impl Cluster {
             State::Locked => {
                 Err(ControlError::new(ControlCode::NotManager, docker_api::swarm::api::LOCKED))
             }
-            State::Inactive | State::Failed(_) => Err(ControlError::no_swarm()),
+            State::Failed(reason) => {
+                Err(ControlError::new(ControlCode::NotManager, life::not_begun(&reason)))
+            }
+            State::Inactive => Err(ControlError::no_swarm()),
         }
     }
 
@@ -139,8 +146,13 @@ impl Cluster {
 
     fn managing(&self) -> Result<(Arc<Node>, manager_task::Handle), ControlError> {
         let node = self.member()?;
-        let manager = node.manager().ok_or_else(ControlError::worker)?;
-        Ok((node, manager))
+        match node.manager() {
+            Some(manager) => Ok((node, manager)),
+            None => Err(match node.manager_trouble() {
+                Some(trouble) => ControlError::new(ControlCode::Unavailable, trouble),
+                None => ControlError::worker(),
+            }),
+        }
     }
 
     /// A leader answers. A question is answered from this manager's own copy when none is known or
@@ -229,12 +241,14 @@ impl Cluster {
             info.error = manager.disk_trouble().unwrap_or_default();
             info.control_available &= info.error.is_empty();
             info.warnings = manager_warnings(info.managers, info.control_available);
+        } else {
+            info.error = node.manager_trouble().unwrap_or_default();
         }
         info
     }
 
     pub(crate) async fn attach(
-        &self,
+        self: &Arc<Self>,
         target: String,
         container_id: String,
         aliases: Vec<String>,
@@ -244,29 +258,12 @@ impl Cluster {
         let config =
             pb::NetworkAttachmentConfig { target, aliases, addresses, ..Default::default() };
         let request = pb::AttachNetworkRequest { config: Some(config), container_id };
-        let far = node.any_manager().ok_or_else(no_leader)?;
-        // What another container held a moment ago may still be on its way back to the managers.
-        let until = tokio::time::Instant::now() + PLACE_WAIT;
-        let answer = loop {
-            match far.resource_allocator().attach_network(request.clone()).await.map_err(refused) {
-                Err(error)
-                    if error.code == ControlCode::FailedPrecondition
-                        && tokio::time::Instant::now() < until =>
-                {
-                    tokio::time::sleep(PLACE_LOOK).await;
-                }
-                answered => break answered?,
-            }
-        };
-        let id = answer.into_inner().attachment_id;
+        let id = attach_when_possible(&node, request).await?;
         match tokio::time::timeout(Duration::from_secs(20), node.agent.attachment(id.clone())).await
         {
             Ok(Some(work)) => Ok(Attachment { id, networks: work.task.networks }),
             _ => {
-                let _ = far
-                    .resource_allocator()
-                    .detach_network(pb::DetachNetworkRequest { attachment_id: id })
-                    .await;
+                give_back(self.clone(), id);
                 Err(ControlError::new(
                     ControlCode::DeadlineExceeded,
                     "the network gave the container no address in time",
@@ -275,14 +272,70 @@ impl Cluster {
         }
     }
 
-    pub(crate) async fn detach(&self, attachment_id: String) -> Result<(), ControlError> {
+    async fn detach(&self, attachment_id: String) -> Result<(), ControlError> {
         let node = self.member()?;
         node.agent.tell(agent::Event::Detached { task: attachment_id.clone() }).await;
-        let far = node.any_manager().ok_or_else(no_leader)?;
         let request = pb::DetachNetworkRequest { attachment_id };
-        far.resource_allocator().detach_network(request).await.map_err(refused)?;
-        Ok(())
+        let gone = node.ask_managers(|far| {
+            let request = request.clone();
+            Box::pin(async move { far.resource_allocator().detach_network(request).await })
+        });
+        match gone.await {
+            Err(Some(status)) if status.code() == transport::Code::NotFound => Ok(()),
+            answer => answer.map(drop).map_err(unanswered),
+        }
     }
+}
+
+/// Asks again for what will be there in a moment: a leader, or an address on its way back to the
+/// managers from the container that held it.
+async fn attach_when_possible(
+    node: &Node,
+    request: pb::AttachNetworkRequest,
+) -> Result<String, ControlError> {
+    let begun = tokio::time::Instant::now();
+    loop {
+        let asked = node.ask_managers(|far| {
+            let request = request.clone();
+            Box::pin(async move { far.resource_allocator().attach_network(request).await })
+        });
+        let error = match asked.await {
+            Ok(answer) => return Ok(answer.into_inner().attachment_id),
+            Err(status) => unanswered(status),
+        };
+        let patience = match error.code {
+            ControlCode::FailedPrecondition => PLACE_WAIT,
+            ControlCode::Unavailable => LEADER_WAIT,
+            _ => return Err(error),
+        };
+        if begun.elapsed() >= patience {
+            return Err(error);
+        }
+        tokio::time::sleep(PLACE_LOOK).await;
+    }
+}
+
+/// Gives a place on a network back, however long the managers are away: until then its address is
+/// nobody else's.
+pub(crate) fn give_back(cluster: Arc<Cluster>, attachment_id: String) {
+    tokio::spawn(async move {
+        let mut pause = GIVE_BACK_PAUSE_MIN;
+        // A node that left the swarm has no place in it.
+        while matches!(cluster.state(), State::Active(_)) {
+            match cluster.detach(attachment_id.clone()).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(attachment_id, %error, "place on a network not given back yet");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(GIVE_BACK_PAUSE_MAX);
+        }
+    });
+}
+
+fn unanswered(status: Option<transport::Status>) -> ControlError {
+    status.map_or_else(no_leader, refused)
 }
 
 fn manager_warnings(managers: u64, control_available: bool) -> Vec<String> {

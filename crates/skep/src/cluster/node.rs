@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::BoxFuture;
 use manager::{Bootstrap, Caller, Manager};
 use rand::SeedableRng;
 use rand::TryRngCore;
@@ -23,10 +24,14 @@ use super::{Cluster, GOSSIP_PORT, State, description, renewal};
 /// Between attempts to renew a certificate that has to change.
 const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
 const RENEW_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Between attempts to begin a manager whose disk or port was not there.
+const MANAGER_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Raft messages that wait until this manager knows its place in the set.
 const HELD_MAX: usize = 64;
 /// Before a manager whose disk failed is begun again.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
+/// A manager that takes longer is passed over for the next one.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 const JOIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
@@ -34,6 +39,8 @@ pub struct Node {
     pub keys: Arc<Keys>,
     pub agent: agent_task::Handle,
     manager: Mutex<Option<Managing>>,
+    /// Why the manager could not begin when it was last tried.
+    trouble: Mutex<Option<String>>,
     /// Held while the manager is ended and begun: one begins at a time, and none while another ends.
     manager_changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<Task>>,
@@ -127,10 +134,10 @@ impl Node {
             engine: cluster.engine.clone(),
             gossip,
             gossip_effects,
-            resolver: Arc::new(resolver::Client::new(
+            resolver: resolver::Client::new(
                 &std::env::current_exe()?,
                 &cluster.engine.config().exec_root,
-            )),
+            ),
             data_path,
             managers: saved.managers.clone(),
         };
@@ -140,6 +147,7 @@ impl Node {
             keys,
             agent,
             manager: Mutex::default(),
+            trouble: Mutex::default(),
             manager_changing: tokio::sync::Mutex::default(),
             tasks: Mutex::new(vec![Task(task)]),
         });
@@ -164,6 +172,12 @@ impl Node {
         locked(&self.manager).as_ref().map(|managing| managing.handle.clone())
     }
 
+    /// Why there is no manager on this node although it should be one.
+    pub fn manager_trouble(&self) -> Option<String> {
+        let manager = self.keys.identity().subject.role == pb::NodeRole::Manager;
+        locked(&self.trouble).clone().filter(|_| manager)
+    }
+
     /// This node as a caller of its own manager.
     pub fn caller(&self) -> Caller {
         let subject = self.keys.identity().subject;
@@ -176,10 +190,34 @@ impl Node {
         }
     }
 
-    pub fn any_manager(&self) -> Option<transport::client::Manager> {
+    /// Asks one manager after another until one answers; those that are away, or have no leader at the
+    /// moment, are passed over.
+    ///
+    /// # Errors
+    /// The answer of the first that refuses, else of the last; nothing when no manager is known.
+    pub async fn ask_managers<T>(
+        &self,
+        ask: impl Fn(transport::client::Manager) -> BoxFuture<'static, Result<T, Status>>,
+    ) -> Result<T, Option<Status>> {
         let managers = locked(&self.agent.view.managers).clone();
-        let (_, address) = managers.first()?;
-        transport::client::Manager::new(address.clone(), self.keys.clone()).ok()
+        let mut last = None;
+        for (_, address) in managers {
+            let far = match transport::client::Manager::new(address, self.keys.clone()) {
+                Ok(far) => far,
+                Err(status) => {
+                    last = Some(status);
+                    continue;
+                }
+            };
+            match tokio::time::timeout(ANSWER_MAX, ask(far)).await {
+                Ok(Err(status)) if status.code() == transport::Code::Unavailable => {
+                    last = Some(status);
+                }
+                Ok(answer) => return answer.map_err(Some),
+                Err(_) => last = Some(Status::deadline_exceeded("the manager did not answer")),
+            }
+        }
+        Err(last)
     }
 
     async fn begin(
@@ -271,6 +309,14 @@ impl Node {
 impl Changing<'_> {
     /// Opens the manager's port and begins its life.
     pub async fn start(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
+        let begun = self.open(cluster, begin).await;
+        let trouble = begun.as_ref().err();
+        *locked(&self.node.trouble) =
+            trouble.map(|error| format!("the manager of this node cannot begin: {error:#}"));
+        begun
+    }
+
+    async fn open(&self, cluster: &Cluster, begin: Begin) -> anyhow::Result<()> {
         let node = self.node;
         let listen = &node.saved.listen_addr;
         let listener =
@@ -382,6 +428,10 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
         let before = node_now.manager().map(|manager| seen(manager.cluster));
         let done = step(&cluster_now, &node_now, &object, &roots).await;
         let look_in = renewal::look_in(&node_now.keys.identity(), cluster_now.clock.now());
+        let pause_max = match node_now.manager_trouble() {
+            Some(_) => MANAGER_PAUSE_MAX,
+            None => RENEW_PAUSE_MAX,
+        };
         let manager = node_now.manager();
         let mut ended = manager.as_ref().map(|manager| manager.ended.clone());
         let now = manager.map(|manager| manager.cluster);
@@ -406,7 +456,7 @@ async fn look_after(cluster: Weak<Cluster>, node: Weak<Node>) {
             changed = roots.changed() => if changed.is_err() { return },
             () = manager_ended(&mut ended) => {}
             () = cluster_changed(&mut object_of_cluster) => {}
-            () = tokio::time::sleep(wait) => pause = (pause * 2).min(RENEW_PAUSE_MAX),
+            () = tokio::time::sleep(wait) => pause = (pause * 2).min(pause_max),
         }
     }
 }
