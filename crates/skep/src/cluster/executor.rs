@@ -16,12 +16,12 @@ use super::saved::Folder;
 use super::{description, task_spec};
 
 const TASK_LABEL: &str = "com.docker.swarm.task.id";
-/// SwarmKit's default of `--stop-grace-period`.
-const STOP_SECONDS: i64 = 10;
-/// A container that cannot be removed is tried again, each time after twice the pause; what stays
-/// even so goes when the daemon starts anew.
+/// A container that cannot be removed is tried again, each time after twice the pause; for what
+/// stays even so the agent asks again.
 const REMOVE_ATTEMPTS: u32 = 6;
 const REMOVE_PAUSE: Duration = Duration::from_millis(250);
+/// Between attempts to stop a container that has to end before its task can be told as failed.
+const STOP_PAUSE: Duration = Duration::from_secs(10);
 /// The overlay that a task needs is applied within this time, or the start says what went wrong.
 const OVERLAYS_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -245,7 +245,9 @@ impl Executor {
             self.stop(task).await?;
             return Err(failed("the task was stopped while it started"));
         }
-        self.healthy(&id).await?;
+        if !self.healthy(&id).await? {
+            return Err(self.give_up(task).await);
+        }
         let container = engine.container(&id).map_err(|error| failed(error.message))?;
         let state = container.state();
         Ok(Container {
@@ -260,19 +262,35 @@ impl Executor {
         locked(&self.inner.stopping).contains(task)
     }
 
-    /// A task with a health check runs once it is healthy.
-    async fn healthy(&self, id: &str) -> Result<(), StageError> {
+    /// A task that never got healthy has failed when its container no longer runs, not before: another
+    /// task gets its addresses then.
+    async fn give_up(&self, task: &str) -> StageError {
+        loop {
+            match self.stop(task).await {
+                Ok(Container { exit_code, .. }) => {
+                    let cause = "dockerexec: unhealthy container";
+                    return failed(format!("task: non-zero exit ({exit_code}): {cause}"));
+                }
+                Err(error) if self.is_stopping(task) => return error,
+                Err(error) => tracing::warn!(task, error = error.message, "unhealthy, not stopped"),
+            }
+            tokio::time::sleep(STOP_PAUSE).await;
+        }
+    }
+
+    /// A task with a health check runs once it is healthy; whether it did not turn out unhealthy.
+    async fn healthy(&self, id: &str) -> Result<bool, StageError> {
         let container = self.inner.engine.container(id).map_err(|error| failed(error.message))?;
         loop {
             let state = container.state();
             match state.health.as_ref().map(|health| health.status.as_str()) {
                 Some("starting") if container.is_running() => {}
-                Some("unhealthy") => return Err(failed("unhealthy container")),
-                _ => return Ok(()),
+                Some("unhealthy") => return Ok(false),
+                _ => return Ok(true),
             }
             let mut ended = container.ended();
             tokio::select! {
-                _ = ended.wait_for(|ended| *ended) => return Ok(()),
+                _ = ended.wait_for(|ended| *ended) => return Ok(true),
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
         }
@@ -352,11 +370,9 @@ impl Executor {
         let Some(id) = self.container(task) else { return Ok(Container::default()) };
         let lock = self.start_lock(task);
         let _not_starting = lock.lock().await;
-        let grace = locked(&self.inner.view.works)
-            .get(task)
-            .and_then(grace_seconds)
-            .unwrap_or(STOP_SECONDS);
-        match self.inner.engine.stop(&id, Some(grace), None).await {
+        // Of a task from before the daemon's start only the container knows its grace period.
+        let grace = locked(&self.inner.view.works).get(task).and_then(grace_seconds);
+        match self.inner.engine.stop(&id, grace, None).await {
             Ok(()) => {}
             Err(error)
                 if matches!(error.kind, engine::Kind::NotModified | engine::Kind::NotFound) => {}
