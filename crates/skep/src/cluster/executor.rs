@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use agent::{Container, Event, Record, Stage, StageError, Work};
 use engine::Engine;
 use engine::containers::{RemoveOptions, WaitFor};
-use image::{Credentials, Platform, ProgressSender, Reference};
+use image::{Platform, ProgressSender, Reference};
 use tokio::sync::{mpsc, watch};
 use wire::swarmkit as pb;
 
 use super::agent_task::{Input, View, locked};
+use super::credentials::credentials;
 use super::saved::Folder;
 use super::{description, task_spec};
 
@@ -572,30 +573,6 @@ pub async fn remove_all(engine: &Arc<Engine>) {
         });
     }
     while removals.join_next().await.is_some() {}
-}
-
-/// The CLI's `X-Registry-Auth` as it travels in the service's spec.
-fn credentials(header: &str) -> Result<Option<Credentials>, String> {
-    use base64::Engine as _;
-    if header.is_empty() {
-        return Ok(None);
-    }
-    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    let text = header.trim_end_matches('=').replace('+', "-").replace('/', "_");
-    let bytes =
-        engine.decode(text).map_err(|_| "the registry credentials are not base64".to_owned())?;
-    let json: serde_json::Value = serde_json::from_slice(&bytes)
-        .map_err(|_| "the registry credentials are not JSON".to_owned())?;
-    let field = |name: &str| {
-        json.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
-    };
-    Ok(Some(Credentials {
-        username: field("username"),
-        password: field("password"),
-        identity_token: field("identitytoken"),
-        registry_token: field("registrytoken"),
-        server_address: field("serveraddress"),
-    }))
 }
 
 fn rejected(message: impl Into<String>) -> StageError {

@@ -13,7 +13,8 @@ use transport::{Identity, Keys};
 use wire::control::Call;
 use wire::swarmkit as pb;
 
-use super::node::{Begin, Node, dice, save_identity};
+use super::keys::save_identity;
+use super::node::{Begin, Node, dice};
 use super::saved::Saved;
 use super::{Cluster, State, address, refused};
 

@@ -14,6 +14,7 @@ use transport::{Call as Remote, Gate, Keys, Peer, Route, Status};
 use wire::{raftpb, swarmkit as pb};
 
 use super::aside;
+use super::callers::caller;
 use super::clock::Clock;
 use super::events::{ClusterEvent, cluster_events};
 
@@ -582,20 +583,6 @@ fn reported(report: Report) -> Option<Event> {
             Some(Event::RaftSnapshotSent { raft_id: member, delivered })
         }
         Report::Removed => Some(Event::RaftRemoved),
-    }
-}
-
-fn caller(peer: &Peer) -> Caller {
-    let subject = peer.subject.as_ref();
-    Caller {
-        node_id: peer.node_id().to_owned(),
-        organization: subject.map(|subject| subject.cluster_id.clone()).unwrap_or_default(),
-        units: subject
-            .map(|subject| transport::identity::unit_of(subject.role).to_owned())
-            .into_iter()
-            .collect(),
-        address: Some(peer.address.ip()),
-        forwarded_by: peer.forwarded_by.clone(),
     }
 }
 
