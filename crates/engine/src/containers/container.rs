@@ -288,8 +288,11 @@ impl Container {
     pub(crate) fn change_state(&self, change: impl FnOnce(&mut State)) -> State {
         let state = {
             let mut inner = self.inner();
+            let stopped_by_user = inner.state.stopped_by_user;
             change(&mut inner.state);
-            if let Err(error) = record::write_state(&self.directory, &inner.state) {
+            // Who was told that it is stopped does not find it running after a power cut.
+            let durable = inner.state.stopped_by_user != stopped_by_user;
+            if let Err(error) = record::write_state(&self.directory, &inner.state, durable) {
                 tracing::error!(container = %self.id, %error, "state not written");
             }
             inner.state.clone()

@@ -119,7 +119,7 @@ impl Engine {
             log,
             task: request.task,
         };
-        record::write_state(&directory, &State::default())?;
+        record::write_state(&directory, &State::default(), false)?;
         tracing::trace!(target: "step", "container state written");
         record::write_spec(&directory, &spec)?;
         tracing::trace!(target: "step", "container written");

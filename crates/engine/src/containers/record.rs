@@ -21,11 +21,12 @@ pub(crate) fn write_spec(directory: &Path, spec: &Spec) -> Result<()> {
     replace(directory, SPEC, &text, 0o600, true)
 }
 
-/// Atomic, but not forced to the disk: after a power cut no container runs, whatever it says.
-pub(crate) fn write_state(directory: &Path, state: &State) -> Result<()> {
+/// Atomic, but forced to the disk only when asked: after a power cut no container runs, whatever the
+/// phase says, but what its user decided about it still counts.
+pub(crate) fn write_state(directory: &Path, state: &State, durable: bool) -> Result<()> {
     let text = serde_json::to_vec(state).during("write the state")?;
     let path = directory.join(STATE);
-    match try_replace(directory, STATE, &text, 0o600, false) {
+    match try_replace(directory, STATE, &text, 0o600, durable) {
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             overwrite(&path, &text)
         }
@@ -185,7 +186,7 @@ mod tests {
     #[test]
     fn only_a_directory_with_a_spec_is_a_container() {
         let folder = tempfile::tempdir().expect("a folder");
-        write_state(folder.path(), &State::default()).expect("state");
+        write_state(folder.path(), &State::default(), false).expect("state");
         assert!(read(folder.path()).expect("readable").is_none(), "the create was never told");
     }
 
@@ -193,7 +194,7 @@ mod tests {
     fn a_state_written_over_another_leaves_nothing_of_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let long = State { error: "e".repeat(500), ..Default::default() };
-        write_state(folder.path(), &long).expect("state");
+        write_state(folder.path(), &long, false).expect("state");
         let short = State { exit_code: 7, ..Default::default() };
         let text = serde_json::to_vec(&short).expect("JSON");
         overwrite(&folder.path().join(STATE), &text).expect("written over");

@@ -138,15 +138,22 @@ impl LogWriter {
             for n in (1..self.max_file - 1).rev() {
                 rotate_file(&self.path, n)?;
             }
-            rename_if_there(&self.path, &numbered(&self.path, 1))?;
-            if self.compress {
-                self.compressing = Some(compress_apart(&numbered(&self.path, 1))?);
+            let rotated = numbered(&self.path, 1);
+            rename_if_there(&self.path, &rotated)?;
+            if let Err(error) = self.reopen() {
+                rename_if_there(&rotated, &self.path)?;
+                return Err(error);
             }
+            if self.compress {
+                // Without a process for it the file stays as it is.
+                self.compressing = compress_apart(&rotated).ok();
+            }
+            Ok(())
         } else {
             // Readers that follow see the file shrink.
             OpenOptions::new().write(true).truncate(true).open(&self.path)?;
+            self.reopen()
         }
-        self.reopen()
     }
 
     fn reopen(&mut self) -> io::Result<()> {
@@ -161,7 +168,7 @@ impl LogWriter {
     }
 }
 
-/// `<path>.<n>`: the n-th oldest file of a rotated log.
+/// `<path>.<n>`: a rotated log's n-th file, 1 being the newest.
 pub fn numbered(path: &Path, n: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{n}"));
@@ -171,6 +178,10 @@ pub fn numbered(path: &Path, n: u32) -> PathBuf {
 /// The n-th rotated file becomes the next one, compressed or not; what has that name goes.
 fn rotate_file(path: &Path, n: u32) -> io::Result<()> {
     let (from, to) = (numbered(path, n), numbered(path, n + 1));
+    // After a rotation that failed there is a gap, which must not travel up to the oldest file.
+    if !from.exists() && !compressed(&from).exists() {
+        return Ok(());
+    }
     for stale in [&to, &compressed(&to)] {
         remove_if_there(stale)?;
     }
@@ -285,4 +296,24 @@ pub fn rfc3339_nano(out: &mut Vec<u8>, at: SystemTime) {
         out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
     }
     out.push(b'Z');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_that_failed_costs_no_older_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        std::fs::write(numbered(&path, 2), "old").unwrap();
+        std::fs::write(compressed(&numbered(&path, 3)), "older").unwrap();
+        // Nothing has become the first one: it is still under the log's own name.
+        rotate_file(&path, 1).unwrap();
+        assert_eq!(std::fs::read_to_string(numbered(&path, 2)).unwrap(), "old");
+        rotate_file(&path, 3).unwrap();
+        rotate_file(&path, 2).unwrap();
+        assert_eq!(std::fs::read_to_string(numbered(&path, 3)).unwrap(), "old");
+        assert_eq!(std::fs::read_to_string(compressed(&numbered(&path, 4))).unwrap(), "older");
+    }
 }

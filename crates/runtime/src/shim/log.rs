@@ -186,7 +186,7 @@ fn keep_log(config: &LogConfig, pipe: OwnedFd) -> io::Result<()> {
     let mut writer = LogWriter::open(config)?;
     let mut pipe = BufReader::new(File::from(pipe));
     let (mut head, mut line) = ([0; HEAD_BYTES], Vec::with_capacity(LINE_BYTES_MAX));
-    memory::give_back();
+    memory::give_back(memory::Of::ProgramAndLibraries);
     loop {
         match pipe.read_exact(&mut head) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),

@@ -191,7 +191,7 @@ impl Shim {
             }
         }
         if trim {
-            memory::give_back();
+            memory::give_back(memory::Of::ProgramAndLibraries);
         }
         match rustix::event::poll(&mut fds, limit.as_ref()) {
             Ok(_) => {}

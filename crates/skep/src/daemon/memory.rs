@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use runtime::memory;
+
 /// Giving back takes about a millisecond, and what is needed still comes back by page faults.
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Growth that is worth the trouble.
@@ -14,7 +16,8 @@ pub async fn keep_small() {
         tokio::time::sleep(INTERVAL).await;
         let now = resident();
         if now > least + GROWTH_MIN {
-            let given = tokio::task::spawn_blocking(runtime::memory::give_back).await;
+            let give = || memory::give_back(memory::Of::Program);
+            let given = tokio::task::spawn_blocking(give).await;
             least = resident();
             tracing::debug!(before = now, after = least, ok = given.is_ok(), "memory given back");
         } else {
