@@ -146,11 +146,10 @@ fn encode_match(batch: &mut Vec<Message>, body: &mut Expressions, one: &Match, s
         Match::DaddrLocal => body.fib_local(false),
         Match::SaddrLocal => body.fib_local(true),
         Match::Established => body.ct_bits(CT_STATE, 2 | 4),
-        Match::New => body.ct_bits(CT_STATE, 8),
         Match::Translated => body.ct_bits(CT_STATUS, 0x20),
-        Match::CtMarked => {
+        Match::CtMarked | Match::CtUnmarked => {
             body.load_ct(CT_MARK);
-            body.compare(REG_1, &0u32.to_ne_bytes(), false);
+            body.compare(REG_1, &0u32.to_ne_bytes(), *one == Match::CtUnmarked);
         }
     }
 }

@@ -93,11 +93,12 @@ pub enum Match {
     SaddrLocal,
     /// `ct state established,related`
     Established,
-    New,
     /// The flow's destination was translated.
     Translated,
     /// `ct mark != 0`
     CtMarked,
+    /// `ct mark 0`
+    CtUnmarked,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,9 +204,9 @@ impl fmt::Display for Match {
             Self::DaddrLocal => f.write_str("fib daddr type local"),
             Self::SaddrLocal => f.write_str("fib saddr type local"),
             Self::Established => f.write_str("ct state established,related"),
-            Self::New => f.write_str("ct state new"),
             Self::Translated => f.write_str("ct status dnat"),
             Self::CtMarked => f.write_str("ct mark != 0x00000000"),
+            Self::CtUnmarked => f.write_str("ct mark 0x00000000"),
         }
     }
 }

@@ -77,6 +77,10 @@ impl Walk<'_> {
         }
         // The node is Ready before it has heard of every task's place.
         wait_until(REPLACED_MAX, || Ok(self.ask_from_outside(&host.address, "/").is_ok()))?;
+        // Each of the six tasks in turn: their hosts must know the way back to this one.
+        for _ in 1..6 {
+            self.ask_from_outside(&host.address, "/")?;
+        }
         let answer = self.ask_from_outside(&host.address, "/")?;
         println!("\nclient# curl {}\n{answer}", host.address);
         must(!answer.is_empty(), &format!("{} answers, though it has no task", host.name), &answer)

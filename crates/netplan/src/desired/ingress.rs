@@ -134,7 +134,9 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
     }
     let mut mark = Chain::base("mark", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
     if !marks.is_empty() {
-        mark.rule(vec![Match::IifName(name()), Match::New], Action::CtMarkBySource(marks));
+        // Not by the state: a first packet that comes before its host is known here makes the flow, and
+        // the ones that are sent again belong to it.
+        mark.rule(vec![Match::IifName(name()), Match::CtUnmarked], Action::CtMarkBySource(marks));
     }
     let mut redirect = Chain::base("redirect", ChainKind::Nat, Hook::Prerouting, PRIORITY_DSTNAT);
     let twins = mesh6::twins(view, link);
