@@ -176,9 +176,10 @@ impl Life {
         self.unreported = true;
     }
 
-    /// While the task runs: what is wrong around it, or nothing.
+    /// While the task runs and shall run on: what is wrong around it, or nothing.
     pub fn warn(&mut self, warning: String) {
-        if self.state() == TaskState::Running && !self.wants_end() && self.status.err != warning {
+        let ends = self.wants_end() || self.unhealthy;
+        if self.state() == TaskState::Running && !ends && self.status.err != warning {
             self.status.err = warning;
             self.unsaved = true;
             self.unreported = true;

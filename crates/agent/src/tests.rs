@@ -337,6 +337,20 @@ fn a_task_that_cannot_be_stopped_is_not_told_as_shut_down_and_is_tried_again() {
 }
 
 #[test]
+fn why_an_unhealthy_task_is_not_stopped_is_not_hidden_by_what_is_known_of_ports() {
+    let mut world = World::new(vec![]);
+    world.run();
+    let _ = world.step(Event::PortsTaken([].into()));
+    let unhealthy = world.step(Event::Health { task: "t1".into(), healthy: false });
+    assert!(short(&unhealthy).contains(&"shutdown".to_owned()));
+    let _ = failed(&mut world, Stage::Shutdown);
+    let _ = world.pass(Duration::from_secs(1));
+    let status = &world.agent.lives["t1"].status;
+    assert_eq!(status.state(), TaskState::Running);
+    assert!(status.err.starts_with("tried to kill container"), "{}", status.err);
+}
+
+#[test]
 fn a_task_that_ends_after_its_stop_had_failed_is_shut_down() {
     let mut world = World::new(vec![]);
     world.run();
