@@ -1,5 +1,6 @@
 //! What a manager does only while it leads: the loops that turn wishes into tasks.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use allocator::Allocator;
@@ -38,8 +39,9 @@ pub(crate) struct Leading {
     /// The next change of the queue, not of the loops, is due.
     pub calls_turn: bool,
     look_again: Instant,
-    /// Not before then is another complaint due.
-    complain_at: Instant,
+    /// What cannot be stored and was said of; said again after this time.
+    complained: BTreeSet<String>,
+    complain_again: Instant,
 }
 
 impl Leading {
@@ -59,7 +61,8 @@ impl Leading {
             dirty: true,
             calls_turn: true,
             look_again: now + LOOK_AGAIN,
-            complain_at: now,
+            complained: BTreeSet::new(),
+            complain_again: now,
         }
     }
 
@@ -185,24 +188,28 @@ impl Leading {
     }
 
     fn complain(&mut self, now: Instant, change: &Change, bytes: usize, out: &mut Vec<Effect>) {
-        if now < self.complain_at {
-            return;
+        if now >= self.complain_again {
+            self.complained.clear();
+            self.complain_again = now + COMPLAIN_AGAIN;
         }
-        self.complain_at = now + COMPLAIN_AGAIN;
         let what = match change {
             Change::Create(target) | Change::Update(target) => describe(target),
             Change::Remove(kind, id) => format!("{kind:?} {id}"),
         };
         let most = pump::ROUND_BYTES_MAX;
-        out.push(Effect::Complaint(format!(
+        let text = format!(
             "{what} is not stored: it has {bytes} bytes, at most {most} are possible; make its specification smaller"
-        )));
+        );
+        if self.complained.insert(what) {
+            out.push(Effect::Complaint(text));
+        }
     }
 }
 
 fn describe(target: &store::Target) -> String {
     match target {
-        store::Target::Task(task) => format!("Task {} of service {}", task.id, task.service_id),
+        // Each plan makes it anew, under another id.
+        store::Target::Task(task) => format!("A task of service {}", task.service_id),
         other => format!("{:?} {}", object::kind_of(other), object::id_of(other)),
     }
 }
