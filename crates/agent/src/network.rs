@@ -210,7 +210,7 @@ fn record_of(life: &Life, network: &pb::Network) -> Option<EndpointRecord> {
     let container = life.container.container_id.get(..12).map(str::to_owned);
     let (name, task_aliases) = match &life.attached {
         Some((name, aliases)) => (name.clone(), aliases.clone()),
-        None => (task_name(task), container.into_iter().collect()),
+        None => (store::access::task_name(task), container.into_iter().collect()),
     };
     let ingress = store::tables::is_ingress(network);
     Some(EndpointRecord {
@@ -252,19 +252,6 @@ fn ingress_ports(task: &pb::Task) -> Vec<networktable::PortConfig> {
             published_port: port.published_port,
         })
         .collect()
-}
-
-/// The name of a task, which is its container's too: `<service>.<slot>.<task>`.
-pub fn task_name(task: &pb::Task) -> String {
-    let own = task.annotations.as_ref().map_or("", |named| named.name.as_str());
-    if !own.is_empty() {
-        return own.to_owned();
-    }
-    let service = task.service_annotations.as_ref().map_or("", |named| named.name.as_str());
-    match task.slot {
-        0 => format!("{service}.{}.{}", task.node_id, task.id),
-        slot => format!("{service}.{slot}.{}", task.id),
-    }
 }
 
 /// Virtual addresses and who answers for them. A service whose tasks are here is known even

@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use netplan::Mac;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::message::checksum;
+
 const ARP: u16 = 0x0806;
 const IPV6: u16 = 0x86dd;
 const ARP_REPLY: u16 = 2;
@@ -64,16 +66,6 @@ fn neighbour(addr: Ipv6Addr, mac: Mac) -> Vec<u8> {
     frame.extend(ALL_NODES.octets());
     frame.extend(body);
     frame
-}
-
-/// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// Sends each frame out of the link of that index, in the calling thread's namespace.

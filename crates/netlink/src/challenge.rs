@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use crate::conntrack::Tuple;
-use crate::message::ip_bytes;
+use crate::message::{checksum, ip_bytes};
 
 const SYN_AND_ACK: u8 = 0x12;
 const HEADER_WORDS: u8 = 5;
@@ -51,14 +51,6 @@ fn segment(flow: &Tuple) -> [u8; 20] {
     covered.extend(bytes);
     bytes[16..18].copy_from_slice(&checksum(&covered).to_be_bytes());
     bytes
-}
-
-/// The internet's checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
 }
 
 #[cfg(test)]

@@ -22,14 +22,15 @@ pub fn is_wanted(task: &pb::Task) -> bool {
     task.desired_state() <= TaskState::Complete
 }
 
-/// The names and numbers that belong to the task, for its container's name, labels and templates.
-pub fn container_name(task: &pb::Task) -> String {
+/// What the task is called, its container too: its own name, else made of its service's (SwarmKit's
+/// `naming.Task`).
+pub fn task_name(task: &pb::Task) -> String {
+    let own = task.annotations.as_ref().map_or("", |annotations| &annotations.name);
     let service = task.service_annotations.as_ref().map_or("", |annotations| &annotations.name);
-    let annotation = task.annotations.as_ref().map_or("", |annotations| &annotations.name);
-    match (task.slot, service) {
-        (_, "") if !annotation.is_empty() => annotation.to_owned(),
-        (0, service) => format!("{service}.{}.{}", task.node_id, task.id),
-        (slot, service) => format!("{service}.{slot}.{}", task.id),
+    match task.slot {
+        _ if !own.is_empty() => own.to_owned(),
+        0 => format!("{service}.{}.{}", task.node_id, task.id),
+        slot => format!("{service}.{slot}.{}", task.id),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use wire::swarmkit as pb;
 
-use crate::access::container_name;
+use crate::access::task_name;
 use expression::Value;
 
 /// What a template can see.
@@ -41,7 +41,7 @@ impl Context {
         ];
         let own = vec![
             ("ID", Value::text(&task.id)),
-            ("Name", Value::text(container_name(task))),
+            ("Name", Value::text(task_name(task))),
             ("Slot", Value::text(slot)),
         ];
         let fields = [("Service", service), ("Node", node), ("Task", own)];

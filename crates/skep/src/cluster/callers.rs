@@ -2,6 +2,7 @@
 
 use manager::Caller;
 use transport::Peer;
+
 /// What the manager wants to know of a caller.
 pub fn caller(peer: &Peer) -> Caller {
     let subject = peer.subject.as_ref();

@@ -1,6 +1,7 @@
 //! Credentials that travel with a service's image (`--with-registry-auth`).
 
 use image::Credentials;
+
 /// The CLI's `X-Registry-Auth` as it travels in the service's spec.
 pub fn credentials(header: &str) -> Result<Option<Credentials>, String> {
     use base64::Engine as _;

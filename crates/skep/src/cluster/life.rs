@@ -63,15 +63,21 @@ pub(super) fn not_begun(reason: &str) -> String {
     )
 }
 
-/// After an init or a join that failed: as if it had not been tried.
-async fn undo(cluster: &Cluster) {
+/// Nothing of the swarm stays on this node: after it left, or as if an init or a join that failed had
+/// not been tried.
+async fn forget(cluster: &Cluster) -> Result<(), ControlError> {
     cluster.set_state(State::Inactive);
     cluster.set_unlock_key(None);
     if let Err(error) = cluster.engine.network.set_overlays(OverlayState::default()).await {
-        tracing::warn!(%error, "networks of a swarm that did not begin");
+        tracing::warn!(%error, "networks of a swarm that this node is not in");
     }
-    if let Err(error) = cluster.folder.remove() {
-        tracing::warn!(%error, "files of a swarm that did not begin");
+    cluster.folder.remove().map_err(internal)
+}
+
+/// The error is what the user hears; what stays behind is for the log.
+async fn undo(cluster: &Cluster) {
+    if let Err(error) = forget(cluster).await {
+        tracing::warn!(error = error.message, "files of a swarm that did not begin");
     }
 }
 
@@ -309,10 +315,7 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
             say_goodbye(&cluster, &node, force).await?;
         }
         super::executor::remove_all(&cluster.engine).await;
-        let _ = cluster.engine.network.set_overlays(OverlayState::default()).await;
-        cluster.set_state(State::Inactive);
-        cluster.set_unlock_key(None);
-        cluster.folder.remove().map_err(internal)
+        forget(&cluster).await
     })
     .await
     .unwrap_or_else(|error| Err(internal(error)))

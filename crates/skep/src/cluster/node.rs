@@ -31,8 +31,8 @@ const MANAGER_PAUSE_MAX: Duration = Duration::from_secs(5);
 const HELD_MAX: usize = 64;
 /// Before a manager whose disk failed is begun again.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
-/// A manager that takes longer is passed over for the next one.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// One that cannot be connected to is known by then; one that can has the request.
+const ANSWER_MAX: Duration = transport::client::CONNECT_TIME_MAX.saturating_mul(2);
 const JOIN_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub struct Node {
@@ -192,7 +192,8 @@ impl Node {
     }
 
     /// Asks one manager after another until one answers; those that are away, or have no leader at the
-    /// moment, are passed over.
+    /// moment, are passed over. One that has the request and does not answer is the last: it may yet
+    /// do what it was asked to, and nobody else is to do it a second time.
     ///
     /// # Errors
     /// The answer of the first that refuses, else of the last; nothing when no manager is known.
@@ -215,7 +216,9 @@ impl Node {
                     last = Some(status);
                 }
                 Ok(answer) => return answer.map_err(Some),
-                Err(_) => last = Some(Status::deadline_exceeded("the manager did not answer")),
+                Err(_) => {
+                    return Err(Some(Status::deadline_exceeded("the manager did not answer")));
+                }
             }
         }
         Err(last)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use agent::Work;
 use engine::containers::{CreateRequest, TaskEndpoint, TaskFile, TaskSpec};
 use serde_json::{Map, Value, json};
-use store::access::container_name;
+use store::access::task_name;
 use store::template::{self, Context};
 use wire::swarmkit as pb;
 use wire::swarmkit::mount::Type as MountType;
@@ -23,7 +23,7 @@ pub fn create_request(work: &Work, node: &pb::NodeDescription) -> Result<CreateR
     let config = config(task, container, &context)?;
     let host_config = host_config(work, &spec, container, &context)?;
     Ok(CreateRequest {
-        name: Some(container_name(task)),
+        name: Some(task_name(task)),
         config: read("container settings", config)?,
         host_config: read("host settings", host_config)?,
         task: Some(TaskSpec {
@@ -48,7 +48,7 @@ fn labels(task: &pb::Task, container: &pb::ContainerSpec) -> BTreeMap<String, St
         |key: &str, value: &str| labels.insert(format!("com.docker.swarm.{key}"), value.to_owned());
     put("task", "");
     put("task.id", &task.id);
-    put("task.name", &container_name(task));
+    put("task.name", &task_name(task));
     put("node.id", &task.node_id);
     put("service.id", &task.service_id);
     put("service.name", service);
@@ -483,7 +483,7 @@ mod tests {
     fn a_global_service_has_the_node_in_place_of_the_slot() {
         let mut task = task();
         task.slot = 0;
-        assert_eq!(container_name(&task), "web.nid.tid");
+        assert_eq!(task_name(&task), "web.nid.tid");
     }
 
     #[test]
