@@ -27,6 +27,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("pgrep", "procps"),
     ("debootstrap", "debootstrap"),
     ("faketime", "faketime"),
+    ("zstd", "zstd"),
 ];
 
 /// A package's own start-up script asks this file whether it may start a service.

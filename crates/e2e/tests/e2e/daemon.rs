@@ -166,7 +166,6 @@ fn the_socket_has_its_group(lab: &Lab) -> Result<()> {
     })
 }
 
-/// A CA, and a certificate of it for a server and for a client; `other` is nobody's.
 /// Gives a registry at `address` an image that is nowhere else, under `name`.
 fn publish(host: &Host, address: &str, name: &str) -> Result<()> {
     let name = format!("{address}/{name}");
@@ -230,6 +229,7 @@ fn a_registry_without_tls_has_to_be_named(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// A CA, and a certificate of it for a server and for a client; `other` is nobody's.
 fn certificates(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let openssl = |words: &str| {
