@@ -136,6 +136,7 @@ impl Manager {
         effects: Vec<consensus::Effect>,
         bootstrap: Option<Bootstrap>,
     ) -> (Self, Vec<Effect>) {
+        let reached = bootstrap.as_ref().map(|bootstrap| bootstrap.host_networks.clone());
         let mut manager = Self {
             identity,
             raft,
@@ -159,7 +160,7 @@ impl Manager {
             unfinished: false,
             snapshotting: false,
             stepped_at: now,
-            host_networks: Vec::new(),
+            host_networks: reached.unwrap_or_default(),
         };
         let mut out = Vec::new();
         manager.carry_out(now, effects, &mut out);

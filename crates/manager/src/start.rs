@@ -30,4 +30,6 @@ pub struct Bootstrap {
     pub certificate: Vec<u8>,
     /// With autolock, the key that the node's files are sealed with already.
     pub unlock_key: Option<Vec<u8>>,
+    /// As in [`crate::Event::HostNetworks`]: the ingress network gets its subnet before any event.
+    pub host_networks: Vec<String>,
 }

@@ -28,6 +28,7 @@ impl World {
             request: Vec::new(),
             certificate: Vec::new(),
             unlock_key: None,
+            host_networks: Vec::new(),
         };
         let dice = self.fork();
         let (manager, effects) = Manager::bootstrap(START, dice, identity.clone(), bootstrap);

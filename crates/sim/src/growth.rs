@@ -105,6 +105,7 @@ impl Swarm {
             request: Vec::new(),
             certificate: Vec::new(),
             unlock_key: None,
+            host_networks: Vec::new(),
         };
         let dice = ChaCha8Rng::seed_from_u64(dice.random());
         let (manager, effects) = Manager::bootstrap(now, dice, identity, bootstrap);

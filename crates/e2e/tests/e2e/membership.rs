@@ -36,14 +36,15 @@ fn a_swarm_begins_as_asked(lab: &Lab) -> Result<()> {
     let (manager, worker) = (lab.host(1), lab.host(2));
     manager.dk(&format!(
         "swarm init --listen-addr {}:3377 --advertise-addr eth0:3377 --data-path-addr eth0 \
-         --data-path-port 5789 --default-addr-pool 10.77.0.0/16 --default-addr-pool-mask-length 26 \
+         --data-path-port 5789 --default-addr-pool 192.168.68.0/24 --default-addr-pool 10.77.0.0/16 \
+         --default-addr-pool-mask-length 26 \
          --autolock --cert-expiry 2h --availability drain --task-history-limit 3 \
          --dispatcher-heartbeat 3s --snapshot-interval 500 --max-snapshots 2",
         manager.address
     ))?;
     let cluster = manager.docker(&["info", "-f", "{{json .Swarm.Cluster}}"])?;
     for said in [
-        r#""DefaultAddrPool":["10.77.0.0/16"],"SubnetSize":26,"DataPathPort":5789"#,
+        r#""DefaultAddrPool":["192.168.68.0/24","10.77.0.0/16"],"SubnetSize":26,"DataPathPort":5789"#,
         r#""TaskHistoryRetentionLimit":3"#,
         r#""SnapshotInterval":500,"KeepOldSnapshots":2"#,
         r#""HeartbeatPeriod":3000000000"#,
@@ -66,8 +67,11 @@ fn a_swarm_begins_as_asked(lab: &Lab) -> Result<()> {
     )?;
     manager.dk("network create -d overlay pool")?;
     let format = "{{(index .IPAM.Config 0).Subnet}}";
-    let subnet = manager.docker(&["network", "inspect", "-f", format, "pool"])?;
-    ensure!(subnet.starts_with("10.77.") && subnet.ends_with("/26"), "{subnet}");
+    // The first pool is the hosts' own network.
+    for network in ["ingress", "pool"] {
+        let subnet = manager.docker(&["network", "inspect", "-f", format, network])?;
+        ensure!(subnet.starts_with("10.77.") && subnet.ends_with("/26"), "{network}: {subnet}");
+    }
     manager.dk(
         "service create -q -d --no-resolve-image --name web --network pool --replicas 2 httpd",
     )?;

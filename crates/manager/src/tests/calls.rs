@@ -61,6 +61,13 @@ fn a_new_cluster_has_what_swarmkit_puts_into_it() {
 }
 
 #[test]
+fn the_ingress_network_avoids_what_the_host_reaches_from_the_beginning() {
+    let rig = Rig::on_a_host_that_reaches(1, &["10.0.0.0/24"]);
+    let ingress = rig.manager("node1").store().ingress_network().unwrap();
+    assert_eq!(ingress.ipam.as_ref().unwrap().configs[0].subnet, "10.0.1.0/24");
+}
+
+#[test]
 fn reading_a_cluster_shows_tokens_and_no_keys() {
     let mut rig = Rig::new(2);
     let answer = rig.control(pb::ListClustersRequest::default()).unwrap();

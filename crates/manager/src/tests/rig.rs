@@ -79,6 +79,10 @@ pub fn worker_of(node: &str) -> Caller {
 
 impl Rig {
     pub fn new(seed: u64) -> Self {
+        Self::on_a_host_that_reaches(seed, &[])
+    }
+
+    pub fn on_a_host_that_reaches(seed: u64, networks: &[&str]) -> Self {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let identity = Identity {
             node_id: "node1".into(),
@@ -96,6 +100,7 @@ impl Rig {
             request: Vec::new(),
             certificate: Vec::new(),
             unlock_key: None,
+            host_networks: networks.iter().map(|text| (*text).to_owned()).collect(),
         };
         let fork = ChaCha8Rng::seed_from_u64(dice.random());
         let (manager, effects) = Manager::bootstrap(START, fork, identity.clone(), bootstrap);

@@ -142,6 +142,7 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
     };
     cluster.folder.save(&saved).map_err(internal)?;
     make_way_out(cluster).await?;
+    let host_networks = cluster.engine.network.host_networks().borrow().clone();
     let bootstrap = Bootstrap {
         spec: request.spec,
         root,
@@ -152,6 +153,7 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
         request: csr,
         certificate: issued.chain,
         unlock_key,
+        host_networks: host_networks.iter().map(ToString::to_string).collect(),
     };
     let node = Node::start(cluster, identity, saved).await.map_err(internal)?;
     let begin = Begin::Cluster(Box::new(bootstrap));
