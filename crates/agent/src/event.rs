@@ -21,6 +21,8 @@ pub struct Config {
     /// This node's own object as [`Effect::Node`] gave it last: with it the networks stay as they
     /// are while no manager can be asked.
     pub node: Option<pb::Node>,
+    /// An earlier life of this node's daemon opened the routing mesh, and the kernel still has it.
+    pub mesh_open: bool,
     /// Feeds every random choice: 32 bytes from the operating system.
     pub seed: [u8; 32],
 }
@@ -142,6 +144,8 @@ pub enum Event {
     Peers {
         network: NetworkId,
         names: BTreeSet<String>,
+        /// Further ones that do not answer.
+        failed: BTreeSet<String>,
     },
     /// The rows of a network are here as another node on it knows them.
     Synced {

@@ -8,6 +8,7 @@ pub mod network;
 mod rows;
 mod claims;
 mod session;
+mod shown;
 mod told;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use store::access::TaskState;
 use wire::swarmkit as pb;
 
 use life::{Life, Wish};
-use network::{Picture, Subject};
+use network::Picture;
 use rows::Rows;
 use session::{Session, Take};
 use told::Told;
@@ -64,6 +65,8 @@ pub struct Agent {
     /// None until they are known.
     ports_taken: Option<BTreeSet<(Proto, u16)>>,
     joined: BTreeSet<NetworkId>,
+    /// This host has come up again, and may not be known on the ingress network yet.
+    mesh_shut: bool,
     /// The picture may have changed: look at it then.
     look_at: Option<Instant>,
     /// Until then the networks stay as an earlier life of the daemon left them.
@@ -91,6 +94,7 @@ impl Agent {
             // A node without tasks has published ports, and networks of containers of the user's.
             adopted: lives.values().any(Life::is_present)
                 || config.node.as_ref().is_some_and(|node| !node.attachments.is_empty()),
+            mesh_shut: config.node.is_some() && !config.mesh_open,
             lives,
             config,
             secrets: BTreeMap::new(),
@@ -172,12 +176,17 @@ impl Agent {
                 self.with(&task, now, |life| life.exited(now, container, message));
             }
             Event::Health { task, healthy } => self.with(&task, now, |life| life.health(healthy)),
-            Event::Peers { network, mut names } => {
+            Event::Peers { network, mut names, failed } => {
                 names.remove(&self.config.gossip_name);
-                self.told.peers(network, names);
+                self.told.peers(now, network, names, failed);
             }
             Event::Synced { network } => drop(self.synced.insert(network)),
-            Event::Applied { by, rows } => self.told.applied(now, &by, &rows),
+            Event::Applied { by, rows } => {
+                self.told.applied(now, &by, &rows);
+                if self.mesh_shut {
+                    self.look_at = Some(now);
+                }
+            }
             Event::Row { network, table, key, owner, value } => {
                 self.follow(&network, &table, &key, &owner, value.as_deref());
                 self.rows.put(network, &table, key, owner, value.as_deref());
@@ -384,8 +393,7 @@ impl Agent {
         for (id, life) in lives {
             let drain = if needs_drain(&life.task) { DRAIN_MIN } else { Duration::ZERO };
             let waits = life.needs_others();
-            life.awaits =
-                if waits { followed_at(told, rows, shown, &life.task, news) } else { None };
+            life.awaits = if waits { followed_at(told, rows, shown, life, news) } else { None };
             // A new task needs networks that may be changed; one that leaves is sent to from here
             // until they are, and who else sends to it is not known yet.
             if settling && (life.is_untouched() || (!drain.is_zero() && life.is_to_drain())) {
@@ -435,7 +443,7 @@ impl Agent {
                 if settling && needs_drain(&life.task) {
                     continue;
                 }
-                life.awaits = followed_at(told, rows, shown, &life.task, news);
+                life.awaits = followed_at(told, rows, shown, life, news);
                 if life.awaits.is_some_and(|at| at > now) {
                     continue;
                 }
@@ -452,83 +460,6 @@ impl Agent {
     fn news_time(&self) -> Duration {
         let rounds = (self.rows.members() + 1).checked_ilog2().unwrap_or(0);
         Duration::from_millis(200) + Duration::from_millis(250) * rounds
-    }
-
-    /// Compares the picture with what was shown last and tells the difference.
-    fn show(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.is_settling(now) {
-            return self.show_rows_only(now, effects);
-        }
-        self.settles = None;
-        let new = self.picture();
-        self.join(&new, effects);
-        if new.state != self.shown.state {
-            effects.push(Effect::Overlays(new.state.clone()));
-        }
-        if new.zones != self.shown.zones {
-            effects.push(Effect::Zones(new.zones.clone()));
-        }
-        self.answer(&new, effects);
-        self.announce(now, &new, effects);
-        self.leave(&new, effects);
-        self.claims_refused += new.refused.difference(&self.shown.refused).count() as u64;
-        self.shown = new;
-    }
-
-    /// Others must hear of this node's tasks before its own networks are touched again.
-    fn show_rows_only(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        let new = self.picture();
-        self.join(&new, effects);
-        self.announce(now, &new, effects);
-        self.shown.rows = new.rows;
-        self.look_at = self.settles;
-    }
-
-    fn picture(&self) -> Picture {
-        network::picture(&Subject {
-            own_name: &self.config.gossip_name,
-            own_id: &self.config.node_id,
-            data_path: self.config.data_path,
-            node: self.node.as_ref(),
-            lives: &self.lives,
-            rows: &self.rows,
-        })
-    }
-
-    fn join(&mut self, new: &Picture, effects: &mut Vec<Effect>) {
-        for network in new.state.overlays.keys() {
-            if self.joined.insert(network.clone()) {
-                effects.push(Effect::JoinNetwork(network.clone()));
-            }
-        }
-    }
-
-    fn leave(&mut self, new: &Picture, effects: &mut Vec<Effect>) {
-        let gone = self.joined.iter().filter(|id| !new.state.overlays.contains_key(*id));
-        for network in gone.cloned().collect::<Vec<_>>() {
-            self.joined.remove(&network);
-            self.rows.forget_network(&network);
-            effects.push(Effect::LeaveNetwork(network));
-        }
-    }
-
-    fn announce(&mut self, now: Instant, new: &Picture, effects: &mut Vec<Effect>) {
-        for (key, value) in &self.shown.rows {
-            if new.rows.get(key) != Some(value) {
-                self.told.gone(key, value);
-            }
-        }
-        for (key, value) in &new.rows {
-            if self.shown.rows.get(key) != Some(value) {
-                self.told.put(now, key, value);
-                let ((network, table, key), value) = (key.clone(), value.clone());
-                effects.push(Effect::PutRow { network, table, key, value });
-            }
-        }
-        for key in self.shown.rows.keys().filter(|key| !new.rows.contains_key(*key)) {
-            let (network, table, key) = key.clone();
-            effects.push(Effect::DeleteRow { network, table, key });
-        }
     }
 }
 
@@ -561,16 +492,17 @@ fn followed_at(
     told: &Told,
     rows: &Rows,
     shown: &Picture,
-    task: &pb::Task,
+    life: &Life,
     news: Duration,
 ) -> Option<Instant> {
+    let task = &life.task;
     let networks = task.networks.iter().filter_map(|attachment| attachment.network.as_ref());
     let until = networks.filter_map(|network| {
         let id = NetworkId::new(&network.id);
         let key = network::endpoint_id(&task.id, &network.id);
         let key = (id, gossip::ENDPOINT_TABLE, key);
         let value = shown.rows.get(&key)?;
-        told.until((&key.0, &key.2, value), rows, news)
+        told.until((&key.0, &key.2, value), rows, news, life.is_draining())
     });
     until.max()
 }

@@ -161,6 +161,11 @@ impl Life {
         said.into_iter().chain(stops).min()
     }
 
+    /// Nothing new is to be sent to it any more.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
     /// What the others do with its newest rows is waited for.
     pub fn needs_others(&self) -> bool {
         self.state() == TaskState::Running

@@ -6,6 +6,7 @@ use netplan::view::{Backend, NodeEngine};
 use prost::Message as _;
 use wire::networktable::{EndpointRecord, PeerRecord, PortConfig};
 
+mod away;
 mod claims;
 mod others;
 mod restart;
@@ -24,6 +25,7 @@ fn config() -> Config {
         gossip_name: OWN.into(),
         description: pb::NodeDescription::default(),
         node: None,
+        mesh_open: true,
         seed: [1; 32],
     }
 }
@@ -484,7 +486,7 @@ fn beside(skep: bool) -> World {
     let _ = world.step(Event::MemberUp { name: name.clone(), address, skep });
     for network in ["web", "ingress"] {
         let names = [name.clone(), OWN.to_owned()].into();
-        let _ = world.step(Event::Peers { network: network.into(), names });
+        let _ = world.step(Event::Peers { network: network.into(), names, failed: [].into() });
     }
     let _ = world.connect();
     let _ = world.assign("", "1", vec![task(TaskState::Running)]);
@@ -590,7 +592,7 @@ fn a_restarted_node_without_tasks_keeps_its_networks_until_it_has_the_rows_again
     let _ = world.step(Event::MemberUp { name: "bbbbbbbbbbbb".into(), address, skep: true });
     for network in ["web", "ingress"] {
         let names = ["bbbbbbbbbbbb".to_owned()].into();
-        let _ = world.step(Event::Peers { network: network.into(), names });
+        let _ = world.step(Event::Peers { network: network.into(), names, failed: [].into() });
     }
     assert!(overlays(&world.pass(Duration::from_secs(3))).is_none(), "no rows yet");
     assert!(overlays(&world.step(Event::Synced { network: "web".into() })).is_none());

@@ -13,16 +13,45 @@ use crate::rows::Rows;
 
 /// A node that is up and says nothing is awaited for so long; one that is cut off is down sooner.
 pub const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// What leaves waits so long for a node whose daemon is stopped, restarted or replaced, from the
+/// moment that it was missed: until it is back its kernel sends where it was told to last.
+pub const AWAY_MAX: Duration = Duration::from_secs(60);
+/// A node that comes back has another name, and is on its networks a moment later.
+const RETURN_MAX: Duration = Duration::from_secs(1);
 /// A connection that was made before the last node changed its mind gets so long for its request.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
 
 /// What was announced, and who follows it.
 #[derive(Default)]
 pub struct Told {
-    /// Other nodes on each network.
-    peers: BTreeMap<NetworkId, BTreeSet<String>>,
+    peers: BTreeMap<NetworkId, Peers>,
     /// This node's endpoint rows by their content.
     rows: BTreeMap<u64, Row>,
+}
+
+/// Other nodes on a network.
+#[derive(Default)]
+struct Peers {
+    /// And since when.
+    here: BTreeMap<String, Instant>,
+    /// Those that failed, and until when they are awaited.
+    away: BTreeMap<String, Instant>,
+}
+
+impl Peers {
+    fn change(&mut self, now: Instant, names: BTreeSet<String>, failed: BTreeSet<String>) {
+        let since = |name: &String| self.here.get(name).copied().unwrap_or(now);
+        self.here = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
+        self.away.retain(|name, until| {
+            if !failed.contains(name) {
+                *until = (*until).min(now + RETURN_MAX);
+            }
+            failed.contains(name) || (*until > now && !self.here.contains_key(name))
+        });
+        for name in failed {
+            self.away.entry(name).or_insert(now + AWAY_MAX);
+        }
+    }
 }
 
 struct Row {
@@ -34,17 +63,21 @@ struct Row {
 }
 
 impl Told {
-    /// The nodes on a network, this one not.
-    pub fn peers(&mut self, network: NetworkId, names: BTreeSet<String>) {
-        match names.is_empty() {
-            true => drop(self.peers.remove(&network)),
-            false => drop(self.peers.insert(network, names)),
-        }
+    /// The nodes on a network, this one not, and those that failed.
+    pub fn peers(
+        &mut self,
+        now: Instant,
+        network: NetworkId,
+        names: BTreeSet<String>,
+        failed: BTreeSet<String>,
+    ) {
+        self.peers.entry(network).or_default().change(now, names, failed);
+        self.peers.retain(|_, peers| !peers.here.is_empty() || !peers.away.is_empty());
     }
 
     /// Whether anybody else is on the network.
     pub fn has_peers(&self, network: &NetworkId) -> bool {
-        self.peers.contains_key(network)
+        self.peers.get(network).is_some_and(|peers| !peers.here.is_empty())
     }
 
     pub fn put(&mut self, now: Instant, (network, table, key): &RowKey, value: &[u8]) {
@@ -74,24 +107,27 @@ impl Told {
 
     /// Until when there is reason to wait for others to follow a row. Nodes of the Docker Engine
     /// cannot say that they do: they get `news`, the time in which news reaches everyone. A node
-    /// that does not answer is no reason, and nobody is one for longer than [`ANSWER_MAX`].
+    /// that does not answer is no reason, and nobody is one for longer than [`ANSWER_MAX`]; except,
+    /// for a row that `leaves`, one that is away while its host lives, which sends on: [`AWAY_MAX`].
     pub fn until(
         &self,
         row: (&NetworkId, &str, &[u8]),
         rows: &Rows,
         news: Duration,
+        leaves: bool,
     ) -> Option<Instant> {
         let (network, key, value) = row;
         let row = self.rows.get(&row_print(network, key, value))?;
-        let mut until = None;
-        for peer in self.peers.get(&row.network)?.iter().filter(|peer| rows.is_up(peer)) {
-            let at = match rows.engine(peer) {
-                NodeEngine::Docker => row.announced + news,
+        let peers = self.peers.get(&row.network)?;
+        let here = peers.here.iter().filter(|(peer, _)| rows.is_up(peer)).map(|(peer, since)| {
+            let told = row.announced.max(*since);
+            match rows.engine(peer) {
+                NodeEngine::Docker => told + news,
                 NodeEngine::Skep if row.applied.contains(peer) => row.changed + IN_FLIGHT,
-                NodeEngine::Skep => row.announced + ANSWER_MAX,
-            };
-            until = until.max(Some(at));
-        }
-        until
+                NodeEngine::Skep => told + ANSWER_MAX,
+            }
+        });
+        let away = peers.away.iter().filter(|(peer, _)| leaves && !rows.is_silent(peer));
+        here.chain(away.map(|(_, until)| *until)).max()
     }
 }

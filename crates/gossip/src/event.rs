@@ -146,6 +146,8 @@ pub enum Effect {
     PeersChanged {
         network: NetworkId,
         peers: Vec<(String, IpAddr)>,
+        /// Nodes on it that failed.
+        failed: Vec<String>,
     },
     /// The rows of a network that this node joined are here as another node on it knows them.
     Synced {

@@ -198,7 +198,8 @@ impl Database {
         for network in std::mem::take(&mut self.peers_to_tell) {
             self.sync_with_first_partner(io, &network);
             let peers = self.peers_of(&network);
-            io.effect(Effect::PeersChanged { network, peers });
+            let failed = self.failed_of(&network);
+            io.effect(Effect::PeersChanged { network, peers, failed });
         }
     }
 
@@ -215,6 +216,14 @@ impl Database {
     }
 
     /// Active nodes on a network, this one included when it is there.
+    fn failed_of(&self, id: &NetworkId) -> Vec<String> {
+        let attached = self.networks.get(id).into_iter().flat_map(|it| &it.attachments);
+        let failed =
+            |name: &String| self.peers.get(name).is_some_and(|peer| peer.state == Presence::Failed);
+        let names = attached.filter(|(_, attachment)| !attachment.leaving).map(|(name, _)| name);
+        names.filter(|name| failed(name)).cloned().collect()
+    }
+
     pub fn peers_of(&self, id: &NetworkId) -> Vec<(String, IpAddr)> {
         let Some(network) = self.networks.get(id) else { return Vec::new() };
         let attached = network.attachments.iter().filter(|(_, attachment)| !attachment.leaving);

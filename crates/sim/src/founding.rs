@@ -142,6 +142,7 @@ impl World {
             gossip_name: format!("{host:012x}"),
             description,
             node: None,
+            mesh_open: false,
             seed,
         };
         if self.hosts[host].managers.is_empty() {

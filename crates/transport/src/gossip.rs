@@ -341,11 +341,11 @@ impl Runner {
                 }
             }
             Effect::CloseStream { stream } => drop(self.replies.remove(&stream)),
-            Effect::PeersChanged { network, peers } => {
+            Effect::PeersChanged { network, peers, failed } => {
                 let mut all = self.peers.write().unwrap_or_else(PoisonError::into_inner);
                 all.insert(network.clone(), peers.clone());
                 all.retain(|_, peers| !peers.is_empty());
-                self.waiting.push_back(Effect::PeersChanged { network, peers });
+                self.waiting.push_back(Effect::PeersChanged { network, peers, failed });
             }
             effect => self.waiting.push_back(effect),
         }

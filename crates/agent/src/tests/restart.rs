@@ -16,7 +16,8 @@ fn meet(world: &mut World) -> Vec<Effect> {
     let mut effects = world.step(Event::MemberUp { name: name.clone(), address, skep: true });
     for network in ["web", "ingress"] {
         let names = [name.clone(), OWN.to_owned()].into();
-        effects.extend(world.step(Event::Peers { network: network.into(), names }));
+        let peers = Event::Peers { network: network.into(), names, failed: [].into() };
+        effects.extend(world.step(peers));
     }
     for network in ["web", "ingress"] {
         effects.extend(world.step(Event::Synced { network: network.into() }));
@@ -63,6 +64,40 @@ fn a_task_that_had_just_begun_to_run_is_said_to_run_once_others_send_to_it() {
     let rows = world.announced();
     let _ = world.step(Event::Applied { by: "bbbbbbbbbbbb".into(), rows });
     assert!(says(&world.pass(Duration::from_millis(100)), "report Running"));
+}
+
+/// The ports of the mesh in the kernel, where anything is to be changed there.
+fn mesh_ports(effects: &[Effect]) -> Option<usize> {
+    Some(overlays(effects)?.overlays["ingress"].ingress.as_ref()?.ports.len())
+}
+
+#[test]
+fn a_host_that_has_come_up_again_opens_the_mesh_when_the_others_know_where_it_is() {
+    let mut world = World::new(vec![]);
+    let node = world.connect().into_iter().find_map(|effect| match effect {
+        Effect::Node(node) => Some(*node),
+        _ => None,
+    });
+    for mesh_open in [true, false] {
+        let config = Config { node: node.clone(), mesh_open, ..config() };
+        world.agent = Agent::new(config, vec![]);
+        let _ = world.connect();
+        let port = PortConfig { published_port: 8080, target_port: 80, ..Default::default() };
+        let record = EndpointRecord {
+            name: "shop-web.1.t9".into(),
+            endpoint_ip: "10.0.0.6".into(),
+            ingress_ports: vec![port],
+            ..Default::default()
+        };
+        world.row("ingress", ENDPOINT_TABLE, "e2", "bbbbbbbbbbbb", record.encode_to_vec());
+        let met = meet(&mut world);
+        assert_eq!(mesh_ports(&met), Some(usize::from(mesh_open)));
+        assert_eq!(mesh_ports(&world.pass(Duration::from_secs(1))), None);
+        let rows = world.announced();
+        let mut known = world.step(Event::Applied { by: "bbbbbbbbbbbb".into(), rows });
+        known.extend(world.pass(Duration::from_millis(100)));
+        assert_eq!(mesh_ports(&known), (!mesh_open).then_some(1));
+    }
 }
 
 #[test]

@@ -71,6 +71,8 @@ fn lived_through(program: &std::path::Path) -> Result<()> {
     };
     through(&lab, "stopped for a while", |die| die(), &stopped)?;
     through(&lab, "restarted", |die| die(), &|| second.stop().and_then(|()| second.start()))?;
+    let lost = under_load(&lab, || update_meanwhile(host, second))?;
+    ensure!(lost == Lost::default(), "an update that begins while a daemon is away: {lost:?}");
     let upgraded = || {
         // As a package manager does: a new file takes the name, the old one lives on while it is used.
         let draft = program.with_extension("new");
@@ -226,6 +228,22 @@ fn update(lab: &Lab, die: Die) -> Result<()> {
     host.dk("service update -q -d --no-resolve-image --update-order start-first --force app")?;
     std::thread::sleep(Duration::from_millis(700));
     die()?;
+    wait_until(PATIENCE, || {
+        Ok(host.dk("service inspect -f {{.UpdateStatus.State}} app")? == "completed")
+    })?;
+    until_running(host, "app", 3)
+}
+
+/// The others leave running what a host may still send to whose daemon is away.
+fn update_meanwhile(host: &Host, away: &Host) -> Result<()> {
+    away.stop()?;
+    let state = ["node", "inspect", "-f", "{{.Status.State}}", &away.name];
+    wait_until(PATIENCE, || Ok(host.docker(&state)? == "down"))?;
+    until_running(host, "app", 3)?;
+    host.dk("service update -q -d --no-resolve-image --update-order start-first --force app")?;
+    // Time to stop what it may send to.
+    std::thread::sleep(Duration::from_secs(4));
+    away.start()?;
     wait_until(PATIENCE, || {
         Ok(host.dk("service inspect -f {{.UpdateStatus.State}} app")? == "completed")
     })?;

@@ -115,6 +115,11 @@ impl Network {
         self.shared.host_networks.subscribe()
     }
 
+    /// Whether this host is part of the routing mesh, or was when an earlier daemon ended.
+    pub fn has_mesh(&self) -> bool {
+        self.shared.read(|seen| seen.overlays.overlays.values().any(|it| it.ingress.is_some()))
+    }
+
     /// The process that answers names; zones of overlays are set by whoever knows the swarm.
     pub fn resolver(&self) -> Arc<resolver::Client> {
         self.resolver.clone()

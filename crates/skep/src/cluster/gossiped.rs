@@ -11,9 +11,9 @@ pub fn gossiped(effect: ::gossip::Effect) -> Option<Event> {
             let skep = member.is_skep();
             Some(Event::MemberUp { name: member.name, address: member.address.ip(), skep })
         }
-        ::gossip::Effect::PeersChanged { network, peers } => {
+        ::gossip::Effect::PeersChanged { network, peers, failed } => {
             let names = peers.into_iter().map(|(name, _)| name).collect();
-            Some(Event::Peers { network, names })
+            Some(Event::Peers { network, names, failed: failed.into_iter().collect() })
         }
         ::gossip::Effect::Synced { network } => Some(Event::Synced { network }),
         ::gossip::Effect::Applied { by, rows } => Some(Event::Applied { by, rows }),

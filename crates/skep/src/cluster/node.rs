@@ -126,6 +126,7 @@ impl Node {
             gossip_name: name,
             description: description::describe(&cluster.engine, &keys),
             node: cluster.folder.node(),
+            mesh_open: cluster.engine.network.has_mesh(),
             seed: self::seed()?,
         };
         let parts = agent_task::Parts {
