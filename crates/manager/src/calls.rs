@@ -236,7 +236,7 @@ impl Manager {
         request: &pb::JoinRequest,
         out: &mut Vec<Effect>,
     ) -> Option<Reply> {
-        match membership::join(&self.raft, caller, request, &mut self.dice) {
+        match membership::join(&self.store, &self.raft, caller, request, &mut self.dice) {
             Err(failure) => Some(Err(failure)),
             Ok(Joining::Known(raft_id)) => {
                 Some(Ok(Answer::Join(membership::join_response(&self.raft, raft_id))))

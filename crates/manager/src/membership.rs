@@ -46,11 +46,18 @@ pub(crate) enum Joining {
 }
 
 pub(crate) fn join(
+    store: &Store,
     raft: &Raft,
     caller: &Caller,
     request: &pb::JoinRequest,
     dice: &mut ChaCha8Rng,
 ) -> Result<Joining, Failure> {
+    // Its certificate may still say otherwise: it renews it later.
+    let node = store.get::<pb::Node>(&caller.node_id);
+    if node.is_some_and(|node| desired_role(node) == pb::NodeRole::Worker) {
+        let reason = format!("node {} is to be a worker", caller.node_id);
+        return Err(Failure::new(Code::PermissionDenied, reason));
+    }
     let addr = reachable_address(&request.addr, caller.address).ok_or_else(|| {
         let reason = format!("invalid address {} in join request", request.addr);
         Failure::new(Code::InvalidArgument, reason)
@@ -146,17 +153,12 @@ pub(crate) struct RolePlan {
 pub(crate) fn plan_roles(store: &Store, raft: &Raft) -> RolePlan {
     let mut plan = RolePlan::default();
     for node in store.all::<pb::Node>() {
-        let desired = node.spec.as_ref().map_or(pb::NodeRole::Worker, |spec| spec.desired_role());
-        match (desired, node.role()) {
-            (pb::NodeRole::Manager, pb::NodeRole::Worker) => {
+        let desired = desired_role(node);
+        match (desired, raft.members().by_node(&node.id)) {
+            // Only a node that raft no longer knows may lose its manager's certificate.
+            (pb::NodeRole::Worker, Some(member)) => remove_member(&mut plan, raft, member.raft_id),
+            _ if desired != node.role() => {
                 plan.changes.push(Change::update(with_role(node, desired)));
-            }
-            (pb::NodeRole::Worker, pb::NodeRole::Manager) => {
-                match raft.members().by_node(&node.id) {
-                    // Only a node that raft no longer knows may lose its manager's certificate.
-                    None => plan.changes.push(Change::update(with_role(node, desired))),
-                    Some(member) => remove_member(&mut plan, raft, member.raft_id),
-                }
             }
             _ => {}
         }
@@ -167,6 +169,10 @@ pub(crate) fn plan_roles(store: &Store, raft: &Raft) -> RolePlan {
         }
     }
     plan
+}
+
+fn desired_role(node: &pb::Node) -> pb::NodeRole {
+    node.spec.as_ref().map_or(pb::NodeRole::Worker, |spec| spec.desired_role())
 }
 
 fn remove_member(plan: &mut RolePlan, raft: &Raft, raft_id: u64) {

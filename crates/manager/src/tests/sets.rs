@@ -79,6 +79,19 @@ fn a_demoted_manager_leaves_the_set_before_it_becomes_a_worker() {
 }
 
 #[test]
+fn a_demoted_manager_does_not_come_back_with_its_old_certificate() {
+    let mut rig = Rig::new(33);
+    rig.add_manager();
+    let third = rig.add_manager();
+    demote(&mut rig, &third).unwrap();
+    rig.run(Duration::from_secs(10));
+    let again = Call::Join(pb::JoinRequest { addr: "10.0.0.3:2377".into() });
+    let refused = rig.call("node1", manager_of(&third), again).err().unwrap();
+    assert_eq!(refused.code, Code::PermissionDenied);
+    assert_eq!(rig.manager("node1").members().count(), 2);
+}
+
+#[test]
 fn a_demotion_that_would_cost_the_quorum_is_refused() {
     let mut rig = Rig::new(25);
     let second = rig.add_manager();
