@@ -8,7 +8,7 @@ use wire::swarmkit as pb;
 use crate::manager::{InFlight, Manager, Then, raft_member};
 use crate::membership::{self, RolePlan};
 use crate::start::Bootstrap;
-use crate::{Code, Effect, Failure, Ticket, bootstrap};
+use crate::{Answer, Code, Effect, Failure, Ticket, bootstrap};
 
 /// Entries proposed in one step before the shell may look at other events.
 const ROUNDS_MAX: usize = 32;
@@ -167,6 +167,14 @@ impl Manager {
             return;
         }
         let Some((change, ticket)) = self.changes.pop_front() else { return };
+        let change = match self.as_things_are(change) {
+            Ok(change) => change,
+            Err(raft_id) => {
+                let answer = Answer::Join(membership::join_response(&self.raft, raft_id));
+                out.extend(ticket.map(|ticket| Effect::Reply { ticket, reply: Ok(answer) }));
+                return self.propose_next_change(now, out);
+            }
+        };
         match self.raft.propose_change(&change) {
             Ok((at, effects)) => {
                 self.change_in_flight = Some((at, change, ticket));
@@ -178,6 +186,21 @@ impl Manager {
                     out.push(Effect::Reply { ticket, reply: Err(raft_failure(&error)) });
                 }
             }
+        }
+    }
+
+    /// A joiner that asked again while its first request was under way may be a member by now: a
+    /// node has one raft id, whatever it asked for. `Err` is the id when nothing is left to do.
+    fn as_things_are(&self, change: MemberChange) -> Result<MemberChange, u64> {
+        let MemberChange::Add(joiner) = &change else { return Ok(change) };
+        match self.raft.members().by_node(&joiner.node_id) {
+            None => Ok(change),
+            Some(member) if member.addr == joiner.addr => Err(member.raft_id),
+            Some(member) => Ok(MemberChange::Update(pb::RaftMember {
+                addr: joiner.addr.clone(),
+                status: None,
+                ..member.clone()
+            })),
         }
     }
 }

@@ -6,7 +6,7 @@ use wire::swarmkit as pb;
 
 use super::calls::service;
 use super::rig::{Rig, manager_of};
-use crate::{Call, Code, Event};
+use crate::{Answer, Call, Code, Event, Ticket};
 
 fn demote(rig: &mut Rig, node: &str) -> Result<(), crate::Failure> {
     let leader = rig.leader().unwrap();
@@ -89,6 +89,30 @@ fn a_demoted_manager_does_not_come_back_with_its_old_certificate() {
     let refused = rig.call("node1", manager_of(&third), again).err().unwrap();
     assert_eq!(refused.code, Code::PermissionDenied);
     assert_eq!(rig.manager("node1").members().count(), 2);
+}
+
+#[test]
+fn a_joiner_that_asks_twice_is_one_member() {
+    let mut rig = Rig::new(34);
+    rig.add_manager();
+    let token = rig.cluster().root_ca.unwrap().join_tokens.unwrap().manager;
+    let (node, _) = rig.enroll(&token).unwrap();
+    let tickets = [Ticket(9_001), Ticket(9_002), Ticket(9_003)];
+    // None is committed before the other manager has it.
+    for (ticket, port) in tickets.into_iter().zip([2377, 2377, 2378]) {
+        let request = pb::JoinRequest { addr: format!("10.0.0.9:{port}") };
+        let (caller, call) = (manager_of(&node), Box::new(Call::Join(request)));
+        rig.step("node1", Event::Call { ticket, caller, call });
+    }
+    rig.settle();
+    let ids = tickets.map(|ticket| match rig.replies.remove(&ticket) {
+        Some(Ok(Answer::Join(response))) => response.raft_id,
+        _ => panic!("it may join"),
+    });
+    assert_eq!(ids, [ids[0]; 3]);
+    let members: Vec<_> = rig.manager("node1").members().filter(|m| m.node_id == node).collect();
+    assert_eq!(members.len(), 1);
+    assert_eq!(members[0].addr, "10.0.0.9:2378", "where it was last");
 }
 
 #[test]
