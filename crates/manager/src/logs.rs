@@ -77,6 +77,9 @@ impl LogBroker {
         for (id, subscription) in &mut self.subscriptions {
             // What it was told on an earlier stream it may have forgotten with it.
             subscription.publishing.remove(node);
+            if !subscription.options.follow && subscription.finished.contains(node) {
+                continue;
+            }
             if nodes_of(store, &subscription.selector).contains(node) {
                 effects.extend(subscription.ask(&self.listeners, id, node));
             }

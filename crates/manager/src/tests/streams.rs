@@ -149,6 +149,27 @@ fn a_node_that_came_back_is_asked_again_for_what_it_had_not_finished() {
 }
 
 #[test]
+fn a_node_that_came_back_is_not_asked_again_for_what_it_had_finished() {
+    let mut rig = Rig::new(38);
+    let nodes = [worker(&mut rig).0, worker(&mut rig).0];
+    let listen = |rig: &mut Rig, node: &str| {
+        let open = Open::ListenSubscriptions(pb::ListenSubscriptionsRequest {});
+        rig.open("node1", worker_of(node), open)
+    };
+    let ears = [listen(&mut rig, &nodes[0]), listen(&mut rig, &nodes[1])];
+    let selector = pb::LogSelector { node_ids: nodes.to_vec(), ..Default::default() };
+    let request = pb::SubscribeLogsRequest { selector: Some(selector), options: None };
+    let reader = rig.open("node1", manager_of("node1"), Open::SubscribeLogs(request));
+    let [Message::Subscription(asked)] = &rig.messages[&ears[0]][..] else { panic!("asked") };
+    let subscription_id = asked.id.clone();
+    let end = pb::PublishLogsMessage { subscription_id, messages: Vec::new(), close: true };
+    rig.call("node1", worker_of(&nodes[0]), Call::PublishLogs(end)).unwrap();
+    let again = listen(&mut rig, &nodes[0]);
+    assert!(!rig.messages.contains_key(&again), "its lines would come twice");
+    assert!(!rig.closed.contains_key(&reader), "the other has not finished");
+}
+
+#[test]
 fn a_reader_hears_when_a_node_is_not_there() {
     let mut rig = Rig::new(36);
     let (node, _, _) = worker(&mut rig);
