@@ -101,7 +101,8 @@ fn subnets(
         };
         config.set_family(family);
         if config.gateway.is_empty() {
-            config.gateway = first_free(&subnet, config).unwrap_or_default();
+            config.gateway = first_free(&subnet, config)
+                .ok_or_else(|| format!("no address is left for the gateway of {subnet}"))?;
         }
         match address_of(&config.gateway) {
             Some(gateway) if subnet.contains(gateway) => config.gateway = gateway.to_string(),

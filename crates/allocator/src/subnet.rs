@@ -109,6 +109,7 @@ pub enum Holder {
 #[derive(Clone, Debug)]
 pub struct Pool {
     pub subnet: Subnet,
+    /// What may be given out. A range may have no host in it: then `first` is past `last`.
     first: u128,
     last: u128,
     taken: BTreeMap<u128, Holder>,
@@ -134,6 +135,9 @@ impl Pool {
 
     /// The next free address.
     pub fn take(&mut self, holder: Holder) -> Option<IpAddr> {
+        if self.first > self.last {
+            return None;
+        }
         let start = self.cursor.wrapping_add(1).clamp(self.first, self.last);
         let free =
             self.free_from(start, self.last).or_else(|| self.free_from(self.first, start))?;
@@ -190,7 +194,9 @@ impl Pool {
     pub fn explain(&self) -> String {
         let mut counts = [0usize; 3];
         let mut set_aside = 0u128;
-        for holder in self.taken.range(self.first..=self.last).map(|(_, holder)| holder) {
+        let hosts = (self.first <= self.last).then_some(self.first..=self.last);
+        let taken = hosts.iter().flat_map(|hosts| self.taken.range(hosts.clone()));
+        for holder in taken.map(|(_, holder)| holder) {
             match holder {
                 Holder::Gateway | Holder::Reserved => set_aside += 1,
                 Holder::Task(_) => counts[0] += 1,
@@ -198,7 +204,8 @@ impl Pool {
                 Holder::Node(_) => counts[2] += 1,
             }
         }
-        let all = (self.last - self.first + 1).saturating_sub(set_aside);
+        let all = hosts.map_or(0, |hosts| (hosts.end() - hosts.start()).saturating_add(1));
+        let all = all.saturating_sub(set_aside);
         let used: usize = counts.iter().sum();
         let names = [("task", "tasks"), ("service", "services"), ("node", "nodes")];
         let by: Vec<String> = counts
@@ -247,6 +254,20 @@ mod tests {
         let given: Vec<String> =
             std::iter::from_fn(|| pool.take(task(2))).map(|ip| ip.to_string()).collect();
         assert_eq!(given, ["10.9.5.0", "10.9.5.1", "10.9.5.2", "10.9.5.3"]);
+    }
+
+    #[test]
+    fn a_range_without_a_host_gives_nothing() {
+        for (subnet, range) in [
+            ("10.9.0.0/24", "10.9.0.0/32"),
+            ("10.9.0.0/24", "10.9.0.255/32"),
+            ("fd00::/64", "fd00::/128"),
+        ] {
+            let subnet = Subnet::parse(subnet).unwrap();
+            let mut pool = Pool::new(subnet, Subnet::parse(range));
+            assert_eq!(pool.take(task(1)), None, "{range}");
+            assert_eq!(pool.explain(), format!("{subnet}: 0 of 0 in use by nobody"));
+        }
     }
 
     #[test]
