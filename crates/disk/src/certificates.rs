@@ -97,12 +97,23 @@ impl Certificates {
                     return Ok(Some(fresh));
                 }
                 Err(Error::Locked) => return Err(Error::Locked),
+                // What cannot be read may be the certificate's only key.
+                Err(Error::WrongKey) if !self.old_key_fits(&chain, unlock_key)? => {
+                    return Err(Error::WrongKey);
+                }
                 // The certificate was not replaced any more: the old key is the right one.
                 _ => records::remove(&fresh_path)?,
             }
         }
         let Some(text) = records::read(&path)? else { return Ok(None) };
         read_key(&path, &text, unlock_key).map(Some)
+    }
+
+    fn old_key_fits(&self, chain: &[u8], unlock_key: Option<&[u8]>) -> Result<bool, Error> {
+        let path = self.path(KEY);
+        let Some(text) = records::read(&path)? else { return Ok(false) };
+        let old = read_key(&path, &text, unlock_key);
+        Ok(old.is_ok_and(|old| old.key.owns(chain).unwrap_or(false)))
     }
 
     /// Forgets everything: the node left its swarm.
@@ -265,5 +276,23 @@ mod tests {
         fs::write(folder.path().join(CERTIFICATE), signed(&new.key)).unwrap();
         assert!(store.key(None).unwrap() == Some(new.clone()), "the certificate was written, too");
         assert!(store.key(None).unwrap() == Some(new));
+    }
+
+    #[test]
+    fn a_wrong_unlock_key_costs_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Certificates::new(folder.path()).unwrap();
+        let (old, new) = (node_key(0), node_key(1));
+        let unlock_key = [1; 32];
+        store.save(&signed(&old.key), &old, Some(&unlock_key)).unwrap();
+        let fresh = records::beside(&folder.path().join(KEY));
+        fs::write(&fresh, write_key(&new, Some(&unlock_key)).unwrap()).unwrap();
+        fs::write(folder.path().join(CERTIFICATE), signed(&new.key)).unwrap();
+        assert!(matches!(store.key(Some(&[2; 32])), Err(Error::WrongKey)));
+        assert!(store.key(Some(&unlock_key)).unwrap() == Some(new.clone()));
+        // Another unlock key that never came into force.
+        fs::write(&fresh, write_key(&new, Some(&[2; 32])).unwrap()).unwrap();
+        assert!(store.key(Some(&unlock_key)).unwrap() == Some(new));
+        assert!(!fresh.exists());
     }
 }
