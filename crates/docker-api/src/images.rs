@@ -173,7 +173,7 @@ pub(crate) fn until(filters: &Filters) -> Result<Option<OffsetDateTime>, ApiErro
         return OffsetDateTime::from_unix_timestamp_nanos(nanos).map(Some).map_err(|_| wrong());
     }
     let back = span(text).ok_or_else(wrong)?;
-    Ok(Some(OffsetDateTime::now_utc() - back))
+    OffsetDateTime::now_utc().checked_sub(back).map(Some).ok_or_else(wrong)
 }
 
 /// Go's durations: `24h`, `1h30m`.
@@ -202,7 +202,8 @@ fn span(text: &str) -> Option<time::Duration> {
         total += number.parse::<f64>().ok()? * seconds;
         number.clear();
     }
-    (number.is_empty() && !text.is_empty()).then(|| time::Duration::seconds_f64(total))
+    let whole = number.is_empty() && !text.is_empty();
+    whole.then(|| time::Duration::checked_seconds_f64(total)).flatten()
 }
 
 fn time_of(text: &str) -> OffsetDateTime {
@@ -576,6 +577,18 @@ mod tests {
             ("b[", "b", false),
         ] {
             assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_span_beyond_all_time_is_refused() {
+        let until = |text: &str| {
+            let filters = Filters::parse(&json!({ "until": [text] }).to_string()).unwrap();
+            super::until(&filters).map(|until| until.is_some()).map_err(|error| error.status)
+        };
+        assert_eq!(until("1h30m"), Ok(true));
+        for text in ["999999999h", "99999999999999999999999h", "-1h"] {
+            assert_eq!(until(text).map_err(|status| status.as_u16()), Err(400), "{text}");
         }
     }
 }
