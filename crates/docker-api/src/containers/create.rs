@@ -36,8 +36,11 @@ pub(crate) fn request(
         if host.is_null() {
             host = json!({});
         }
-        if host.get("Runtime").and_then(Value::as_str).unwrap_or_default().is_empty() {
-            host["Runtime"] = runtime;
+        // What is no object is refused below, where it is read.
+        if let Some(host) = host.as_object_mut()
+            && host.get("Runtime").and_then(Value::as_str).unwrap_or_default().is_empty()
+        {
+            host.insert("Runtime".into(), runtime);
         }
     }
     check_policy(&host)?;
@@ -163,4 +166,18 @@ pub(super) fn check_policy(host: &Value) -> Result<(), ApiError> {
     Err(ApiError::bad_request(format!(
         "invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_config_that_is_no_object_is_refused() {
+        for host in [json!("x"), json!([1]), json!(7)] {
+            let body = json!({"Image": "i", "HostConfig": host, "Runtime": "runc"});
+            let refused = request(&Parameters::default(), body, Version(1, 44)).err().unwrap();
+            assert_eq!(refused.status.as_u16(), 400, "{host}");
+        }
+    }
 }
