@@ -301,8 +301,11 @@ fn os_release(key: &str) -> String {
 
 /// `http://user:secret@proxy` without the secret.
 fn hide_password(url: &str) -> String {
-    match url.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?))) {
-        Some((scheme, (_, host))) => format!("{scheme}://xxxxx:xxxxx@{host}"),
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    // A password may have an `@` of its own, a path may have one that means nothing.
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}://xxxxx:xxxxx{}", &rest[at..]),
         None => url.to_owned(),
     }
 }
@@ -313,5 +316,7 @@ mod tests {
     fn a_proxy_s_password_is_not_shown() {
         assert_eq!(super::hide_password("http://me:pw@p:3128"), "http://xxxxx:xxxxx@p:3128");
         assert_eq!(super::hide_password("http://p:3128"), "http://p:3128");
+        assert_eq!(super::hide_password("http://me:p@ss@p:3128/"), "http://xxxxx:xxxxx@p:3128/");
+        assert_eq!(super::hide_password("http://p:3128/a@b"), "http://p:3128/a@b");
     }
 }
