@@ -80,6 +80,12 @@ pub fn merge_spec(body: &Obj<'_>, mut spec: pb::ClusterSpec) -> Result<pb::Clust
         }
         dispatcher.done()?;
     }
+    // A given authority is for one update, as with dockerd: its key is never told again, and the
+    // certificate alone would be refused.
+    if let Some(ca) = &mut spec.ca_config {
+        ca.signing_ca_cert.clear();
+        ca.signing_ca_key.clear();
+    }
     if let Some(ca) = body.obj("CAConfig")? {
         merge_ca(&ca, spec.ca_config.get_or_insert_default())?;
         ca.done()?;
@@ -122,13 +128,8 @@ fn merge_ca(body: &Obj<'_>, ca: &mut pb::CaConfig) -> Result<(), Fault> {
     if !body.list("ExternalCAs")?.is_empty() {
         return Err(Fault::unsupported("external certificate authorities (CAConfig.ExternalCAs)"));
     }
-    let (cert, key) = (body.str("SigningCACert")?, body.str("SigningCAKey")?);
-    if !cert.is_empty() {
-        ca.signing_ca_cert = cert.into_bytes();
-    }
-    if !key.is_empty() {
-        ca.signing_ca_key = key.into_bytes();
-    }
+    ca.signing_ca_cert = body.str("SigningCACert")?.into_bytes();
+    ca.signing_ca_key = body.str("SigningCAKey")?.into_bytes();
     ca.force_rotate = body.u64("ForceRotate")?.max(ca.force_rotate);
     Ok(())
 }
@@ -264,7 +265,6 @@ pub fn write_spec(spec: &pb::ClusterSpec) -> Value {
     let ca_config = Out::new()
         .some("NodeCertExpiry", ca.node_cert_expiry.as_ref().map(nanos).unwrap_or_default())
         .some("ExternalCAs", external)
-        .some("SigningCACert", String::from_utf8_lossy(&ca.signing_ca_cert).into_owned())
         .some("ForceRotate", ca.force_rotate);
     let driver = spec.task_defaults.as_ref().and_then(|defaults| defaults.log_driver.as_ref());
     let lock = spec.encryption_config.as_ref().is_some_and(|config| config.auto_lock_managers);

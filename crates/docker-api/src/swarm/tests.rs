@@ -193,6 +193,29 @@ fn the_swarm_begins_with_dockers_defaults_and_keeps_what_is_not_changed() {
 }
 
 #[test]
+fn an_authority_that_was_given_once_is_not_given_again_by_the_next_update() {
+    let merge = |body: Value, spec| {
+        cluster::merge_spec(&super::json::Obj::root(&body).unwrap(), spec).unwrap()
+    };
+    let given = json!({"CAConfig": {"SigningCACert": "cert", "SigningCAKey": "key"}});
+    let mut spec = merge(given, Default::default());
+    let config = spec.ca_config.as_mut().unwrap();
+    assert_eq!(
+        (&config.signing_ca_cert[..], &config.signing_ca_key[..]),
+        (&b"cert"[..], &b"key"[..])
+    );
+    // A manager tells the spec without the key.
+    config.signing_ca_key.clear();
+    let mut shown = cluster::write_spec(&spec);
+    assert_eq!(shown["CAConfig"].get("SigningCACert"), None);
+    shown["CAConfig"]["ForceRotate"] = json!(1);
+    for update in [shown, json!({"Labels": {"a": "b"}})] {
+        let config = merge(update, spec.clone()).ca_config.unwrap();
+        assert!(config.signing_ca_cert.is_empty(), "`swarm ca --rotate` would be refused");
+    }
+}
+
+#[test]
 fn a_swarm_that_dockerd_refuses_to_begin_is_refused_in_its_words() {
     for (body, status, words) in [
         (
