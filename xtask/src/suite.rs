@@ -60,10 +60,16 @@ fn timed(name: &str, step: impl FnOnce() -> Result<()>) -> Result<()> {
 
 /// Runs cargo with the user's toolchain.
 pub fn cargo(arguments: &[&str]) -> Result<()> {
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(arguments)
-        .status()
-        .context("cannot run cargo")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Of this package, set by the cargo that runs it. Build scripts that look at them would run again at each
+    // change between `cargo xtask` and plain cargo, and all that depends on theirs be built anew.
+    for name in std::env::vars_os().map(|variable| variable.0) {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
+    let status = cargo.args(arguments).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo {}: {status}", arguments.join(" "));
     }
