@@ -3,6 +3,7 @@
 pub mod kernel;
 pub mod advert;
 mod observe;
+mod strangers;
 pub mod namespace;
 pub mod nft;
 mod challenge;
@@ -13,3 +14,4 @@ pub mod expressions;
 pub mod message;
 
 pub use kernel::{Failure, Kernel};
+pub use strangers::Closed;

@@ -417,6 +417,36 @@ pub fn dump_elements(set: &str) -> Message {
     message
 }
 
+pub fn dump_chains_of_all() -> Message {
+    Message::new(GETCHAIN, 0).body(&header(0, 0))
+}
+
+pub fn dump_rules_of(family: u8, table: &str) -> Message {
+    let mut message = Message::new(GETRULE, 0).body(&header(family, 0));
+    message.put_str(1, table);
+    message
+}
+
+/// Family, table and name of a chain that drops what is forwarded unless a rule accepts it.
+pub fn read_closed(message: &crate::message::Received) -> Option<(u8, String, String)> {
+    const DROP: u32 = 0;
+    let family = message.body(4)?[0];
+    let attributes = message.attributes(4);
+    let forwards = attributes.nested(4).u32_be(1) == Some(hook_number(Hook::Forward));
+    let closed = forwards && attributes.u32_be(5) == Some(DROP);
+    let routed = ["ip", "ip6", "inet"].contains(&family_name(family));
+    if closed && routed { Some((family, attributes.text(1)?, attributes.text(3)?)) } else { None }
+}
+
+pub fn family_name(family: u8) -> &'static str {
+    match family {
+        NFPROTO_INET => "inet",
+        2 => "ip",
+        10 => "ip6",
+        _ => "other",
+    }
+}
+
 /// Tables, chains, rules and sets name their table in the same attribute.
 pub fn is_ours(message: &crate::message::Received) -> bool {
     message.body(4).is_some_and(|body| body[0] == NFPROTO_INET)

@@ -253,6 +253,17 @@ pub fn read_link(message: &Received) -> Option<SeenLink> {
     })
 }
 
+/// Name, segment and port of a VXLAN device, whoever made it.
+pub fn read_segment(message: &Received) -> Option<(String, u32, u16)> {
+    let attributes = message.attributes(16);
+    let info = attributes.nested(IFLA_LINKINFO);
+    if info.text(INFO_KIND)? != "vxlan" {
+        return None;
+    }
+    let data = info.nested(INFO_DATA);
+    Some((attributes.text(IFLA_IFNAME)?, data.u32(1)?, data.u16_be(15)?))
+}
+
 fn read_kind(kind: &str, data: crate::message::Attributes<'_>) -> LinkKind {
     match kind {
         "bridge" => LinkKind::Bridge,

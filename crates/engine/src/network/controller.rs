@@ -1,14 +1,14 @@
 //! The thread that owns the view and the kernel: changes come in, differences go out, a sweep
 //! puts right what nobody had asked to change.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use netlink::{Failure, Kernel};
-use netplan::{LinkKind, Namespace, SandboxId, Step, World, desired, diff};
+use netplan::{Flows, LinkKind, Namespace, SandboxId, Step, World, desired, diff};
 use tokio::sync::broadcast;
 
 use super::api::*;
@@ -40,6 +40,8 @@ pub struct Controller {
     shared: Arc<Shared>,
     /// What the kernel holds, as far as we know: written by us or seen by the last look.
     known: World,
+    /// By namespace, whose flows were to be ended and are not: no look finds that out.
+    unsettled: BTreeMap<Namespace, Flows>,
 }
 
 impl Controller {
@@ -63,6 +65,7 @@ impl Controller {
             events,
             shared,
             known: World::new(),
+            unsettled: BTreeMap::new(),
             config,
         };
         controller.adopt()?;
@@ -125,8 +128,10 @@ impl Controller {
             }
             let steps = diff(&self.known, &wanted);
             failures = self.apply(&steps);
+            self.unsettled = unsettled(&self.known, failures.iter().map(|failure| &failure.step));
             if failures.is_empty() {
                 self.known = wanted;
+                self.state.failing.clear();
                 return Ok(());
             }
             self.known = self.observe(&wanted);
@@ -134,11 +139,12 @@ impl Controller {
         for failure in &failures {
             tracing::warn!(%failure, "the network is not as it should be");
         }
+        self.note_failing(&failures);
         let concerning = failures.into_iter().find(|failure| match sandbox {
             Some(id) => concerns(failure, id),
             None => true,
         });
-        concerning.map_or(Ok(()), |failure| Err(internal(failure.to_string())))
+        concerning.map_or(Ok(()), |failure| Err(internal(self.in_words(&failure))))
     }
 
     fn apply(&mut self, steps: &[Step]) -> Vec<Failure> {
@@ -158,7 +164,12 @@ impl Controller {
         for ns in self.known.keys() {
             look.entry(ns.clone()).or_default();
         }
-        let world = self.kernel.observe(&look);
+        let mut world = self.kernel.observe(&look);
+        for (ns, flows) in &self.unsettled {
+            if let Some(objects) = world.get_mut(ns) {
+                objects.flows.clone_from(flows);
+            }
+        }
         for (ns, error) in &self.kernel.unreadable {
             tracing::warn!(namespace = %ns, %error, "namespace cannot be read");
         }
@@ -168,6 +179,8 @@ impl Controller {
     fn sweep(&mut self) {
         self.counters.sweeps += 1;
         self.look_at_host();
+        self.look_for_shadows();
+        self.look_for_obstacles();
         self.hold_mesh_ports();
         let wanted = desired(&self.state.view(&self.config));
         // Unfinished business is not a repair.
@@ -176,7 +189,9 @@ impl Controller {
         }
         self.known = self.observe(&wanted);
         let steps = diff(&self.known, &wanted);
-        if !steps.is_empty() {
+        if steps.is_empty() {
+            self.state.failing.clear();
+        } else {
             self.counters.repairs += steps.len() as u64;
             for step in &steps {
                 tracing::warn!(%step, "repair");
@@ -203,10 +218,17 @@ impl Controller {
             Ok(networks) => self.state.host_networks = networks,
             Err(error) => tracing::warn!(%error, "routes of the host cannot be read"),
         }
+        if self.state.overlays.data_path.is_none() {
+            self.state.lost_address = None;
+        }
         if let Some(address) = self.state.overlays.data_path {
             match self.kernel.uplink_mtu(address) {
-                Ok(Some(mtu)) => self.state.host.uplink_mtu = mtu,
-                Ok(None) => {}
+                Ok(Some(mtu)) => {
+                    // The loopback has one more than any other link can have.
+                    self.state.host.uplink_mtu = mtu.min(u16::MAX.into());
+                    self.state.lost_address = None;
+                }
+                Ok(None) => self.state.lost_address = Some(address),
                 Err(error) => tracing::warn!(%address, %error, "uplink cannot be read"),
             }
         }
@@ -253,6 +275,16 @@ fn advertised_links(table: &str) -> impl Iterator<Item = String> {
         let flags = u32::from_str_radix(flags, 16).ok()?;
         (flags & ADVERTISED != 0).then(|| (*link).to_owned())
     })
+}
+
+/// The flows from before the steps that failed to end some: what they wanted is wanted again.
+fn unsettled<'a>(
+    before: &World,
+    failed: impl Iterator<Item = &'a Step>,
+) -> BTreeMap<Namespace, Flows> {
+    let ends = |step: &&Step| matches!(step, Step::SettleFlows(..) | Step::ForgetFlows(..));
+    let spaces = failed.filter(ends).map(Step::namespace);
+    spaces.filter_map(|ns| Some((ns.clone(), before.get(ns)?.flows.clone()))).collect()
 }
 
 fn concerns(failure: &Failure, id: &SandboxId) -> bool {
@@ -330,5 +362,25 @@ mod tests {
             + &line("40", "00040001", "eth2")
             + &line("00", "00200200", "lo");
         assert_eq!(advertised_links(&table).collect::<Vec<_>>(), ["eth0"]);
+    }
+
+    #[test]
+    fn flows_that_could_not_be_ended_are_tried_again() {
+        let (one, two) = (Namespace::Host, Namespace::Sandbox(SandboxId("c".into())));
+        let flows =
+            Flows { containers: ["172.17.0.2".parse().unwrap()].into(), ..Default::default() };
+        let objects = netplan::Objects { flows: flows.clone(), ..Default::default() };
+        let before: World = [(one.clone(), objects.clone()), (two.clone(), objects)].into();
+        let failed = [
+            Step::ForgetFlows(one.clone(), vec!["172.17.0.2".parse().unwrap()]),
+            Step::RemoveTable(two.clone()),
+        ];
+        let kept = unsettled(&before, failed.iter());
+        assert_eq!(kept, [(one.clone(), flows.clone())].into());
+        // What a look finds with them is put right by the same step.
+        let found = netplan::Objects { flows, ..Default::default() };
+        let steps =
+            diff(&[(one.clone(), found)].into(), &[(one, netplan::Objects::default())].into());
+        assert_eq!(steps, failed[..1]);
     }
 }

@@ -14,6 +14,7 @@ mod ports;
 mod publish;
 mod names;
 mod overlays;
+mod obstacles;
 #[cfg(test)]
 mod tests;
 

@@ -61,7 +61,7 @@ impl Controller {
 
     /// Networks that the host reaches and a container on an overlay does not, since the overlay
     /// has their addresses.
-    fn look_for_shadows(&mut self) {
+    pub(super) fn look_for_shadows(&mut self) {
         let host = &self.state.host_networks;
         let overlays = &self.state.overlays;
         let mut shadowed = BTreeSet::new();

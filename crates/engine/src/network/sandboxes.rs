@@ -296,7 +296,12 @@ impl Controller {
         self.state.sandboxes.insert(id.clone(), record);
         let done = self.settle(id).and_then(|()| self.save_sandboxes());
         if done.is_err() {
-            self.state.sandboxes.insert(id.clone(), before);
+            let first = before.state.ports.is_empty();
+            let undone = self.state.sandboxes.insert(id.clone(), before);
+            // Ports are taken once, with the first way out.
+            if let Some(undone) = undone.filter(|_| first) {
+                self.release(&undone);
+            }
             let _ = self.settle(id);
         }
         done

@@ -37,6 +37,15 @@ pub struct State {
     /// What overlays hide of the host's networks, in words.
     #[serde(skip)]
     pub shadowed: BTreeSet<String>,
+    /// What of others stands in the way of this host's networks, in words.
+    #[serde(skip)]
+    pub obstacles: BTreeSet<String>,
+    /// What could not be done the last time, in words.
+    #[serde(skip)]
+    pub failing: Vec<String>,
+    /// The address at which other nodes reach this one, while the host does not have it.
+    #[serde(skip)]
+    pub lost_address: Option<IpAddr>,
     /// The ingress namespace's address on `docker_gwbridge`.
     #[serde(default)]
     pub ingress_gateway: Option<Cidr>,
@@ -85,8 +94,8 @@ impl State {
                 proto.name()
             )
         });
-        let shadowed = self.shadowed.iter().map(|text| format!("WARNING: {text}"));
-        taken.chain(shadowed).collect()
+        let others = self.shadowed.iter().chain(&self.obstacles).chain(&self.failing);
+        taken.chain(others.map(|text| format!("WARNING: {text}"))).collect()
     }
 
     pub fn by_name(&self, name: &str) -> Option<&LocalNetwork> {

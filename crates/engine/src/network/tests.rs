@@ -119,6 +119,27 @@ fn ports_conflict_in_dockers_words_and_change_nothing() {
 }
 
 #[test]
+fn a_connect_that_is_undone_gives_its_ports_back() {
+    on_a_host(|network, root| async move {
+        let mut first = spec(1, BRIDGE);
+        first.endpoints.clear();
+        first.ports = vec![port((8080, 8080))];
+        assert!(network.start(first).await.unwrap().ports.is_empty(), "there is no way out");
+        // The record of it cannot be written.
+        let in_the_way = root.join("exec/network/sandboxes.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let out = EndpointSpec { network: BRIDGE.to_owned(), ..Default::default() };
+        network.connect(&container(1), out.clone()).await.unwrap_err();
+        std::fs::remove_dir(&in_the_way).unwrap();
+        let mut second = spec(2, BRIDGE);
+        second.ports = vec![port((8080, 8080))];
+        network.start(second).await.unwrap();
+        let error = network.connect(&container(1), out).await.unwrap_err().to_string();
+        assert!(error.ends_with("port is already allocated"), "{error}");
+    });
+}
+
+#[test]
 fn a_controller_that_was_killed_is_followed_by_one_that_changes_nothing() {
     on_a_host(|network, root| async move {
         let mut first = spec(1, BRIDGE);
@@ -178,5 +199,101 @@ fn networks_are_checked_made_and_removed() {
         assert_eq!(error.to_string(), "bridge is a pre-defined network and cannot be removed");
         network.remove(&made.id).await.unwrap();
         assert!(network.find("own").is_err());
+    });
+}
+
+fn here(line: &str) {
+    let done = Command::new("sh").args(["-c", line]).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// The sweep looks every two seconds.
+async fn until_warned(network: &Network, wanted: Option<&str>) {
+    let fits = |warnings: &[String]| match wanted {
+        Some(text) => warnings.iter().any(|warning| warning.contains(text)),
+        None => warnings.is_empty(),
+    };
+    for _ in 0..200 {
+        if fits(&network.warnings()) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("wanted {wanted:?}: {:?}", network.warnings());
+}
+
+/// A host in a swarm, with the routing mesh on segment 4097.
+fn overlays() -> OverlayState {
+    let id = model::NetworkId::new("o".repeat(25));
+    let subnet = OverlaySubnet {
+        subnet: "10.0.1.0/24".parse().unwrap(),
+        gateway: Some("10.0.1.1".parse().unwrap()),
+        vni: 4097,
+    };
+    let overlay = Overlay {
+        subnets: vec![subnet],
+        ingress: Some(Ingress::default()),
+        lb_address: Some("10.0.1.2/24".parse().unwrap()),
+        ..Default::default()
+    };
+    OverlayState {
+        overlays: [(id.clone(), overlay)].into(),
+        names: [(id, "ingress".to_owned())].into(),
+        data_path: Some("192.0.2.1".parse().unwrap()),
+        vxlan_port: 4789,
+        in_swarm: true,
+    }
+}
+
+const UPLINK: &str = "ip link set lo up; ip addr add 192.0.2.1/24 dev lo";
+
+#[test]
+fn a_segment_or_port_that_somebody_else_has_is_named() {
+    on_a_host(|network, _| async move {
+        here(UPLINK);
+        here("ip link add fx0 type vxlan id 4097 dstport 4789 dev lo && ip link set fx0 up");
+        let error = network.set_overlays(overlays()).await.unwrap_err().to_string();
+        let taken = "VXLAN id 4097 of network ingress is taken by link fx0 on this host";
+        assert!(error.starts_with(taken), "{error}");
+        until_warned(&network, Some(taken)).await;
+        here("ip link del fx0");
+        until_warned(&network, None).await;
+        network.set_overlays(OverlayState::default()).await.unwrap();
+        let port = std::net::UdpSocket::bind("0.0.0.0:4789").unwrap();
+        let error = network.set_overlays(overlays()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("UDP port 4789, which overlay networks use, is taken"),
+            "{error}"
+        );
+        drop(port);
+        until_warned(&network, None).await;
+    });
+}
+
+#[test]
+fn an_uplink_without_its_address_is_named() {
+    on_a_host(|network, _| async move {
+        here(UPLINK);
+        network.set_overlays(overlays()).await.unwrap();
+        here("ip addr del 192.0.2.1/24 dev lo");
+        until_warned(&network, Some("address 192.0.2.1, at which the other nodes reach this one"))
+            .await;
+        here("ip addr add 192.0.2.1/24 dev lo");
+        until_warned(&network, None).await;
+    });
+}
+
+#[test]
+fn a_firewall_that_drops_what_containers_send_is_named_with_what_opens_it() {
+    on_a_host(|network, _| async move {
+        here(
+            "nft 'table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }'",
+        );
+        network.start(spec(1, BRIDGE)).await.unwrap();
+        until_warned(&network, Some("firewall chain ip filter FORWARD")).await;
+        let warnings = network.warnings();
+        let (_, advice) = warnings[0].split_once("accept it (").unwrap();
+        here(advice.trim_end_matches(')'));
+        until_warned(&network, None).await;
     });
 }
