@@ -58,8 +58,13 @@ fn run_resolver(arguments: &[std::ffi::OsString]) -> ExitCode {
         eprintln!("usage: skep resolver --exec-root <directory>");
         return ExitCode::from(125);
     }
-    // Its standard error is a file below the exec root.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    // Its standard error is a file below the exec root. A line that finds no room there is lost: told of on the
+    // same file it would end the process, and with it every name on the host.
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .init();
     match resolver::run(std::path::Path::new(exec_root)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
