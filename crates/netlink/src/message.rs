@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 pub const NLM_F_REQUEST: u16 = 0x1;
 pub const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 pub const NLM_F_DUMP: u16 = 0x300;
 pub const NLM_F_REPLACE: u16 = 0x100;
 pub const NLM_F_EXCL: u16 = 0x200;
@@ -152,6 +153,7 @@ pub fn bytes_ip(bytes: &[u8]) -> Option<IpAddr> {
 #[derive(Debug, Clone)]
 pub struct Received {
     pub kind: u16,
+    flags: u16,
     pub sequence: u32,
     /// After the header.
     pub payload: Vec<u8>,
@@ -163,8 +165,21 @@ impl Received {
         if self.kind != NLMSG_ERROR {
             return None;
         }
-        let code = self.payload.get(0..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-        Some(code.unwrap_or(-libc::EBADMSG).saturating_neg())
+        Some(self.code().unwrap_or(-libc::EBADMSG).saturating_neg())
+    }
+
+    /// The end of a dump, with the errno of what cut it short or 0.
+    pub fn end(&self) -> Option<i32> {
+        (self.kind == NLMSG_DONE).then(|| self.code().unwrap_or(0).min(0).saturating_neg())
+    }
+
+    /// What is dumped has changed meanwhile: something may have been passed over.
+    pub fn interrupted(&self) -> bool {
+        self.flags & NLM_F_DUMP_INTR != 0
+    }
+
+    fn code(&self) -> Option<i32> {
+        self.payload.get(0..4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes)
     }
 
     pub fn body(&self, length: usize) -> Option<&[u8]> {
@@ -189,6 +204,7 @@ pub fn split(mut bytes: &[u8]) -> Vec<Received> {
         }
         messages.push(Received {
             kind: u16::from_ne_bytes([bytes[4], bytes[5]]),
+            flags: u16::from_ne_bytes([bytes[6], bytes[7]]),
             sequence: word(8),
             payload: bytes[HEADER..length].to_vec(),
         });

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 
-use crate::message::{Message, NLM_F_ACK, NLM_F_DUMP, NLMSG_DONE, Received, split};
+use crate::message::{Message, NLM_F_ACK, NLM_F_DUMP, Received, split};
 
 /// The kernel answers at once; one that does not answer at all is reported, never waited for.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 const BUFFER: usize = 64 * 1024;
+/// A host whose links never stand still is seen as well as it can be.
+const DUMPS_MAX: usize = 5;
 /// Above what one transaction of thousands of endpoints takes.
 const SOCKET_BUFFER: usize = 32 * 1024 * 1024;
 /// Bytes sent at once where order matters but atomicity does not.
@@ -110,13 +112,23 @@ impl Socket {
         self.answers(message)
     }
 
+    /// Everything of a kind. What changes while it is told is asked for again, a few times; then what was told
+    /// last has to do.
     pub fn dump(&mut self, message: Message) -> io::Result<Vec<Received>> {
-        // A dump that was interrupted by a change is asked for again.
         let mut message = message;
         message.add_flags(NLM_F_DUMP);
-        self.answers(message)
+        let mut answers = self.answers(message.clone())?;
+        for _ in 1..DUMPS_MAX {
+            if !answers.iter().any(Received::interrupted) {
+                break;
+            }
+            answers = self.answers(message.clone())?;
+        }
+        answers.retain(|received| received.end().is_none());
+        Ok(answers)
     }
 
+    /// Up to the acknowledgement, or the end of a dump, which is the last of them.
     fn answers(&mut self, message: Message) -> io::Result<Vec<Received>> {
         let sequence = self.next_sequence();
         let bytes = message.finish(sequence);
@@ -127,11 +139,15 @@ impl Socket {
                 if received.sequence != sequence {
                     continue;
                 }
-                match received.error() {
-                    Some(0) => return Ok(answers),
-                    Some(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                    None if received.kind == NLMSG_DONE => return Ok(answers),
-                    None => answers.push(received),
+                match (received.error(), received.end()) {
+                    (Some(0), _) => return Ok(answers),
+                    (Some(errno), _) => return Err(io::Error::from_raw_os_error(errno)),
+                    (None, Some(0)) => {
+                        answers.push(received);
+                        return Ok(answers);
+                    }
+                    (None, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                    (None, None) => answers.push(received),
                 }
             }
         }
@@ -204,5 +220,56 @@ impl Socket {
     fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{NLMSG_DONE, NLMSG_ERROR};
+
+    const LINK: u16 = 16;
+    const INTERRUPTED: u16 = 0x10;
+
+    /// A socket whose other end is asked as often as there are answers, and gives these: kind, flags, code.
+    fn told(answers: &'static [&'static [(u16, u16, i32)]]) -> Socket {
+        let (ours, kernel) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        std::thread::spawn(move || {
+            for parts in answers {
+                let mut asked = [0; 256];
+                kernel.recv(&mut asked).unwrap();
+                let sequence = u32::from_ne_bytes(asked[8..12].try_into().unwrap());
+                let part = |(kind, flags, code): &(u16, u16, i32)| {
+                    Message::new(*kind, *flags).body(&code.to_ne_bytes()).finish(sequence)
+                };
+                kernel.send(&parts.iter().flat_map(part).collect::<Vec<u8>>()).unwrap();
+            }
+        });
+        Socket { fd: ours.into(), sequence: 0 }
+    }
+
+    fn dump(socket: &mut Socket) -> io::Result<usize> {
+        socket.dump(Message::new(LINK, 0)).map(|answers| answers.len())
+    }
+
+    #[test]
+    fn a_dump_during_which_something_changed_is_asked_for_again() {
+        let mut socket = told(&[
+            &[(LINK, 2, 0), (NLMSG_DONE, 2 | INTERRUPTED, 0)],
+            &[(LINK, 2 | INTERRUPTED, 0), (NLMSG_DONE, 2, 0)],
+            &[(LINK, 2, 0), (LINK, 2, 0), (NLMSG_DONE, 2, 0)],
+        ]);
+        assert_eq!(dump(&mut socket).unwrap(), 2);
+        const NEVER: &[(u16, u16, i32)] = &[(LINK, 2, 0), (NLMSG_DONE, 2 | INTERRUPTED, 0)];
+        assert_eq!(dump(&mut told(&[NEVER; DUMPS_MAX])).unwrap(), 1, "it is not asked for ever");
+    }
+
+    #[test]
+    fn a_dump_that_was_cut_short_is_an_error() {
+        for end in [(NLMSG_DONE, 2, -libc::EIO), (NLMSG_ERROR, 0, -libc::EIO)] {
+            let answers: &[(u16, u16, i32)] = vec![(LINK, 2, 0), end].leak();
+            let error = dump(&mut told(vec![answers].leak())).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
     }
 }
