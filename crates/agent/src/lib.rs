@@ -441,6 +441,8 @@ impl Agent {
         for (id, life) in lives.iter_mut().filter(|(_, life)| life.unreported) {
             if life.needs_others() {
                 if settling && needs_drain(&life.task) {
+                    // Its turn is when the networks have settled, whatever is known by then.
+                    life.awaits = None;
                     continue;
                 }
                 life.awaits = followed_at(told, rows, shown, life, news);

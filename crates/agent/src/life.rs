@@ -389,6 +389,10 @@ impl Life {
             self.task.set_desired_state(wanted);
             self.unsaved = true;
         }
+        if !self.wants_end() {
+            // It was on its way out, and is wanted after all.
+            (self.draining, self.stops_at) = (None, None);
+        }
     }
 
     pub fn record(&self) -> Record {

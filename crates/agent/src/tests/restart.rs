@@ -113,3 +113,37 @@ fn a_new_session_does_not_say_what_the_last_one_was_not_to_say_yet() {
     })));
     assert!(!says(&told, "report Running"));
 }
+
+#[test]
+fn a_task_that_is_waited_for_wakes_nobody_while_the_networks_settle() {
+    let mut world = beside(true);
+    let _ = world.staged(Stage::Start);
+    let mut world = again(world.agent.lives["t1"].record());
+    let _ = world.assign("", "1", vec![task(TaskState::Running)]);
+    // The other node follows already what is announced here; its tables are still on their way.
+    let name = "bbbbbbbbbbbb".to_owned();
+    let address = "192.0.2.2".parse().unwrap();
+    let _ = world.step(Event::MemberUp { name: name.clone(), address, skep: true });
+    for network in ["web", "ingress"] {
+        let names = [name.clone(), OWN.to_owned()].into();
+        let _ = world.step(Event::Peers { network: network.into(), names, failed: [].into() });
+    }
+    let rows = world.announced();
+    assert!(!rows.is_empty());
+    let _ = world.step(Event::Applied { by: name, rows });
+    world.now = world.now + Duration::from_millis(200);
+    let _ = world.step(Event::Deadline);
+    let next = world.agent.deadline();
+    assert!(next.is_some_and(|at| at > world.now), "it would be woken again at once, for seconds");
+}
+
+#[test]
+fn a_task_that_is_assigned_again_is_sent_to_again() {
+    let mut world = World::new(Vec::new());
+    world.run();
+    let _ = world.assign("", "2", Vec::new());
+    assert!(!world.agent.lives["t1"].is_ready(), "it is drained");
+    let _ = world.assign("", "3", vec![task(TaskState::Running)]);
+    assert!(world.agent.lives["t1"].is_ready());
+    assert!(!says(&world.pass(Duration::from_secs(1)), "shutdown"));
+}
