@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::oci;
 use crate::protocol::{CONFIG_FILE, SHIM_FILE, ShimSpec};
 use crate::runtime::Config;
@@ -75,6 +76,7 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         user: spec.user.clone(),
         groups: spec.groups.clone(),
         cwd: spec.cwd.clone(),
+        open_files: limits::given_open_files(),
         propagation: propagation(spec),
     };
     let dir = containers_dir(config).join(&spec.id);

@@ -25,6 +25,10 @@ impl Cgroup {
     fn in_mounts(mountinfo: &str, path: &str) -> Cgroup {
         let below = path.trim_start_matches('/');
         let mut found = Cgroup::default();
+        // That would be the host's own group, with every process there is.
+        if below.is_empty() {
+            return found;
+        }
         for line in mountinfo.lines() {
             let Some((head, tail)) = line.split_once(" - ") else { continue };
             let (Some(point), Some(kind)) = (head.split(' ').nth(4), tail.split(' ').next()) else {
@@ -103,6 +107,8 @@ impl Cgroup {
         };
         let mut pids = Vec::new();
         collect_pids(dir, &mut pids);
+        // 0 stands for those of another namespace; a signal to it would be for this process's own group.
+        pids.retain(|pid| *pid != 0);
         pids.sort_unstable();
         pids.dedup();
         pids
@@ -340,6 +346,19 @@ mod tests {
             Cgroup::in_mounts("30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n", "/docker/x");
         assert!(v2.is_v2());
         assert_eq!(v2.dir("memory"), Some(Path::new("/sys/fs/cgroup/docker/x")));
+    }
+
+    #[test]
+    fn a_group_without_a_name_is_none_and_not_the_hosts() {
+        for mounts in [
+            "31 1 0:2 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            "30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+        ] {
+            for path in ["", "/", "//"] {
+                let group = Cgroup::in_mounts(mounts, path);
+                assert!(group.dirs().is_empty() && group.pids().is_empty(), "{path:?}");
+            }
+        }
     }
 
     #[test]

@@ -175,15 +175,34 @@ impl Handle {
 
     /// A further connection to the shim.
     pub async fn dial(&self) -> Result<UnixStream> {
-        let failed = |e: std::io::Error| {
+        self.reach().await.map_err(|e| {
             Error::new(
                 crate::ErrorKind::Conflict,
                 format!("container {}: its shim does not answer: {e}", self.id),
             )
-        };
-        let dir = crate::runtime::open_dir(&self.bundle).map_err(failed)?;
+        })
+    }
+
+    async fn reach(&self) -> std::io::Result<UnixStream> {
+        let dir = crate::runtime::open_dir(&self.bundle)?;
         let path = crate::runtime::fd_path(&dir, std::path::Path::new(SOCKET_FILE));
-        UnixStream::connect(path).await.map_err(failed)
+        UnixStream::connect(path).await
+    }
+
+    /// The shim of a former daemon's container; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When that cannot be found out: nobody may end the container for it.
+    pub async fn find(&self) -> Result<Option<UnixStream>> {
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        match self.reach().await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(e) if matches!(e.kind(), NotFound | ConnectionRefused) => Ok(None),
+            Err(e) => Err(Error::system(
+                format!("container {} runs on, but its shim cannot be asked", self.id),
+                e,
+            )),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod spec;
 pub mod runtime;
+pub mod limits;
 pub mod attach;
 pub mod logs;
 pub mod look;

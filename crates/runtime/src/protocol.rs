@@ -46,6 +46,8 @@ pub struct ShimSpec {
     pub user: String,
     pub groups: Vec<String>,
     pub cwd: String,
+    /// How many files the container's processes may open unless it is told otherwise; the daemon itself opens more.
+    pub open_files: Option<u64>,
     /// How mounts of directories propagate, by their place in the container.
     #[serde(default)]
     pub propagation: Vec<(String, crate::spec::Propagation)>,

@@ -115,49 +115,56 @@ impl Runtime {
     }
 
     /// Reconnects to every shim left by a former daemon. Call once, before anything else (but after `events`).
+    ///
+    /// # Errors
+    /// When a container is there and it cannot be found out how it stands (the daemon may open no more files): it
+    /// is left alone, and no daemon can begin before that is mended.
     pub async fn adopt(&self) -> Result<Vec<Adopted>> {
         let dir = bundle::containers_dir(&self.inner.config);
         let failed = |e: io::Error| Error::system(format!("{} not read", dir.display()), e);
         let mut adopted = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let text = std::fs::read(path.join(SHIM_FILE)).unwrap_or_default();
+            let text = match std::fs::read(path.join(SHIM_FILE)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+                read => read.map_err(|e| {
+                    Error::system(format!("{} not read", path.join(SHIM_FILE).display()), e)
+                })?,
+            };
             let Ok(spec) = serde_json::from_slice::<ShimSpec>(&text) else {
                 // Written before any process existed, and never completed.
                 let _ = std::fs::remove_dir_all(&path);
                 continue;
             };
-            if let Some(one) = self.adopt_one(path, spec).await {
-                adopted.push(one);
-            }
+            adopted.extend(self.adopt_one(path, spec).await?);
         }
         Ok(adopted)
     }
 
-    async fn adopt_one(&self, path: PathBuf, spec: ShimSpec) -> Option<Adopted> {
+    async fn adopt_one(&self, path: PathBuf, spec: ShimSpec) -> Result<Option<Adopted>> {
         let id = spec.id.clone();
         let handle = Arc::new(Handle::new(id.clone(), path, spec));
-        let state = match handle.dial().await {
-            Ok(stream) => {
+        let state = match handle.find().await? {
+            Some(stream) => {
                 let _first = handle.connect(stream, self.events_sender()).await;
                 match handle.call(Call::State).await {
                     Ok(Reply::State(state)) => Some(state),
                     _ => None,
                 }
             }
-            Err(_) => None,
+            None => None,
         };
         lock(&self.inner.containers).insert(id.clone(), handle.clone());
         let Some(state) = state else {
             let status = handle.final_status();
             handle.exit.send_replace(Some(status.clone()));
-            return Some(Adopted {
+            return Ok(Some(Adopted {
                 id,
                 pid: 0,
                 started_at: None,
                 paused: false,
                 exit: Some(status),
-            });
+            }));
         };
         handle.pid.store(state.pid, Ordering::Relaxed);
         for (exec, known) in &state.execs {
@@ -169,13 +176,13 @@ impl Runtime {
         if state.started_at.is_none() {
             // Made but never started: nothing was acknowledged.
             let _ = self.delete(&id).await;
-            return None;
+            return Ok(None);
         }
         if let Some(status) = &state.exit {
             handle.exit.send_replace(Some(status.clone()));
         }
-        let paused = handle.cgroup.is_frozen();
-        Some(Adopted { id, pid: state.pid, started_at: state.started_at, paused, exit: state.exit })
+        let (paused, started_at) = (handle.cgroup.is_frozen(), state.started_at);
+        Ok(Some(Adopted { id, pid: state.pid, started_at, paused, exit: state.exit }))
     }
 
     /// Events of all containers, in order; call once.

@@ -21,6 +21,7 @@ use std::ffi::OsString;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use crate::limits;
 use crate::protocol::{SHIM_FILE, SOCKET_FILE, ShimSpec};
 use crate::steps;
 
@@ -45,6 +46,7 @@ fn run(bundle: &Path) -> std::io::Result<()> {
     // The bundle is the working directory: socket names stay short however deep it lies.
     std::env::set_current_dir(bundle)?;
     let spec: ShimSpec = serde_json::from_slice(&std::fs::read(SHIM_FILE)?)?;
+    spec.open_files.into_iter().for_each(limits::lower_open_files);
     if sys::fork()?.is_some() {
         // The daemon waits for this process only; its child belongs to nobody.
         sys::exit_now(0);

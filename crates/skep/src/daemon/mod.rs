@@ -53,6 +53,7 @@ fn start(settings: Settings, arguments: Vec<OsString>) -> Result<()> {
         std::fs::write("/proc/self/oom_score_adj", score.to_string())
             .context("--oom-score-adjust")?;
     }
+    runtime::limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(run(Told { settings, arguments, level }))
 }
