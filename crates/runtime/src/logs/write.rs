@@ -129,6 +129,11 @@ impl LogWriter {
         }
     }
 
+    /// A child of this process has ended and was waited for: its number may be another's from now on.
+    pub fn reaped(&mut self, process: i32) {
+        self.compressing = self.compressing.filter(|compressing| *compressing != process);
+    }
+
     fn rotate(&mut self) -> io::Result<()> {
         if self.max_file > 1 {
             // Its file gets another name now.
@@ -200,7 +205,11 @@ pub fn compressed(file: &Path) -> PathBuf {
 fn compress_apart(file: &Path) -> io::Result<i32> {
     match sys::fork()? {
         Some(process) => Ok(process),
-        None => sys::exit_now(i32::from(compress(file).is_err())),
+        None => {
+            // Whoever waits for the end of what the shim holds is not to wait for this.
+            sys::close_from(3);
+            sys::exit_now(i32::from(compress(file).is_err()))
+        }
     }
 }
 
@@ -301,6 +310,21 @@ pub fn rfc3339_nano(out: &mut Vec<u8>, at: SystemTime) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_somebody_else_has_waited_for_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut writer = LogWriter::open(&LogConfig { path, ..Default::default() }).unwrap();
+        writer.compressing = Some(7);
+        writer.reaped(8);
+        assert_eq!(writer.compressing, Some(7));
+        writer.reaped(7);
+        assert_eq!(
+            writer.compressing, None,
+            "another child may have its number at the next rotation"
+        );
+    }
 
     #[test]
     fn a_rotation_that_failed_costs_no_older_file() {

@@ -76,10 +76,9 @@ impl Log {
 
     /// A child of the shim has ended.
     pub fn reaped(&mut self, pid: i32) {
-        if let To::Queue(queue) = &mut self.to
-            && queue.pid == pid
-        {
-            queue.ended = true;
+        match &mut self.to {
+            To::Queue(queue) => queue.ended |= queue.pid == pid,
+            To::File(writer) => writer.reaped(pid),
         }
     }
 

@@ -122,6 +122,12 @@ pub fn close_on_exec_from(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Closes every descriptor from this one on. For a forked child only, which drops none of their owners.
+pub fn close_from(first: u32) {
+    // SAFETY: nothing in this process uses them any more: it ends by `exit_now`.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
 /// Keeps of all descriptors the first three and this one, under another number. For a forked child only: what else is
 /// open there, its owners in the parent keep.
 pub fn keep_only(fd: &OwnedFd) -> io::Result<OwnedFd> {
