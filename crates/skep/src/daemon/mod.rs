@@ -15,6 +15,7 @@ mod notify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -55,7 +56,17 @@ fn start(settings: Settings, arguments: Vec<OsString>) -> Result<()> {
     }
     runtime::limits::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(Told { settings, arguments, level }))
+    let ended = runtime.block_on(run(Told { settings, arguments, level }));
+    end(runtime);
+    ended
+}
+
+/// Work that cannot be interrupted (a layer that is unpacked, a commit) is cut off after this; the next start puts
+/// right what it leaves, as after a crash.
+const END_MAX: Duration = Duration::from_secs(3);
+
+fn end(runtime: tokio::runtime::Runtime) {
+    runtime.shutdown_timeout(END_MAX);
 }
 
 /// What the daemon was told, and how to hear it again.
@@ -162,5 +173,24 @@ impl Signals {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_takes_long_does_not_hold_up_the_end() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().build().expect("a runtime");
+        let (begun, begins) = std::sync::mpsc::channel();
+        runtime.spawn_blocking(move || {
+            begun.send(()).expect("awaited");
+            loop {
+                std::thread::park();
+            }
+        });
+        begins.recv().expect("it begins");
+        end(runtime);
     }
 }
