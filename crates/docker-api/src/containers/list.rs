@@ -261,7 +261,7 @@ impl<'a> Wanted<'a> {
                 || (!running
                     && state.phase != Phase::Created
                     && self.exited.contains(&state.exit_code)))
-            && self.task.is_none_or(|task| task == labels.contains_key("com.docker.swarm.task.id"));
+            && self.task.is_none_or(|task| task == spec.task.is_some());
         let by_time = self.before.is_none_or(|before| spec.created < before)
             && self.since.is_none_or(|since| spec.created > since);
         let by_image = self.ancestors.as_ref().is_none_or(|images| images.contains(&spec.image));

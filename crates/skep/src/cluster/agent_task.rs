@@ -144,7 +144,14 @@ struct Loop {
 }
 
 /// Starts the loop; it ends when the last handle is dropped or the task is aborted.
-pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinHandle<()>) {
+///
+/// # Errors
+/// When the tasks that the disk keeps cannot be read.
+pub fn start(
+    config: agent::Config,
+    parts: Parts,
+) -> std::io::Result<(Handle, tokio::task::JoinHandle<()>)> {
+    let records = read_records(&parts.folder)?;
     let (inputs, queue) = mpsc::channel(EVENTS_WAITING_MAX);
     let (registered, registered_seen) = watch::channel(false);
     let (node, node_seen) = watch::channel(None);
@@ -155,7 +162,6 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
     let (answers, answers_due) = mpsc::channel(ANSWERS_WAITING_MAX);
     let view = Arc::new(View::default());
     *locked(&view.managers) = parts.managers;
-    let records = read_records(&parts.folder);
     let executor = Executor::new(
         parts.engine.clone(),
         inputs.downgrade(),
@@ -209,7 +215,7 @@ pub fn start(config: agent::Config, parts: Parts) -> (Handle, tokio::task::JoinH
         roots: roots_seen,
         overlays_applied,
     };
-    (handle, task)
+    Ok((handle, task))
 }
 
 impl Loop {

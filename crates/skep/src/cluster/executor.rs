@@ -14,9 +14,9 @@ use wire::swarmkit as pb;
 use super::agent_task::{Input, View, locked};
 use super::credentials::credentials;
 use super::saved::Folder;
+use super::task_containers::{containers_by_task, task_of};
 use super::{description, task_spec};
 
-const TASK_LABEL: &str = "com.docker.swarm.task.id";
 /// A container that cannot be removed is tried again, each time after twice the pause; for what
 /// stays even so the agent asks again.
 const REMOVE_ATTEMPTS: u32 = 6;
@@ -452,12 +452,10 @@ impl Executor {
             .iter()
             .filter_map(|container| {
                 let spec = container.spec();
-                let labels = spec.config.labels.clone()?;
+                let labels = spec.config.labels.clone().unwrap_or_default();
                 let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
-                Some((
-                    labels.get(TASK_LABEL)?.clone(),
-                    (get("com.docker.swarm.service.id"), get("com.docker.swarm.node.id")),
-                ))
+                let ids = (get("com.docker.swarm.service.id"), get("com.docker.swarm.node.id"));
+                Some((task_of(&spec)?, ids))
             })
             .collect();
         for work in works {
@@ -546,33 +544,6 @@ fn grace_seconds(work: &Work) -> Option<i64> {
         return None;
     };
     container.stop_grace_period.as_ref().map(|grace| grace.seconds)
-}
-
-fn containers_by_task(engine: &Engine) -> BTreeMap<String, String> {
-    engine
-        .containers
-        .all()
-        .iter()
-        .filter_map(|container| {
-            let task = container.spec().config.labels.as_ref()?.get(TASK_LABEL)?.clone();
-            Some((task, container.id().to_string()))
-        })
-        .collect()
-}
-
-/// The node leaves its swarm: no task's container stays.
-pub async fn remove_all(engine: &Arc<Engine>) {
-    let mut removals = tokio::task::JoinSet::new();
-    for (task, id) in containers_by_task(engine) {
-        let engine = engine.clone();
-        removals.spawn(async move {
-            let options = RemoveOptions { force: true, volumes: true };
-            if let Err(error) = engine.remove(&id, options).await {
-                tracing::warn!(error = error.message, task, "container of a task not removed");
-            }
-        });
-    }
-    while removals.join_next().await.is_some() {}
 }
 
 fn rejected(message: impl Into<String>) -> StageError {

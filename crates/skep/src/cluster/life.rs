@@ -316,7 +316,7 @@ pub async fn leave(cluster: Arc<Cluster>, force: bool) -> Result<(), ControlErro
         if let Some(node) = node {
             say_goodbye(&cluster, &node, force).await?;
         }
-        super::executor::remove_all(&cluster.engine).await;
+        super::task_containers::remove_all(&cluster.engine).await;
         forget(&cluster).await
     })
     .await

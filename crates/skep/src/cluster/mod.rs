@@ -14,6 +14,7 @@ mod names_told;
 mod overlays_applied;
 mod keys;
 mod ports_taken;
+mod task_containers;
 pub mod task_records;
 pub mod executor;
 pub mod task_spec;

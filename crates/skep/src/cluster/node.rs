@@ -136,14 +136,16 @@ impl Node {
             engine: cluster.engine.clone(),
             gossip,
             gossip_effects,
+            // Under this name it is found when a package has replaced it, too.
             resolver: resolver::Client::new(
-                &std::env::current_exe()?,
+                std::path::Path::new("/proc/self/exe"),
                 &cluster.engine.config().exec_root,
             ),
             data_path,
             managers: saved.managers.clone(),
         };
-        let (agent, task) = agent_task::start(config, parts);
+        let (agent, task) =
+            agent_task::start(config, parts).context("the records of this node's tasks")?;
         let node = Arc::new(Self {
             saved,
             keys,

@@ -1,5 +1,7 @@
 //! The tasks of this node as they are kept on disk.
 
+use std::io::ErrorKind;
+
 use agent::Record;
 use prost::Message as _;
 use wire::swarmkit as pb;
@@ -25,20 +27,26 @@ fn read_record(bytes: &[u8]) -> Option<Record> {
     })
 }
 
-pub fn read_records(folder: &Folder) -> Vec<Record> {
-    let Ok(entries) = std::fs::read_dir(folder.tasks()) else { return Vec::new() };
+/// # Errors
+/// When a record is there and cannot be read: a task that is not known is ended, and this one may run.
+pub fn read_records(folder: &Folder) -> std::io::Result<Vec<Record>> {
+    let entries = match std::fs::read_dir(folder.tasks()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
     let mut records = Vec::new();
-    for entry in entries.filter_map(Result::ok) {
+    for entry in entries {
+        let path = entry?.path();
         // A leftover of a write that a crash cut short.
-        if entry.path().extension().is_some() {
+        if path.extension().is_some() {
             continue;
         }
-        match std::fs::read(entry.path()).ok().as_deref().and_then(read_record) {
+        match read_record(&std::fs::read(&path)?) {
             Some(record) => records.push(record),
-            None => tracing::warn!(path = %entry.path().display(), "record of a task not readable"),
+            None => tracing::warn!(path = %path.display(), "record of a task is damaged"),
         }
     }
-    records
+    Ok(records)
 }
 
 #[cfg(test)]
@@ -55,5 +63,20 @@ mod tests {
         assert!(read_record(&bytes) == Some(record));
         assert!(read_record(&bytes[..7]).is_none());
         assert!(read_record(&bytes[..9]).is_none());
+    }
+
+    #[test]
+    fn records_that_cannot_be_read_are_not_taken_for_none() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::below(root.path());
+        assert!(read_records(&folder).unwrap().is_empty(), "a node that was never in a swarm");
+        folder.create().unwrap();
+        std::fs::write(folder.tasks().join("damaged"), [1]).unwrap();
+        assert!(read_records(&folder).unwrap().is_empty());
+        std::fs::create_dir(folder.tasks().join("t1")).unwrap();
+        assert!(read_records(&folder).is_err());
+        std::fs::remove_dir_all(folder.tasks()).unwrap();
+        std::fs::write(folder.tasks(), "").unwrap();
+        assert!(read_records(&folder).is_err());
     }
 }
