@@ -59,8 +59,15 @@ struct Link {
     stream: Option<UnixStream>,
     /// How many connections there were.
     connection: u64,
-    /// The process, if this client started it: waited for when it ends.
-    child: Option<Child>,
+    /// The processes that this client started and that have not ended as far as it knows.
+    children: Vec<Child>,
+}
+
+impl Link {
+    /// Takes the exit status of those that have ended. Another client may have started what serves now.
+    fn reap(&mut self) {
+        self.children.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    }
 }
 
 impl Client {
@@ -139,6 +146,7 @@ impl Client {
     /// One request and its response. A connection that broke since the last call is made again once.
     fn call(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
         let mut link = self.link();
+        link.reap();
         if let Some(stream) = link.stream.take()
             && let Ok(response) = exchange(&stream, request, with)
         {
@@ -172,10 +180,6 @@ impl Client {
     }
 
     fn start(&self, link: &mut Link) -> Result<(), Error> {
-        if let Some(child) = &mut link.child {
-            // Takes the exit status of one that died; one that lives and does not listen is starting.
-            let _ = child.try_wait();
-        }
         let child = Command::new(&self.program)
             .arg("resolver")
             .arg("--exec-root")
@@ -185,7 +189,8 @@ impl Client {
             .stderr(self.log())
             .spawn()
             .map_err(|source| Error::Start { program: self.program.clone(), source })?;
-        link.child = Some(child);
+        // One from before that lives and does not listen is starting.
+        link.children.push(child);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dns::{Names, Zone};
 use rustix::fs::FlockOperation;
@@ -25,6 +26,7 @@ const CONNECTIONS_MAX: usize = 16;
 /// Namespaces on one host are bounded by its containers; this bounds the descriptors.
 const SANDBOXES_MAX: usize = 8_192;
 const COMMANDS_WAITING_MAX: usize = 256;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The body of `skep resolver`: answers until the process is ended. Returns at once, without an
 /// error, when another process already serves this root.
@@ -102,7 +104,11 @@ impl Control {
     fn accept(&self, listener: &UnixListener) {
         let open = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
+            let Ok(stream) = stream else {
+                // Out of descriptors: the next accept would fail at once as well.
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            };
             if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
                 open.fetch_sub(1, Ordering::Relaxed);
                 continue;

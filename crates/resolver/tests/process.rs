@@ -54,6 +54,11 @@ fn ip(arguments: &[&str]) {
     assert!(Command::new("ip").args(arguments).status().unwrap().success(), "ip {arguments:?}");
 }
 
+fn program() -> PathBuf {
+    let target = std::env::current_exe().unwrap();
+    target.parent().unwrap().parent().unwrap().join("examples/process")
+}
+
 /// The process, ended with the test.
 struct Process {
     root: tempfile::TempDir,
@@ -63,9 +68,7 @@ struct Process {
 impl Process {
     fn start() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let target = std::env::current_exe().unwrap();
-        let program = target.parent().unwrap().parent().unwrap().join("examples/process");
-        let client = Client::new(&program, root.path());
+        let client = Client::new(&program(), root.path());
         client.ensure().unwrap();
         Self { root, client }
     }
@@ -191,6 +194,17 @@ fn a_killed_process_comes_back_with_the_same_ports_and_names() {
     assert_eq!(process.client.sandboxes().unwrap(), expected);
     let reply = ask(&namespace, ports.udp, &question("web", 1));
     assert_eq!(last_address(&reply), "10.0.1.5".parse::<IpAddr>().unwrap());
+}
+
+#[test]
+fn a_process_that_another_client_has_replaced_is_waited_for() {
+    let process = Process::start();
+    let dead = process.id().unwrap();
+    process.kill();
+    let other = Client::new(&program(), process.root.path());
+    other.ensure().unwrap();
+    process.client.ensure().unwrap();
+    assert!(!Path::new("/proc").join(dead).exists(), "it stays as a zombie");
 }
 
 #[test]
