@@ -75,6 +75,15 @@ impl Database {
         if owner.is_none_or(|attachment| attachment.leaving) {
             return io.count("row_of_stranger");
         }
+        let held = network.rows.get(&key).is_some_and(|entry| {
+            let owner = network.attachments.get(&entry.owner).is_some_and(|it| !it.leaving);
+            owner
+                && entry.reap_at.is_none()
+                && is_another(&self.peers, &entry.owner, &event.node_name)
+        });
+        if held {
+            return io.count("row_of_another");
+        }
         let deleted = event.r#type == DELETE;
         let reap_after = match event.residual_reap_time {
             seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
@@ -243,6 +252,12 @@ pub(crate) fn row_event(
         value: entry.value.clone(),
         residual_reap_time: residual,
     }
+}
+
+/// Whether the owner of a row is there and is not the host that now speaks of it, under a new name.
+fn is_another(peers: &BTreeMap<String, Peer>, owner: &str, speaker: &str) -> bool {
+    let (Some(owner), Some(speaker)) = (peers.get(owner), peers.get(speaker)) else { return false };
+    owner.state == Presence::Active && owner.member.address != speaker.member.address
 }
 
 pub(crate) fn row_changed(

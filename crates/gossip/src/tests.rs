@@ -14,6 +14,7 @@ use crate::database::envelope;
 use crate::*;
 
 mod answers;
+mod forged;
 mod many;
 mod silent;
 

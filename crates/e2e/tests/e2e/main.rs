@@ -9,6 +9,7 @@ mod crash;
 mod daemon;
 mod daemon_gone;
 mod fields;
+mod forged;
 mod full;
 mod images;
 mod local;
