@@ -1,6 +1,7 @@
 //! What a node keeps: the raft log and its snapshots (sealed), its certificate and key, small records.
 
 pub mod certificates;
+mod checksum;
 pub mod log;
 pub mod records;
 mod seal;

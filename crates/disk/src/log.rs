@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use prost::Message as _;
 use wire::raftpb;
 use wire::swarmkit as pb;
 
+use crate::checksum::Prefixes;
 use crate::seal::{DataKey, OVERHEAD_BYTES};
 use crate::{Error, io, records};
 
@@ -241,7 +243,7 @@ fn read_records(path: &Path, bytes: &[u8], key: &DataKey) -> Result<(Vec<Body>, 
         let Some((sealed, next)) = frame(bytes, at) else {
             // A crash can only have torn the last record: what stands before a good one was
             // damaged later, its length perhaps, so that the good one may be anywhere.
-            if (at + 1..bytes.len()).any(|later| frame(bytes, later).is_some()) {
+            if holds_record(&bytes[at + 1..]) {
                 return Err(damaged());
             }
             break;
@@ -261,15 +263,29 @@ fn read_records(path: &Path, bytes: &[u8], key: &DataKey) -> Result<(Vec<Body>, 
 /// The sealed body of the record at an offset, and where the next one begins. `None` when no whole
 /// record with the right checksum is there.
 fn frame(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let (sealed, checksum) = head(bytes, at)?;
+    let next = sealed.end;
+    let sealed = &bytes[sealed];
+    (crc32fast::hash(sealed) == checksum).then_some((sealed, next))
+}
+
+/// Where the sealed body would be if a record began at an offset, and the checksum that it would have.
+fn head(bytes: &[u8], at: usize) -> Option<(Range<usize>, u32)> {
     let head = bytes.get(at..at + HEAD_BYTES)?;
     let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
     let checksum = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
-    if !(OVERHEAD_BYTES..=RECORD_BYTES_MAX).contains(&length) {
-        return None;
-    }
-    let next = at + HEAD_BYTES + length;
-    let sealed = bytes.get(at + HEAD_BYTES..next)?;
-    (crc32fast::hash(sealed) == checksum).then_some((sealed, next))
+    let start = at + HEAD_BYTES;
+    let fits = (OVERHEAD_BYTES..=RECORD_BYTES_MAX).contains(&length)
+        && length <= bytes.len().saturating_sub(start);
+    fits.then(|| (start..start + length, checksum))
+}
+
+/// Whether a good record begins at any offset. Of 16 MiB that are random to the eye every 512th offset or so claims a
+/// length that fits, which is megabytes each: every byte is summed up once, whatever is claimed.
+fn holds_record(bytes: &[u8]) -> bool {
+    let claims: Vec<_> = (0..bytes.len()).filter_map(|at| head(bytes, at)).collect();
+    let sums = Prefixes::of(bytes, claims.iter().flat_map(|(body, _)| [body.start, body.end]));
+    claims.into_iter().any(|(body, checksum)| sums.checksum(body) == Some(checksum))
 }
 
 fn read_snapshot(path: &Path, key: &DataKey) -> Result<Option<raftpb::Snapshot>, Error> {
