@@ -3,21 +3,20 @@
 //! Which containers name a volume is the containers' knowledge; here is only for whom one is mounted now.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
 use std::fs;
-use std::net::ToSocketAddrs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::events::{self, Type};
 use crate::images::blocking;
+
+mod device;
 
 /// The label of volumes without a name of their own.
 pub const ANONYMOUS: &str = "com.docker.volume.anonymous";
@@ -61,12 +60,15 @@ struct State {
     /// Containers that have it and are not among the containers: being created, or not readable.
     taken: BTreeMap<String, BTreeSet<String>>,
     mounted: BTreeMap<String, BTreeSet<User>>,
+    /// Held while a volume is mounted, unmounted or removed: a server that does not answer holds up its own volume alone.
+    gates: BTreeMap<String, Arc<Mutex<()>>>,
 }
 
 pub struct Volumes {
     root: PathBuf,
     events: Arc<events::Bus>,
     state: Mutex<State>,
+    mount_device: fn(&Volume) -> Result<()>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,7 +83,7 @@ impl Volumes {
         let directory = root.clone();
         let volumes = blocking(move || read_all(&directory)).await?;
         let state = Mutex::new(State { volumes, ..State::default() });
-        Ok(Self { root, events, state })
+        Ok(Self { root, events, state, mount_device: device::mount })
     }
 
     /// The volume of that name, made if it is not there; no name makes an anonymous one.
@@ -111,7 +113,7 @@ impl Volumes {
         };
         if !driver.is_empty() && driver != "local" {
             return Err(Error::not_found(format!(
-                "error looking up volume plugin {driver}: plugin {driver:?} not found"
+                "create {name}: error looking up volume plugin {driver}: plugin {driver:?} not found"
             )));
         }
         let mut state = self.lock();
@@ -120,7 +122,7 @@ impl Volumes {
             return Ok(volume);
         }
         check_name(&name)?;
-        check_options(&options)?;
+        check_options(&options).map_err(|error| error.context(format_args!("create {name}")))?;
         let mut labels = labels;
         if anonymous {
             labels.insert(ANONYMOUS.into(), String::new());
@@ -169,16 +171,25 @@ impl Volumes {
         self.lock().volumes.values().cloned().collect()
     }
 
-    /// The directory that is bound; a volume with a device is mounted for the first user.
+    /// Blocks: the directory that is bound; a volume with a device is mounted for the first user.
     pub(crate) fn mount(&self, name: &str, user: &User) -> Result<PathBuf> {
+        let gate = self.gate(name);
+        let _alone = held(&gate);
         let volume = self.find(name)?;
-        let mut state = self.lock();
-        if !volume.options.is_empty() && !is_mounted(&volume.mountpoint)? {
-            mount_device(&volume)?;
+        if !volume.options.is_empty() && !device::is_mounted(&volume.mountpoint)? {
+            (self.mount_device)(&volume)?;
             tracing::trace!(target: "step", "volume mounted");
         }
-        state.mounted.entry(name.to_owned()).or_default().insert(user.clone());
+        self.lock().mounted.entry(name.to_owned()).or_default().insert(user.clone());
         Ok(volume.mountpoint)
+    }
+
+    fn gate(&self, name: &str) -> Arc<Mutex<()>> {
+        let mut state = self.lock();
+        match state.volumes.contains_key(name) {
+            true => state.gates.entry(name.to_owned()).or_default().clone(),
+            false => Arc::default(),
+        }
     }
 
     /// A container that an earlier daemon started has it mounted.
@@ -187,17 +198,18 @@ impl Volumes {
         self.lock().mounted.entry(name.to_owned()).or_default().insert(user);
     }
 
-    /// The last user unmounts the device. An event tells it of those that had it mounted.
+    /// Blocks: the last user unmounts the device. An event tells it of those that had it mounted.
     pub(crate) fn unmount(&self, name: &str, user: &User) -> Result<()> {
+        let gate = self.gate(name);
+        let _alone = held(&gate);
         let Some(volume) = self.get(name) else { return Ok(()) };
-        let mut state = self.lock();
         let mut had = false;
-        let last = state.mounted.get_mut(name).is_none_or(|mounted| {
+        let last = self.lock().mounted.get_mut(name).is_none_or(|mounted| {
             had = mounted.remove(user);
             mounted.is_empty()
         });
-        if last && !volume.options.is_empty() && is_mounted(&volume.mountpoint)? {
-            unmount_device(&volume.mountpoint)?;
+        if last && !volume.options.is_empty() && device::is_mounted(&volume.mountpoint)? {
+            device::unmount(&volume.mountpoint)?;
         }
         if had {
             let attributes = [("container", user.container.as_str()), ("driver", &volume.driver)];
@@ -207,7 +219,7 @@ impl Volumes {
     }
 
     /// Removes an anonymous volume together with its container (`rm -v`, `--rm`), unless another has it.
-    pub fn remove_anonymous(&self, name: &str, users: impl FnOnce() -> Vec<String>) -> Result<()> {
+    pub fn remove_anonymous(&self, name: &str, users: impl Fn() -> Vec<String>) -> Result<()> {
         match self.get(name) {
             Some(volume) if volume.anonymous => match self.remove(name, users, false) {
                 Err(error) if matches!(error.kind, Kind::Conflict | Kind::NotFound) => Ok(()),
@@ -217,35 +229,54 @@ impl Volumes {
         }
     }
 
-    /// Removes a volume that no container has. `users`, the containers that name it, are asked for while no volume can be
-    /// taken or given back: a container that is being created is either taken for or among them.
-    pub fn remove(
+    /// Blocks: removes a volume that no container has. `users`, the containers that name it, are asked for while no volume
+    /// can be taken or given back: a container that is being created is either taken for or among them.
+    pub fn remove(&self, name: &str, users: impl Fn() -> Vec<String>, force: bool) -> Result<()> {
+        // Whoever mounts it has it: that is answered at once, however long the mount takes.
+        if self.unused(&self.lock(), name, &users, force)?.is_none() {
+            return Ok(());
+        }
+        let gate = self.gate(name);
+        let _alone = held(&gate);
+        let aside = {
+            let mut state = self.lock();
+            let Some(volume) = self.unused(&state, name, &users, force)? else { return Ok(()) };
+            let aside = self.set_aside(&volume)?;
+            state.volumes.remove(name);
+            state.mounted.remove(name);
+            // Others that wait there would meet nobody behind a new one.
+            if Arc::strong_count(&gate) <= 2 {
+                state.gates.remove(name);
+            }
+            aside
+        };
+        self.events.publish(Type::VOLUME, "destroy", name, [("driver", "local")]);
+        remove_if_there(&aside)
+    }
+
+    /// A volume that may go; `None` where none is missed.
+    fn unused(
         &self,
+        state: &State,
         name: &str,
-        users: impl FnOnce() -> Vec<String>,
+        users: impl Fn() -> Vec<String>,
         force: bool,
-    ) -> Result<()> {
-        let mut state = self.lock();
-        let Some(volume) = state.volumes.get(name).cloned() else {
+    ) -> Result<Option<Volume>> {
+        let Some(volume) = state.volumes.get(name) else {
             return match force {
-                true => Ok(()),
+                true => Ok(None),
                 false => Err(Error::not_found(format!("get {name}: no such volume"))),
             };
         };
         let mut users = users();
         users.extend(state.taken.get(name).into_iter().flatten().cloned());
-        if !users.is_empty() {
-            return Err(Error::conflict(format!(
+        match users.is_empty() {
+            true => Ok(Some(volume.clone())),
+            false => Err(Error::conflict(format!(
                 "remove {name}: volume is in use - [{}]",
                 users.join(", ")
-            )));
+            ))),
         }
-        self.delete(&volume)?;
-        state.volumes.remove(name);
-        state.mounted.remove(name);
-        drop(state);
-        self.events.publish(Type::VOLUME, "destroy", name, [("driver", "local")]);
-        Ok(())
     }
 
     /// Removes the volumes that `wanted` accepts; `users` tells which containers name a volume.
@@ -296,21 +327,25 @@ impl Volumes {
         Ok(())
     }
 
-    fn delete(&self, volume: &Volume) -> Result<()> {
-        if is_mounted(&volume.mountpoint)? {
-            unmount_device(&volume.mountpoint)?;
+    /// From here on it is no volume any more, whatever becomes of its files.
+    fn set_aside(&self, volume: &Volume) -> Result<PathBuf> {
+        if device::is_mounted(&volume.mountpoint)? {
+            device::unmount(&volume.mountpoint)?;
         }
         let path = self.root.join(&volume.name);
-        let old = self.root.join(format!(".old-{}", volume.name));
-        remove_if_there(&old)?;
+        let old = self.root.join(format!(".old-{}", random_name()));
         fs::rename(&path, &old).during(format!("remove volume {}", volume.name))?;
         tracing::trace!(target: "step", "volume set aside");
-        remove_if_there(&old)
+        Ok(old)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn held(gate: &Mutex<()>) -> MutexGuard<'_, ()> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
@@ -402,126 +437,9 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
     }
 }
 
-fn is_mounted(path: &Path) -> Result<bool> {
-    let (Ok(own), Some(Ok(parent))) =
-        (fs::symlink_metadata(path), path.parent().map(fs::symlink_metadata))
-    else {
-        return Ok(false);
-    };
-    if own.dev() != parent.dev() {
-        return Ok(true);
-    }
-    // A bind mount from the same file system has the same device; the mount table knows it.
-    let table = fs::read("/proc/self/mountinfo").during("read the mount table")?;
-    let path = path.as_os_str().as_encoded_bytes();
-    let points = table
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4));
-    Ok(points.into_iter().any(|point| point == path))
-}
-
-fn unmount_device(path: &Path) -> Result<()> {
-    rustix::mount::unmount(path, UnmountFlags::DETACH).during(format!("unmount {}", path.display()))
-}
-
-/// `-o type=…,device=…,o=…`, as mount(8) would.
-fn mount_device(volume: &Volume) -> Result<()> {
-    let get = |key: &str| volume.options.get(key).cloned().unwrap_or_default();
-    let (kind, device) = (get("type"), get("device"));
-    let (flags, propagation, mut data) = parse_flags(&get("o"));
-    if matches!(kind.as_str(), "nfs" | "nfs4" | "cifs") {
-        data = with_address(&data)?;
-    }
-    let target = volume.mountpoint.as_path();
-    let shown =
-        format!("failed to mount local volume: mount {device}:{}, data: {data}", target.display());
-    let data = CString::new(data).during(&shown)?;
-    if flags.contains(MountFlags::BIND) {
-        match propagation.contains(MountPropagationFlags::REC) {
-            true => rustix::mount::mount_bind_recursive(&device, target),
-            false => rustix::mount::mount_bind(&device, target),
-        }
-        .during(&shown)?;
-        let rest = flags - MountFlags::BIND;
-        if !rest.is_empty() {
-            rustix::mount::mount_remount(target, flags, c"").during(&shown)?;
-        }
-    } else {
-        rustix::mount::mount(&device, target, &kind, flags, data.as_c_str()).during(&shown)?;
-    }
-    let change = propagation - MountPropagationFlags::REC;
-    match change.is_empty() {
-        true => Ok(()),
-        false => rustix::mount::mount_change(target, propagation).during(&shown),
-    }
-}
-
-fn parse_flags(text: &str) -> (MountFlags, MountPropagationFlags, String) {
-    let mut flags = MountFlags::empty();
-    let mut propagation = MountPropagationFlags::empty();
-    let mut data = Vec::new();
-    for option in text.split(',').filter(|option| !option.is_empty()) {
-        match option {
-            "defaults" | "rw" | "suid" | "dev" | "exec" | "async" | "atime" | "diratime" => {}
-            "ro" => flags |= MountFlags::RDONLY,
-            "nosuid" => flags |= MountFlags::NOSUID,
-            "nodev" => flags |= MountFlags::NODEV,
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "sync" => flags |= MountFlags::SYNCHRONOUS,
-            "dirsync" => flags |= MountFlags::DIRSYNC,
-            "noatime" => flags |= MountFlags::NOATIME,
-            "nodiratime" => flags |= MountFlags::NODIRATIME,
-            "relatime" => flags |= MountFlags::RELATIME,
-            "strictatime" => flags |= MountFlags::STRICTATIME,
-            "bind" => flags |= MountFlags::BIND,
-            "rbind" => {
-                flags |= MountFlags::BIND;
-                propagation |= MountPropagationFlags::REC;
-            }
-            "shared" => propagation |= MountPropagationFlags::SHARED,
-            "slave" => propagation |= MountPropagationFlags::DOWNSTREAM,
-            "private" => propagation |= MountPropagationFlags::PRIVATE,
-            "unbindable" => propagation |= MountPropagationFlags::UNBINDABLE,
-            "rshared" => propagation |= MountPropagationFlags::SHARED | MountPropagationFlags::REC,
-            "rslave" => {
-                propagation |= MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC
-            }
-            "rprivate" => {
-                propagation |= MountPropagationFlags::PRIVATE | MountPropagationFlags::REC
-            }
-            other => data.push(other),
-        }
-    }
-    (flags, propagation, data.join(","))
-}
-
-/// The kernel wants `addr=` as an address, people write a name.
-fn with_address(data: &str) -> Result<String> {
-    let parts = data.split(',').map(|part| match part.strip_prefix("addr=") {
-        Some(name) if name.parse::<std::net::IpAddr>().is_err() => {
-            let mut found = (name, 0)
-                .to_socket_addrs()
-                .during(format!("error resolving passed in network volume address {name}"))?;
-            let address =
-                found.next().ok_or_else(|| Error::internal(format!("no address for {name}")))?;
-            Ok(format!("addr={}", address.ip()))
-        }
-        _ => Ok(part.to_owned()),
-    });
-    Ok(parts.collect::<Result<Vec<_>>>()?.join(","))
-}
-
-/// Bytes of the files below a directory.
+/// Blocks: bytes of the files below a directory. What cannot be read counts as nothing: it may vanish meanwhile.
 pub fn size(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match fs::symlink_metadata(entry.path()) {
-            Ok(found) if found.is_dir() => size(&entry.path()),
-            Ok(found) => found.len(),
-            Err(_) => 0,
-        })
-        .sum()
+    image::walk::bytes(directory)
 }
 
 #[cfg(test)]

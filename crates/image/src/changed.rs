@@ -1,19 +1,24 @@
 //! What a container changed, as a list, as a layer and as a tar of everything.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use crate::error::errno;
 use crate::pack::Packer;
-use crate::stack::{self, is_whiteout};
+use crate::stack;
 use crate::store::{Meta, json};
-use crate::{Commit, Config, Error, History, Image, Result, RootFs, Store, changes};
+use crate::{Commit, Config, Error, History, Image, Result, RootFs, Store, changes, walk};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChangeKind {
@@ -33,9 +38,8 @@ impl Store {
     /// What the container changed, sorted by path.
     pub fn diff(&self, container: &str) -> Result<Vec<Change>> {
         let rootfs = self.rootfs(container)?;
-        let mut found = BTreeSet::new();
-        walk(&rootfs, Path::new(""), &mut found).map_err(Error::file("read", &rootfs.upper))?;
-        Ok(found.into_iter().collect())
+        let found = compare(&rootfs).map_err(Error::file("read", &rootfs.upper))?;
+        Ok(found.into_iter().map(|(path, kind)| Change { path, kind }).collect())
     }
 
     /// A new image: the container's image and, on top, what it changed.
@@ -123,7 +127,7 @@ impl Store {
     /// Bytes in the upper directory, and of the whole root file system.
     pub fn rootfs_size(&self, container: &str) -> Result<(u64, u64)> {
         let rootfs = self.rootfs(container)?;
-        let own = tree_size(&rootfs.upper, &mut BTreeSet::new());
+        let own = walk::bytes(&rootfs.upper);
         let image = self.image(&rootfs.image).map_or(0, |image| image.size);
         Ok((own, own + image))
     }
@@ -134,84 +138,76 @@ fn pack_tree(directory: &Path, layer: bool, out: impl Write) -> Result<()> {
     let root =
         rustix::fs::open(directory, flags, Mode::empty()).map_err(errno("open", directory))?;
     let mut packer = Packer::new(out, layer);
-    let packed = packer
-        .contents(std::os::fd::AsFd::as_fd(&root), b"")
-        .and_then(|()| packer.finish()?.flush());
+    let packed = packer.contents(root.as_fd(), b"").and_then(|()| packer.finish()?.flush());
     packed.map_err(Error::file("pack", directory))
 }
 
 /// Each entry of the upper directory against what lies below it.
-fn walk(rootfs: &RootFs, at: &Path, found: &mut BTreeSet<Change>) -> std::io::Result<()> {
-    for entry in fs::read_dir(rootfs.upper.join(at))? {
-        let path = at.join(entry?.file_name());
-        let full = rootfs.upper.join(&path);
-        let metadata = match fs::symlink_metadata(&full) {
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => continue,
-            metadata => metadata?,
+fn compare(rootfs: &RootFs) -> std::io::Result<BTreeMap<String, ChangeKind>> {
+    let mut found = BTreeMap::new();
+    // A directory below which nothing is of the image.
+    let mut own: Option<PathBuf> = None;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::open(&rootfs.upper, flags, Mode::empty())?;
+    walk::walk(upper.as_fd(), |parent, name, path| {
+        walk::check_length(path)?;
+        let path = Path::new(OsStr::from_bytes(path));
+        let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(None),
+            stat => stat?,
         };
-        let below = below(rootfs, &path)?;
-        let kind = match (&below, is_whiteout(&metadata)) {
-            (Some(_), true) => Some(ChangeKind::Deleted),
-            (None, true) => None,
-            (None, false) => Some(ChangeKind::Added),
-            (Some(below), false) if below.is_dir() && metadata.is_dir() => {
-                (!same_directory(below, &metadata)).then_some(ChangeKind::Modified)
-            }
-            (Some(_), false) => Some(ChangeKind::Modified),
+        let below = match own.as_ref().is_some_and(|own| path.starts_with(own)) {
+            true => None,
+            false => stack::lookup(&rootfs.lower, path)?.map(|(_, metadata)| metadata),
         };
-        if let Some(kind) = kind {
-            found.insert(Change { path: shown(&path), kind });
-            // A change makes its directory a changed one, whatever its times say.
-            for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
-                let path = shown(parent);
-                if !found.iter().any(|change| change.path == path) {
-                    found.insert(Change { path, kind: ChangeKind::Modified });
-                }
-            }
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        if let Some(kind) = kind_of(below.as_ref(), &stat) {
+            note(&mut found, path, kind);
         }
-        if metadata.is_dir() {
-            walk(rootfs, &path, found)?;
+        let inside = if directory { Some(walk::open(parent, name)?) } else { None };
+        let hides = inside.as_ref().is_some_and(stack::is_opaque_fd);
+        if directory && own.as_ref().is_none_or(|own| !path.starts_with(own)) {
+            own = (below.is_none() || hides).then(|| path.to_owned());
         }
-    }
-    Ok(())
+        Ok(inside)
+    })?;
+    Ok(found)
 }
 
-fn below(rootfs: &RootFs, path: &Path) -> std::io::Result<Option<fs::Metadata>> {
-    let mut at = PathBuf::new();
-    for part in path.parent().into_iter().flat_map(Path::components) {
-        at.push(part);
-        if stack::is_opaque(&rootfs.upper.join(&at)) {
-            return Ok(None);
+fn kind_of(below: Option<&fs::Metadata>, own: &Stat) -> Option<ChangeKind> {
+    let is = |kind| FileType::from_raw_mode(own.st_mode) == kind;
+    match (below, is(FileType::CharacterDevice) && own.st_rdev == 0) {
+        (Some(_), true) => Some(ChangeKind::Deleted),
+        (None, true) => None,
+        (None, false) => Some(ChangeKind::Added),
+        (Some(below), false) if below.is_dir() && is(FileType::Directory) => {
+            (!same_directory(below, own)).then_some(ChangeKind::Modified)
         }
+        (Some(_), false) => Some(ChangeKind::Modified),
     }
-    Ok(stack::lookup(&rootfs.lower, path)?.map(|(_, metadata)| metadata))
 }
 
-fn same_directory(below: &fs::Metadata, own: &fs::Metadata) -> bool {
-    below.mode() == own.mode()
-        && below.uid() == own.uid()
-        && below.gid() == own.gid()
-        && below.mtime() == own.mtime()
+/// A change makes its directory a changed one, whatever its times say.
+fn note(found: &mut BTreeMap<String, ChangeKind>, path: &Path, kind: ChangeKind) {
+    found.insert(shown(path), kind);
+    for parent in path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()) {
+        match found.entry(shown(parent)) {
+            // So are those above it.
+            Entry::Occupied(_) => break,
+            Entry::Vacant(place) => drop(place.insert(ChangeKind::Modified)),
+        }
+    }
+}
+
+fn same_directory(below: &fs::Metadata, own: &Stat) -> bool {
+    below.mode() == own.st_mode
+        && below.uid() == own.st_uid
+        && below.gid() == own.st_gid
+        && below.mtime() == own.st_mtime
 }
 
 fn shown(path: &Path) -> String {
     format!("/{}", path.to_string_lossy())
-}
-
-fn tree_size(directory: &Path, seen: &mut BTreeSet<(u64, u64)>) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    let mut total = 0;
-    for entry in entries.flatten() {
-        let path = entry.path();
-        match fs::symlink_metadata(&path) {
-            Ok(found) if found.is_dir() => total += tree_size(&path, seen),
-            Ok(found) if found.is_file() && seen.insert((found.dev(), found.ino())) => {
-                total += found.len()
-            }
-            _ => {}
-        }
-    }
-    total
 }
 
 fn command_line(run: &crate::RunConfig) -> String {

@@ -20,6 +20,7 @@ mod changed;
 mod pack;
 pub mod copy;
 pub mod tree;
+pub mod walk;
 mod registry;
 #[doc(hidden)]
 pub mod fuzz;

@@ -7,12 +7,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 
+use crate::stack::is_opaque_fd;
 use crate::tarball::{Entry, Kind, Writer};
-use crate::unpack::OPAQUE_XATTR;
+use crate::walk;
 
-const DEPTH_MAX: usize = 1_000;
 /// What is read at most of a file that does not tell its size.
 const SIZELESS_BYTES_MAX: u64 = 16 << 20;
 
@@ -35,7 +35,10 @@ impl<W: Write> Packer<W> {
 
     /// Everything in an open directory, under `prefix` (empty, or ending in `/`).
     pub fn contents(&mut self, directory: BorrowedFd<'_>, prefix: &[u8]) -> io::Result<()> {
-        self.descend(directory, prefix, 0)
+        walk::walk(directory, |parent, name, path| {
+            walk::check_length(path)?;
+            self.one(parent, name, &[prefix, path].concat())
+        })
     }
 
     /// One name of an open directory, as `shown`.
@@ -44,7 +47,7 @@ impl<W: Write> Packer<W> {
         if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0 {
             return self.without_size(parent, name, shown);
         }
-        self.one(parent, name, shown, 0)
+        self.one(parent, name, shown).map(drop)
     }
 
     /// A file of /proc or /sys says that it is empty and is not: it is read before its size is told.
@@ -69,54 +72,27 @@ impl<W: Write> Packer<W> {
         self.to.entry(&entry)
     }
 
-    fn descend(
-        &mut self,
-        directory: BorrowedFd<'_>,
-        prefix: &[u8],
-        depth: usize,
-    ) -> io::Result<()> {
-        if depth > DEPTH_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "directories are nested too deeply",
-            ));
-        }
-        let mut names = Vec::new();
-        for entry in Dir::read_from(directory)? {
-            let name = entry?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(name);
-            }
-        }
-        names.sort();
-        for name in names {
-            self.one(directory, OsStr::from_bytes(&name), &[prefix, &name].concat(), depth)?;
-        }
-        Ok(())
-    }
-
+    /// The directory that is to be gone into, if it is one.
     fn one(
         &mut self,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         shown: &[u8],
-        depth: usize,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<OwnedFd>> {
         let stat = match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             // A running container removed it since the directory was read.
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
             stat => stat?,
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let directory = fs::openat(parent, name, flags, Mode::empty())?;
+                let directory = walk::open(parent, name)?;
                 let entry = entry_of(&stat, [shown, b"/"].concat(), xattrs(directory.as_fd())?);
                 self.to.entry(&entry)?;
-                if self.layer && is_opaque(&directory) {
+                if self.layer && is_opaque_fd(&directory) {
                     self.to.entry(&hidden([shown, b"/.wh..wh..opq"].concat(), &stat))?;
                 }
-                self.descend(directory.as_fd(), &[shown, b"/"].concat(), depth + 1)
+                return Ok(Some(directory));
             }
             FileType::RegularFile => self.file(parent, name, shown),
             FileType::Symlink => {
@@ -134,6 +110,7 @@ impl<W: Write> Packer<W> {
             FileType::Socket | FileType::Unknown => Ok(()),
             _ => self.to.entry(&entry_of(&stat, shown.to_vec(), Vec::new())),
         }
+        .map(|()| None)
     }
 
     fn file(&mut self, parent: BorrowedFd<'_>, name: &OsStr, shown: &[u8]) -> io::Result<()> {
@@ -192,11 +169,6 @@ fn hidden(path: Vec<u8>, stat: &Stat) -> Entry {
 fn whiteout_name(path: &[u8]) -> Vec<u8> {
     let at = path.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
     [&path[..at], b".wh.", &path[at..]].concat()
-}
-
-fn is_opaque(directory: &OwnedFd) -> bool {
-    let mut value = [0u8; 4];
-    matches!(fs::fgetxattr(directory, OPAQUE_XATTR, &mut value[..]), Ok(1) if value[0] == b'y')
 }
 
 /// What Docker carries too: file capabilities, and what programs attach.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, Metadata};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -41,7 +42,13 @@ pub(crate) fn is_whiteout(metadata: &Metadata) -> bool {
 }
 
 /// A directory that hides everything below it.
-pub(crate) fn is_opaque(directory: &Path) -> bool {
+fn is_opaque(directory: &Path) -> bool {
     let mut value = [0u8; 4];
     matches!(rustix::fs::lgetxattr(directory, OPAQUE_XATTR, &mut value[..]), Ok(1) if value[0] == b'y')
+}
+
+/// The same of an open one.
+pub(crate) fn is_opaque_fd(directory: &OwnedFd) -> bool {
+    let mut value = [0u8; 4];
+    matches!(rustix::fs::fgetxattr(directory, OPAQUE_XATTR, &mut value[..]), Ok(1) if value[0] == b'y')
 }

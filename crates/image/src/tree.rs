@@ -110,11 +110,11 @@ fn open(parent: BorrowedFd<'_>, name: &OsStr) -> Result<std::os::fd::OwnedFd, Er
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Directories in each other, with a file beside each.
-    fn nest(path: &Path, depth: usize) {
+    pub(crate) fn nest(path: &Path, depth: usize) {
         std::fs::create_dir(path).unwrap();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let mut at = fs::open(path, flags, Mode::empty()).unwrap();
@@ -125,7 +125,7 @@ mod tests {
         }
     }
 
-    fn on_a_small_stack(work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn on_a_small_stack(work: impl FnOnce() + Send + 'static) {
         std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
     }
 

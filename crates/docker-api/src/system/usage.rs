@@ -98,7 +98,7 @@ async fn volumes(state: &ApiState) -> ApiResult<Vec<Value>> {
             })
             .count();
         let path = volume.mountpoint.clone();
-        let size = engine::images::blocking(move || Ok(directory_bytes(&path))).await?;
+        let size = engine::images::blocking(move || Ok(engine::volumes::size(&path))).await?;
         rows.push(json!({
             "Name": volume.name,
             "Driver": volume.driver,
@@ -111,17 +111,4 @@ async fn volumes(state: &ApiState) -> ApiResult<Vec<Value>> {
         }));
     }
     Ok(rows)
-}
-
-/// What cannot be read counts as nothing: it may vanish while we look.
-fn directory_bytes(path: &std::path::Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => directory_bytes(&entry.path()),
-            Ok(found) => found.len(),
-            Err(_) => 0,
-        })
-        .sum()
 }

@@ -68,7 +68,9 @@ impl Engine {
             }
         }
         let driver = host.volume_driver.as_deref().unwrap_or_default();
-        let own = parse_all(host, driver)?;
+        // Sources are looked for, maybe on a server that is gone.
+        let (asked, by) = (host.clone(), driver.to_owned());
+        let own = blocking(move || parse_all(&asked, &by)).await?;
         for (record, options, labels) in own {
             let record = self.ready_volume(id, record, options, labels)?;
             wanted.insert(record.destination.clone(), record);
@@ -144,7 +146,7 @@ impl Engine {
         let fresh: Vec<(PathBuf, String)> = records
             .iter()
             .filter(|record| record.kind == MountType::Volume && !record.no_copy)
-            .filter(|record| record.subpath.is_empty() && is_empty(Path::new(&record.source)))
+            .filter(|record| record.subpath.is_empty())
             .map(|record| (PathBuf::from(&record.source), record.destination.clone()))
             .collect();
         if fresh.is_empty() {
@@ -152,6 +154,10 @@ impl Engine {
         }
         let (store, id) = (self.images.store.clone(), id.clone());
         blocking(move || {
+            let fresh: Vec<_> = fresh.into_iter().filter(|(volume, _)| is_empty(volume)).collect();
+            if fresh.is_empty() {
+                return Ok(());
+            }
             let visit = store.visit(&id)?;
             for (volume, destination) in &fresh {
                 tracing::trace!(target: "step", "volume about to be filled");

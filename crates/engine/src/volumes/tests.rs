@@ -71,9 +71,45 @@ async fn a_volume_with_a_device_is_mounted_while_somebody_runs() {
     let look = User::looking("c1");
     volumes.mount("fast", &look).unwrap();
     volumes.unmount("fast", &User::running("c1")).unwrap();
-    assert!(is_mounted(&volume.mountpoint).unwrap());
+    assert!(device::is_mounted(&volume.mountpoint).unwrap());
     volumes.unmount("fast", &look).unwrap();
-    assert!(!is_mounted(&volume.mountpoint).unwrap());
+    assert!(!device::is_mounted(&volume.mountpoint).unwrap());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_holds_up_its_own_volume_alone() {
+    use std::sync::Barrier;
+    static ASKED: Barrier = Barrier::new(2);
+    static ANSWERS: Barrier = Barrier::new(2);
+    let (_directory, mut volumes) = volumes().await;
+    volumes.mount_device = |volume| {
+        if volume.name == "far" {
+            ASKED.wait();
+            ANSWERS.wait();
+        }
+        Err(Error::internal("no device"))
+    };
+    let nfs = options(&[("type", "nfs"), ("device", ":/x")]);
+    for name in ["far", "near"] {
+        volumes.ensure(Some(name), "", nfs.clone(), options(&[])).unwrap();
+    }
+    let volumes = Arc::new(volumes);
+    let waiting = volumes.clone();
+    let mounting = std::thread::spawn(move || waiting.mount("far", &User::running("c1")));
+    ASKED.wait();
+    let going = volumes.clone();
+    let others = std::thread::spawn(move || {
+        let used = || vec!["c1".to_owned()];
+        let error = going.remove("far", used, true).unwrap_err();
+        assert_eq!(error.message, "remove far: volume is in use - [c1]");
+        going.mount("near", &User::running("c2")).unwrap_err();
+        going.remove("near", Vec::new, false).unwrap();
+        going.ensure(Some("new"), "", options(&[]), options(&[])).unwrap();
+        going.list().len()
+    });
+    assert_eq!(others.join().unwrap(), 2);
+    ANSWERS.wait();
+    assert_eq!(mounting.join().unwrap().unwrap_err().message, "no device");
 }
 
 #[tokio::test]

@@ -5,8 +5,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use super::Credentials;
-use super::client::{Refusal, chain};
+use super::client::{Refusal, chain, limited};
 use crate::{Error, Result};
+
+/// A token is some kilobytes.
+const TOKEN_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, PartialEq)]
 pub(crate) enum Challenge {
@@ -106,7 +109,9 @@ pub(crate) async fn token(
             _ => Error::Unavailable(text),
         });
     }
-    let token: Token = response.json().await.map_err(|cause| failed(&cause))?;
+    let raw = limited(response, TOKEN_BYTES_MAX, "a token").await?;
+    let token: Token = serde_json::from_slice(&raw)
+        .map_err(|cause| Error::Unavailable(format!("Get {realm:?}: {cause}")))?;
     match (token.token.is_empty(), token.access_token.is_empty()) {
         (false, _) => Ok(token.token),
         (true, false) => Ok(token.access_token),

@@ -342,6 +342,23 @@ struct ErrorEntry {
     message: String,
 }
 
+/// An answer's body, of `max` bytes at most; `what` belongs there.
+pub(crate) async fn limited(mut response: Response, max: u64, what: &str) -> Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    let broken = |cause: reqwest::Error| {
+        Error::Unavailable(format!("read from the registry: {}", chain(&cause)))
+    };
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        raw.extend_from_slice(&chunk);
+        if raw.len() as u64 > max {
+            return Err(Error::System(format!(
+                "the registry sends more than {max} bytes where {what} belongs"
+            )));
+        }
+    }
+    Ok(raw)
+}
+
 impl Refusal {
     pub async fn read(mut response: Response) -> Self {
         let status = response.status();

@@ -11,7 +11,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, LINK, RANGE};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::client::{Refusal, Session, chain, headers};
+use super::client::{Refusal, Session, chain, headers, limited};
 use super::manifest::{self, Descriptor, MANIFEST_BYTES_MAX, Manifest};
 use super::{Credentials, Distribution};
 use crate::layers::{Held, decompressed};
@@ -316,7 +316,7 @@ async fn fetch_manifest(
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let content_type = content_type.split(';').next().unwrap_or_default().trim().to_owned();
-    let raw = limited(response, MANIFEST_BYTES_MAX).await?;
+    let raw = limited(response, MANIFEST_BYTES_MAX, "a manifest").await?;
     Ok(Fetched { digest: Digest::of(&raw), content_type, raw })
 }
 
@@ -341,29 +341,14 @@ fn refused(refusal: Refusal, reference: &Reference) -> Error {
     }
 }
 
-async fn limited(mut response: reqwest::Response, max: u64) -> Result<Vec<u8>> {
-    let mut raw = Vec::new();
-    let broken = |cause: reqwest::Error| {
-        Error::Unavailable(format!("read from the registry: {}", chain(&cause)))
-    };
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        raw.extend_from_slice(&chunk);
-        if raw.len() as u64 > max {
-            return Err(Error::System(format!(
-                "the registry sends more than {max} bytes where a manifest belongs"
-            )));
-        }
-    }
-    Ok(raw)
-}
-
 async fn fetch_config(session: &Session<'_>, config: &Descriptor) -> Result<Vec<u8>> {
     let response =
         session.send(&session.get(&format!("blobs/{}", config.digest), HeaderMap::new())).await?;
     if !response.status().is_success() {
         return Err(Error::System(Refusal::read(response).await.text()));
     }
-    let raw = limited(response, crate::config::CONFIG_BYTES_MAX).await?;
+    let raw =
+        limited(response, crate::config::CONFIG_BYTES_MAX, "an image's configuration").await?;
     match Digest::of(&raw) == config.digest {
         true => Ok(raw),
         false => Err(Error::System(format!(
@@ -387,7 +372,7 @@ async fn tags(session: &Session<'_>, reference: &Reference) -> Result<Vec<String
             return Err(refused(Refusal::read(response).await, reference));
         }
         let next = response.headers().get(LINK).and_then(|link| next_page(link.to_str().ok()?));
-        let raw = limited(response, MANIFEST_BYTES_MAX).await?;
+        let raw = limited(response, MANIFEST_BYTES_MAX, "a list of tags").await?;
         let list: TagList = serde_json::from_slice(&raw)
             .map_err(|cause| Error::System(format!("tag list: {cause}")))?;
         found.extend(list.tags.unwrap_or_default());

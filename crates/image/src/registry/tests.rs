@@ -409,6 +409,12 @@ async fn a_token_is_fetched_where_the_registry_says() {
             path.contains("scope=repository%3Aapp%3Apull") && path.contains("service=s"),
             "{path}"
         );
+        if path.contains("account=endless") {
+            return answer(
+                "200 OK",
+                format!("{{\"token\":\"{}\"}}", "t".repeat(2 << 20)).as_bytes(),
+            );
+        }
         match good {
             true => answer("200 OK", br#"{"token":"t0"}"#),
             false => answer("401 Unauthorized", br#"{"details":"incorrect username or password"}"#),
@@ -433,6 +439,8 @@ async fn a_token_is_fetched_where_the_registry_says() {
     // Not 401: the docker command would ask its user for another login.
     assert_eq!(error.kind(), crate::Kind::System);
     assert!(error.to_string().contains("unauthorized: "), "{error}");
+    let error = host.pull(&name, Some(&login("endless", "secret"))).await.0.unwrap_err();
+    assert!(error.to_string().contains("1048576 bytes where a token belongs"), "{error}");
     host.pull(&name, Some(&login("user", "secret"))).await.0.unwrap();
 }
 

@@ -113,6 +113,31 @@ fn a_commit_stands_on_the_layers_of_an_image_that_was_removed() {
     assert_eq!(next.config.history.len(), 2);
 }
 
+#[test]
+fn directories_as_deep_as_a_path_are_told_and_packed_and_deeper_ones_refused() {
+    let (_directory, store) = store();
+    let image = import(&store, &small(), "base").unwrap();
+    let rootfs = store.prepare_rootfs("c1", &image).unwrap();
+    // 1,100 of them with a file in each: names of 2,200 bytes and more.
+    crate::tree::tests::nest(&rootfs.upper.join("deep"), 1_100);
+    crate::tree::tests::on_a_small_stack(move || {
+        let changes = store.diff("c1").unwrap();
+        assert_eq!(changes.iter().filter(|change| change.path.starts_with("/deep")).count(), 2_201);
+        let (own, _) = store.rootfs_size("c1").unwrap();
+        store.export("c1", std::io::sink()).unwrap();
+        let next = store.commit("c1", &Commit::default()).unwrap();
+        let deep = store.prepare_rootfs("c2", &next).unwrap();
+        assert_eq!(own, crate::walk::bytes(&rootfs.upper));
+        drop(deep);
+        crate::tree::remove(&rootfs.upper.join("deep")).unwrap();
+        crate::tree::tests::nest(&rootfs.upper.join("deep"), 2_200);
+        let error = store.diff("c1").unwrap_err().to_string();
+        assert!(error.contains("nested too deeply"), "{error}");
+        let error = store.commit("c1", &Commit::default()).unwrap_err().to_string();
+        assert!(error.contains("nested too deeply"), "{error}");
+    });
+}
+
 fn kind(kind: ChangeKind) -> char {
     match kind {
         ChangeKind::Modified => 'C',
