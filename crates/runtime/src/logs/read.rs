@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::fs::inotify;
@@ -19,19 +19,47 @@ const CHUNK: usize = 64 * 1024;
 /// A json-file line without an end for this long is damage, not a line.
 const ENTRY_BYTES_MAX: usize = 1 << 20;
 
-/// Reads a container's log files, oldest line first.
+/// Pieces that are read before the thread that does it looks whether anybody still waits.
+const PIECES_AT_ONCE: usize = 64;
+
+/// Reads a container's log files, oldest line first. Files are read on threads of their own: whoever asks for the next
+/// line of a long log, or of one from long ago, holds up no other.
 pub struct LogReader {
-    driver: LogDriver,
-    path: PathBuf,
     options: LogOptions,
     ended: tokio::sync::watch::Receiver<bool>,
-    /// Rotated files still to be read, oldest first, with the offset to start from.
-    older: VecDeque<(File, u64)>,
-    current: Option<Current>,
     watch: Option<AsyncFd<std::os::fd::OwnedFd>>,
+    /// Not here while they are read.
+    files: Option<Box<Files>>,
+    reading: Option<tokio::task::JoinHandle<(Box<Files>, Result<Found>)>>,
+    ready: VecDeque<LogEntry>,
+    finished: bool,
+}
+
+/// What one look into the files gave.
+struct Found {
+    wanted: VecDeque<LogEntry>,
+    then: Then,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// There is more to be read.
+    Goes,
+    /// Nothing more has been written yet.
+    Waits,
+    /// What follows is later than what is asked for.
+    Ends,
+}
+
+/// A log's files and how far they are read.
+struct Files {
+    log: LogConfig,
+    options: LogOptions,
+    /// Rotated files still to be read, oldest first, with the offset to start from; `None` before the first look.
+    older: Option<VecDeque<(File, u64)>>,
+    current: Option<Current>,
     buffer: Vec<u8>,
     start: usize,
-    finished: bool,
 }
 
 struct Current {
@@ -68,60 +96,134 @@ impl LogReader {
         }
         // The watch comes before the first look, so that nothing between the two is missed.
         let watch = if options.follow { Some(watch_directory(&log.path)?) } else { None };
-        let older = open_files(log, options.tail)?;
-        Ok(LogReader {
-            driver: log.driver,
-            path: log.path.clone(),
-            options,
-            ended,
-            older,
+        let files = Files {
+            log: log.clone(),
+            options: options.clone(),
+            older: None,
             current: None,
-            watch,
             buffer: Vec::new(),
             start: 0,
+        };
+        Ok(LogReader {
+            options,
+            ended,
+            watch,
+            files: Some(Box::new(files)),
+            reading: None,
+            ready: VecDeque::new(),
             finished: false,
         })
     }
 
-    /// The next line; `None` at the end.
+    /// The next line; `None` at the end. One that is given up half-way loses nothing.
     pub async fn next(&mut self) -> Result<Option<LogEntry>> {
         loop {
-            while let Some(entry) = self.take_entry() {
-                if self.options.until.is_some_and(|until| entry.at > until) {
-                    return Ok(None);
-                }
-                let wanted = match entry.stream {
-                    LogStream::Stdout => self.options.stdout,
-                    LogStream::Stderr => self.options.stderr,
-                };
-                if wanted && self.options.since.is_none_or(|since| entry.at >= since) {
-                    return Ok(Some(entry));
-                }
+            if let Some(entry) = self.ready.pop_front() {
+                return Ok(Some(entry));
             }
             if self.finished {
                 return Ok(None);
             }
             // Asked before reading: what is written before the end is then surely read.
             let ended = *self.ended.borrow() || self.ended.has_changed().is_err();
-            if self.fill()? {
-                continue;
+            let found = self.read().await?;
+            self.ready = found.wanted;
+            match found.then {
+                Then::Goes => {}
+                Then::Waits if self.options.follow && !ended => {
+                    if self.ready.is_empty() {
+                        self.wait().await?;
+                    }
+                }
+                Then::Waits | Then::Ends => self.finished = true,
             }
-            if !self.options.follow || ended {
-                self.finished = true;
-                continue;
-            }
-            self.wait().await?;
         }
+    }
+
+    async fn read(&mut self) -> Result<Found> {
+        if let Some(files) = self.files.take() {
+            self.reading = Some(tokio::task::spawn_blocking(move || files.read()));
+        }
+        let given_up = || Error::new(ErrorKind::System, "log file not read: its reader has failed");
+        let reading = self.reading.as_mut().ok_or_else(given_up)?;
+        let read = reading.await;
+        self.reading = None;
+        let (files, found) = read.map_err(|e| Error::system("log file not read", e))?;
+        self.files = Some(files);
+        found
+    }
+
+    /// Until the directory changes or the container ends.
+    async fn wait(&mut self) -> Result<()> {
+        let Some(watch) = &self.watch else { return Ok(()) };
+        let until =
+            self.options.until.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let deadline = async move {
+            match until {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.ended.changed() => {}
+            _ = deadline => self.finished = true,
+            ready = watch.readable() => {
+                let mut guard = ready.map_err(|e| Error::system("log watch failed", e))?;
+                let mut space = [std::mem::MaybeUninit::uninit(); 4096];
+                let mut events = inotify::Reader::new(guard.get_inner(), &mut space);
+                while events.next().is_ok() {}
+                guard.clear_ready();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Files {
+    /// Blocks: the lines of a few pieces that are asked for.
+    fn read(mut self: Box<Self>) -> (Box<Self>, Result<Found>) {
+        let found = self.look();
+        (self, found)
+    }
+
+    fn look(&mut self) -> Result<Found> {
+        let mut wanted = VecDeque::new();
+        for _ in 0..PIECES_AT_ONCE {
+            let more = self.fill()?;
+            while let Some(entry) = self.take_entry() {
+                if self.options.until.is_some_and(|until| entry.at > until) {
+                    return Ok(Found { wanted, then: Then::Ends });
+                }
+                let asked = match entry.stream {
+                    LogStream::Stdout => self.options.stdout,
+                    LogStream::Stderr => self.options.stderr,
+                };
+                if asked && self.options.since.is_none_or(|since| entry.at >= since) {
+                    wanted.push_back(entry);
+                }
+            }
+            if !more {
+                return Ok(Found { wanted, then: Then::Waits });
+            }
+            if !wanted.is_empty() {
+                break;
+            }
+        }
+        Ok(Found { wanted, then: Then::Goes })
     }
 
     /// Reads a further piece; false when there is nothing more yet.
     fn fill(&mut self) -> Result<bool> {
         let failed = |e: std::io::Error| Error::system("log file not read", e);
+        let older = match &mut self.older {
+            Some(older) => older,
+            none => none.insert(open_files(&self.log, self.options.tail)?),
+        };
         loop {
             if self.current.is_none() {
-                let (mut file, offset, live) = match self.older.pop_front() {
-                    Some((file, offset)) => (file, offset, self.older.is_empty()),
-                    None => match File::open(&self.path) {
+                let (mut file, offset, live) = match older.pop_front() {
+                    Some((file, offset)) => (file, offset, older.is_empty()),
+                    None => match File::open(&self.log.path) {
                         Ok(file) => (file, 0, true),
                         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                         Err(e) => return Err(failed(e)),
@@ -154,7 +256,7 @@ impl LogReader {
                 self.buffer.clear();
                 continue;
             }
-            match std::fs::metadata(&self.path) {
+            match std::fs::metadata(&self.log.path) {
                 // Rotated away: the rest of the old file has been read above.
                 Ok(meta) if meta.ino() != current.inode => {
                     self.current = None;
@@ -170,36 +272,11 @@ impl LogReader {
         }
     }
 
-    /// Until the directory changes or the container ends.
-    async fn wait(&mut self) -> Result<()> {
-        let Some(watch) = &self.watch else { return Ok(()) };
-        let until =
-            self.options.until.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-        let deadline = async move {
-            match until {
-                Some(left) => tokio::time::sleep(left).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = self.ended.changed() => {}
-            _ = deadline => self.finished = true,
-            ready = watch.readable() => {
-                let mut guard = ready.map_err(|e| Error::system("log watch failed", e))?;
-                let mut space = [std::mem::MaybeUninit::uninit(); 4096];
-                let mut events = inotify::Reader::new(guard.get_inner(), &mut space);
-                while events.next().is_ok() {}
-                guard.clear_ready();
-            }
-        }
-        Ok(())
-    }
-
     /// A complete entry from the buffer; damaged ones are passed over.
     fn take_entry(&mut self) -> Option<LogEntry> {
         loop {
             let data = &self.buffer[self.start..];
-            match self.driver {
+            match self.log.driver {
                 LogDriver::Local => match local::decode(data) {
                     Ok(Some((used, stream, at, line))) => {
                         self.start += used;
@@ -338,4 +415,32 @@ fn tail_local(file: &mut File, want: usize) -> std::io::Result<(u64, usize)> {
         found += 1;
     }
     Ok((position, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_while_a_long_log_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let line =
+            |time| format!("{{\"log\":\"l\\n\",\"stream\":\"stdout\",\"time\":\"{time}\"}}\n");
+        let old = line("2001-01-01T00:00:00Z").repeat(200_000);
+        std::fs::write(&path, old + &line("2002-01-01T00:00:00Z")).unwrap();
+        let log = LogConfig { path, ..LogConfig::default() };
+        let since = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).unwrap();
+        let options =
+            LogOptions { stdout: true, since: Some(since.into()), ..LogOptions::default() };
+        let ended = tokio::sync::watch::channel(true).1;
+        let mut reader = LogReader::open(&log, options, ended).unwrap();
+        tokio::select! {
+            biased;
+            _ = reader.next() => panic!("it was read at once"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(reader.next().await.unwrap().unwrap().line, b"l\n");
+        assert!(reader.next().await.unwrap().is_none());
+    }
 }
