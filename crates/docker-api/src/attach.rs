@@ -16,7 +16,7 @@ use engine::logs::{LogOptions, LogReader, LogStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::hijack::{MULTIPLEXED, RAW, Takeover};
+use crate::hijack::{self, MULTIPLEXED, RAW};
 use crate::request::RawBody;
 use crate::version::Version;
 use crate::websocket;
@@ -46,7 +46,7 @@ async fn attach(
     Extension(version): Extension<Version>,
     mut request: Request,
 ) -> ApiResult {
-    let takeover = Takeover::prepare(&mut request);
+    let asked = hijack::Asked::of(&mut request);
     // A client whose body is not read breaks its pipe.
     let _ = <RawBody as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
     let streams = Streams {
@@ -55,8 +55,10 @@ async fn attach(
         stderr: query.flag("stderr"),
     };
     let attachment = Attachment::prepare(&state, &id, &query, streams)?;
+    let takeover = asked.checked()?;
     let media = media_type(attachment.tty, version);
-    Ok(takeover.serve(media, move |connection| attachment.serve(connection, Framing::AsItIs)))
+    let serve = move |connection| attachment.serve(connection, Framing::AsItIs, true);
+    Ok(takeover.serve(media, serve))
 }
 
 /// The same over a websocket, whose messages are the streams without frames of Docker's.
@@ -77,7 +79,7 @@ async fn attach_websocket(
     Ok(upgrade.on_upgrade(move |socket| async move {
         let (near, far) = tokio::io::duplex(PIECE);
         let messages = websocket::pass_on(socket, near, version >= (1, 28));
-        tokio::join!(messages, attachment.serve(far, framing));
+        tokio::join!(messages, attachment.serve(far, framing, false));
     }))
 }
 
@@ -128,7 +130,12 @@ impl Attachment {
         Ok(Self { engine, container, tty, stdin: options.stdin, keys, earlier, pending })
     }
 
-    async fn serve(self, mut connection: impl AsyncRead + AsyncWrite + Unpin, framing: Framing) {
+    async fn serve(
+        self,
+        mut connection: impl AsyncRead + AsyncWrite + Unpin,
+        framing: Framing,
+        half_closes: bool,
+    ) {
         if let Some(mut reader) = self.earlier {
             tokio::time::sleep(HEAD_READ).await;
             let framed = !self.tty && framing == Framing::AsItIs;
@@ -146,7 +153,7 @@ impl Attachment {
         };
         let Ok(stream) = pending.ready().await else { return };
         let keys = self.tty.then_some(self.keys);
-        let copying = Copying { stdin: self.stdin, keys, framing, farewell: "" };
+        let copying = Copying { stdin: self.stdin, keys, half_closes, framing, farewell: "" };
         if copy(connection, stream, copying, async {}).await {
             self.engine.publish(&self.container, "detach", []);
         }
@@ -220,7 +227,7 @@ pub(crate) async fn copy(
             detached = &mut input => Some(detached),
         };
         // A client that is through with typing still reads.
-        if detached == Some(false) {
+        if detached == Some(false) && copying.half_closes {
             output.await;
         }
         detached == Some(true)
@@ -239,6 +246,8 @@ pub(crate) struct Copying {
     pub stdin: bool,
     /// `None`: nothing typed detaches.
     pub keys: Option<DetachKeys>,
+    /// The client may end its direction and go on reading; one that cannot has left when that ends.
+    pub half_closes: bool,
     pub framing: Framing,
     /// What a client that detaches is told.
     pub farewell: &'static str,
@@ -408,6 +417,31 @@ mod tests {
             done |= detach;
         }
         assert_eq!((String::from_utf8_lossy(&out).as_ref(), done), (passed, detached), "{typed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_cannot_half_close_has_left_when_it_is_through() {
+        for half_closes in [true, false] {
+            let (mut client, connection) = tokio::io::duplex(PIECE);
+            let (stream, mut process) = UnixStream::pair().expect("a pair");
+            let framing = Framing::AsItIs;
+            let copying = Copying { stdin: true, keys: None, half_closes, framing, farewell: "" };
+            let copying = tokio::spawn(copy(connection, stream, copying, async {}));
+            client.write_all(b"last words").await.expect("written");
+            client.shutdown().await.expect("shut down");
+            let mut typed = String::new();
+            process.read_to_string(&mut typed).await.expect("read");
+            assert_eq!(typed, "last words");
+            // The process is quiet, and stays so.
+            if half_closes {
+                process.write_all(b"still there?").await.expect("written");
+                drop(process);
+            }
+            let mut said = String::new();
+            client.read_to_string(&mut said).await.expect("read");
+            assert_eq!(said.is_empty(), !half_closes);
+            assert!(!copying.await.expect("no panic"), "it did not detach");
+        }
     }
 
     #[test]

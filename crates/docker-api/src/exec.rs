@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::attach::{self, DetachKeys};
-use crate::hijack::Takeover;
+use crate::hijack;
 use crate::request::RawBody;
 use crate::version::Version;
 use crate::{ApiResult, ApiState, Body, Parameters};
@@ -81,23 +81,25 @@ async fn start(
     Extension(version): Extension<Version>,
     mut request: Request,
 ) -> ApiResult {
-    let takeover = Takeover::prepare(&mut request);
+    let asked = hijack::Asked::of(&mut request);
     let body = <RawBody as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
     let config: StartConfig = crate::request::parse(&body.0)?.unwrap_or_default();
     let engine = state.engine.clone();
     let size = config.console_size.unwrap_or_default();
     if config.detach {
-        let exec = engine.exec_claim(&id)?;
-        engine.exec_start(&exec, size).await?;
+        engine.exec_start(engine.exec_claim(&id)?, size).await?;
         return Ok(StatusCode::OK.into_response());
     }
-    let exec = engine.exec_claim(&id)?;
+    // What is refused must leave the exec to a better start.
+    let keys = DetachKeys::parse(&engine.exec_find(&id)?.detach_keys)?;
+    let takeover = asked.checked()?;
+    let claim = engine.exec_claim(&id)?;
+    let exec = claim.exec.clone();
     // Docker frames by what the start asks for, whatever the process has.
     let tty = config.tty;
-    let keys = DetachKeys::parse(&exec.detach_keys)?;
     let pending = engine.exec_attach(&exec);
     Ok(takeover.serve(attach::media_type(tty, version), move |mut connection| async move {
-        if let Err(error) = engine.exec_start(&exec, size).await {
+        if let Err(error) = engine.exec_start(claim, size).await {
             // The answer is under way already: the reason goes where the output would.
             let text = format!("{}\r\n", error.message);
             let bytes = if tty { text.into_bytes() } else { attach::frame(1, text.as_bytes()) };
@@ -110,6 +112,7 @@ async fn start(
         let copying = attach::Copying {
             stdin: exec.spec.stdin,
             keys: exec.spec.tty.then_some(keys),
+            half_closes: true,
             framing: attach::Framing::between(exec.spec.tty, tty),
             farewell: "exec attach failed: error on attach stdin: read escape sequence\r\n",
         };

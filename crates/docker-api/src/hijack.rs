@@ -3,10 +3,10 @@
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use hyper_util::rt::TokioIo;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 
 /// Both directions of the client's connection after the answer's headers.
 pub type Connection = TokioIo<hyper::upgrade::Upgraded>;
@@ -16,33 +16,41 @@ pub const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 /// The media type of a TTY's stream.
 pub const RAW: &str = "application/vnd.docker.raw-stream";
 
-/// A request that may be taken over. Make it *after* the body was read: keep the parts, read the
-/// body, and give the parts' request (without body) here.
-pub struct Takeover {
+/// A request that may ask to be taken over: made of the whole request, before its body is read.
+pub struct Asked {
     upgrade: hyper::upgrade::OnUpgrade,
     wanted: bool,
 }
 
-impl Takeover {
-    /// From a whole request, before its body is consumed.
-    pub fn prepare(request: &mut Request) -> Self {
+impl Asked {
+    pub fn of(request: &mut Request) -> Self {
         let wanted = asks_for_upgrade(request.headers());
         Self { upgrade: hyper::upgrade::on(request), wanted }
     }
 
-    /// Answers with 101 (or, to an old client that did not ask for it, 200 and a raw stream is
-    /// not possible: 400) and runs `serve` with the connection.
+    /// Refuses an old client's request that did not ask: its answer cannot become a raw stream.
+    pub fn checked(self) -> ApiResult<Takeover> {
+        match self.wanted {
+            true => Ok(Takeover { upgrade: self.upgrade }),
+            false => Err(ApiError::bad_request(
+                "this call takes the connection over: send `Connection: Upgrade` and `Upgrade: tcp`",
+            )),
+        }
+    }
+}
+
+/// A request that will be taken over.
+pub struct Takeover {
+    upgrade: hyper::upgrade::OnUpgrade,
+}
+
+impl Takeover {
+    /// Answers with 101 and runs `serve` with the connection.
     pub fn serve<F, Fut>(self, media_type: &'static str, serve: F) -> Response
     where
         F: FnOnce(Connection) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        if !self.wanted {
-            return ApiError::bad_request(
-                "this call takes the connection over: send `Connection: Upgrade` and `Upgrade: tcp`",
-            )
-            .into_response();
-        }
         let upgrade = self.upgrade;
         tokio::spawn(async move {
             match upgrade.await {

@@ -39,6 +39,18 @@ pub struct ExecState {
     ended: Option<Instant>,
 }
 
+/// The right to start an exec, given back when nothing comes of it: its client may have left before.
+pub struct Claim {
+    pub exec: Arc<Exec>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut state = self.exec.lock();
+        state.started = state.running || state.ended.is_some();
+    }
+}
+
 impl Exec {
     pub fn state(&self) -> ExecState {
         *self.lock()
@@ -120,7 +132,7 @@ impl Engine {
     }
 
     /// Checks that it may start, and claims it: only one start of an exec succeeds.
-    pub fn exec_claim(&self, id: &str) -> Result<Arc<Exec>> {
+    pub fn exec_claim(&self, id: &str) -> Result<Claim> {
         let exec = self.exec_find(id)?;
         self.running_container(exec.container.id().as_str())?;
         let mut state = exec.lock();
@@ -132,7 +144,7 @@ impl Engine {
         }
         state.started = true;
         drop(state);
-        Ok(exec)
+        Ok(Claim { exec })
     }
 
     /// Registered before the start, so that nothing of its output is missed.
@@ -148,9 +160,10 @@ impl Engine {
     /// Starts a claimed exec. Its end is noted by itself.
     pub async fn exec_start(
         self: &Arc<Self>,
-        exec: &Arc<Exec>,
+        claim: Claim,
         console_size: (u16, u16),
     ) -> Result<()> {
+        let exec = &claim.exec;
         let mut spec = exec.spec.clone();
         if console_size != (0, 0) {
             spec.console_size = console_size;
