@@ -10,7 +10,7 @@ use std::sync::Arc;
 use image::{Change, Commit, Image, PathStat, Reference, RunConfig};
 
 use crate::Engine;
-use crate::containers::{Container, Spec};
+use crate::containers::{Container, Pins, Spec};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::images::blocking;
 use crate::volumes::User;
@@ -44,6 +44,7 @@ struct Look {
     spec: Arc<Spec>,
     user: User,
     mounts: Vec<runtime::Mount>,
+    _pins: Option<Pins>,
     _visit: image::Visit,
 }
 
@@ -211,9 +212,11 @@ impl Engine {
             spec: spec.clone(),
             user,
             mounts: Vec::new(),
+            _pins: None,
             _visit: visit,
         };
-        look.mounts = self.ready_mounts(&spec, &look.user)?;
+        let (mounts, pins) = self.ready_mounts(&spec, &look.user)?;
+        (look.mounts, look._pins) = (mounts, Some(pins));
         look.mounts.extend(self.files_of_last_start(container, &spec));
         self.tell_mounted(&spec);
         Ok(place(root, Some(look)))

@@ -20,6 +20,7 @@ mod remove;
 mod change;
 mod connect;
 mod restore;
+mod subpath;
 
 pub use container::{
     Container, Health, HealthProbe, Life, Phase, Spec, State, TaskEndpoint, TaskFile, TaskSpec,
@@ -32,6 +33,7 @@ pub use registry::Containers;
 pub use remove::RemoveOptions;
 pub use runtime::{LogDriver, MASKED_PATHS, READONLY_PATHS};
 pub use stop::{WaitFor, signal_number};
+pub(crate) use subpath::Pins;
 pub use validate::{check_request, size};
 
 use time::OffsetDateTime;

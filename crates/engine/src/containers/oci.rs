@@ -1,7 +1,7 @@
 //! From Docker's objects to what the runtime runs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bollard_stubs::models::{HostConfig, ThrottleDevice};
 use runtime::{
@@ -12,6 +12,7 @@ use runtime::{
 use super::container::Spec;
 use super::mounts::{MountRecord, MountType};
 use super::stop;
+use super::subpath::Pins;
 use crate::Engine;
 use crate::error::{Error, IoContext, Result};
 use crate::network::SandboxState;
@@ -206,21 +207,24 @@ impl Engine {
         Ok(other.state().pid)
     }
 
-    /// The container's volumes, binds and tmpfs, ready on the host.
-    pub(crate) fn ready_mounts(&self, spec: &Spec, user: &User) -> Result<Vec<Mount>> {
+    /// The container's volumes, binds and tmpfs, ready on the host for as long as the pins are held.
+    pub(crate) fn ready_mounts(&self, spec: &Spec, user: &User) -> Result<(Vec<Mount>, Pins)> {
         // Parents before what lies below them.
         let mut records: Vec<&MountRecord> = spec.mounts.iter().collect();
         records.sort_by_key(|record| record.destination.matches('/').count());
-        records.into_iter().map(|record| self.ready_mount(user, record)).collect()
+        let mut pins = Pins::below(&self.config().exec_root);
+        let ready = |record| self.ready_mount(user, record, &mut pins);
+        let mounts = records.into_iter().map(ready).collect::<Result<_>>()?;
+        Ok((mounts, pins))
     }
 
-    fn ready_mount(&self, user: &User, record: &MountRecord) -> Result<Mount> {
+    fn ready_mount(&self, user: &User, record: &MountRecord, pins: &mut Pins) -> Result<Mount> {
         let kind = match record.kind {
             MountType::Tmpfs => MountKind::Tmpfs { options: record.tmpfs_options.clone() },
             MountType::Volume => {
                 let mut source = self.volumes.mount(&record.name, user)?;
                 if !record.subpath.is_empty() {
-                    source = below(&source, &record.subpath)?;
+                    source = pins.pin(&source, &record.subpath)?;
                 }
                 MountKind::Bind { source, propagation: Propagation::RPrivate, recursive: true }
             }
@@ -260,17 +264,6 @@ fn console_size(host: &HostConfig) -> (u16, u16) {
 
 fn of_host(mode: &Option<String>) -> bool {
     mode.as_deref() == Some("host")
-}
-
-/// A subpath of a volume; a link that leads out of it is refused.
-fn below(volume: &Path, subpath: &str) -> Result<PathBuf> {
-    let path = volume.join(subpath);
-    let real = path.canonicalize().during(format_args!("cannot access path {}", path.display()))?;
-    let root = volume.canonicalize().during("volume")?;
-    if !real.starts_with(&root) {
-        return Err(Error::bad_parameter(format!("subpath {subpath} leads out of the volume")));
-    }
-    Ok(real)
 }
 
 fn propagation(text: &str) -> Propagation {

@@ -22,6 +22,7 @@ impl Engine {
     /// Everything below the data root becomes true again, whatever happened in between.
     pub(crate) async fn restore(self: &Arc<Self>) -> Result<()> {
         let unread = self.load()?;
+        super::subpath::sweep(&self.config().exec_root);
         exit::listen(self);
         let mut adopted: BTreeMap<String, Adopted> = self
             .runtime

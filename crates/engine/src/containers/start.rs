@@ -90,15 +90,16 @@ impl Engine {
             .await
             .map_err(|error| failed(start_error(error.into())))?;
         let (engine, of, with) = (self.clone(), container.clone(), spec.clone());
-        let runtime_spec = blocking(move || {
-            let mut mounts = engine.ready_mounts(&with, &User::running(&with.id))?;
+        let (runtime_spec, pins) = blocking(move || {
+            let (mut mounts, pins) = engine.ready_mounts(&with, &User::running(&with.id))?;
             mounts.extend(engine.engine_files(&of, &with, &sandbox)?);
-            engine.runtime_spec(&with, rootfs, &sandbox, mounts)
+            Ok((engine.runtime_spec(&with, rootfs, &sandbox, mounts)?, pins))
         })
         .await
         .map_err(failed)?;
         tracing::trace!(target: "step", "container prepared");
         let created = self.runtime.create(&runtime_spec).await.map_err(runtime_error)?;
+        drop(pins);
         let health = self.first_health(spec);
         self.runtime.start(&spec.id).await.map_err(runtime_error)?;
         tracing::trace!(target: "step", "container started");
