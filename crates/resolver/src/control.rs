@@ -39,11 +39,13 @@ pub fn run(exec_root: &Path) -> Result<(), Error> {
     if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Ok(());
     }
+    tracing::trace!(target: "step", "resolver: alone");
     // Already a session's leader when started by hand.
     let _ = rustix::process::setsid();
     raise_descriptor_limit();
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).map_err(failed)?;
+    tracing::trace!(target: "step", "resolver: listens");
     let keeper = Keeper::open(folder.join("state.json"));
     let (commands, served) = mpsc::channel(COMMANDS_WAITING_MAX);
     let control = Control { keeper: keeper.clone(), commands };
@@ -89,6 +91,7 @@ impl Control {
                 Ok((listeners, netns)) => {
                     let names = see(&state, &held.sandbox);
                     self.tell(Command::Open { id, names, listeners, netns });
+                    tracing::trace!(target: "step", "resolver: sandbox served again");
                 }
                 Err(error) => {
                     tracing::warn!(%id, %error, "sandbox not served again");
@@ -99,6 +102,7 @@ impl Control {
         let (reply, _) = tokio::sync::oneshot::channel();
         // What is refused is asked for again by the daemon.
         self.tell(Command::Relays { relays: state.relays.clone(), reply });
+        tracing::trace!(target: "step", "resolver: recovered");
     }
 
     fn accept(&self, listener: &UnixListener) {
@@ -125,8 +129,10 @@ impl Control {
     }
 
     fn converse(&self, stream: &UnixStream) {
-        while let Ok(Some((request, descriptor))) = message::receive(stream) {
+        while let Ok(Some((request, descriptor))) = message::receive::<Request>(stream) {
+            let name = request.name();
             let response = self.handle(request, descriptor);
+            tracing::trace!(target: "step", "resolver: {name} done");
             if message::send(stream, &response, None).is_err() {
                 return;
             }
@@ -182,6 +188,7 @@ impl Control {
             Ok(listeners) => listeners,
             Err(error) => return Response::Refused(format!("sandbox {id}: {error}")),
         };
+        tracing::trace!(target: "step", "resolver: sockets opened");
         let ports = listeners.ports;
         state.sandboxes.insert(id.clone(), Held { sandbox, ports, namespace });
         self.keeper.mark();
@@ -192,6 +199,7 @@ impl Control {
     fn remove_sandbox(&self, id: String) -> Response {
         if self.keeper.state().sandboxes.remove(&id).is_some() {
             self.keeper.mark();
+            tracing::trace!(target: "step", "resolver: sandbox forgotten");
             let (reply, closed) = tokio::sync::oneshot::channel();
             self.tell(Command::Close { id, reply });
             // The namespace may be removed when this returns: nothing here holds it any more.

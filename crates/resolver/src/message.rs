@@ -60,6 +60,21 @@ pub(crate) enum Request {
     Counters,
 }
 
+impl Request {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Hello => "hello",
+            Request::SetSandbox { .. } => "set sandbox",
+            Request::RemoveSandbox { .. } => "remove sandbox",
+            Request::SetZone { .. } => "set zone",
+            Request::RemoveZone { .. } => "remove zone",
+            Request::SetRelays { .. } => "set relays",
+            Request::Sandboxes => "sandboxes",
+            Request::Counters => "counters",
+        }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Response {
     Done,

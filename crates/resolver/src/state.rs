@@ -89,7 +89,10 @@ impl Keeper {
 fn write(path: &Path, state: &State) -> io::Result<()> {
     let fresh = path.with_extension("new");
     std::fs::write(&fresh, serde_json::to_vec(state)?)?;
-    std::fs::rename(&fresh, path)
+    tracing::trace!(target: "step", "resolver: state prepared");
+    std::fs::rename(&fresh, path)?;
+    tracing::trace!(target: "step", "resolver: state written");
+    Ok(())
 }
 
 /// Shared zones, written as plain ones.

@@ -58,14 +58,9 @@ fn run_resolver(arguments: &[std::ffi::OsString]) -> ExitCode {
         eprintln!("usage: skep resolver --exec-root <directory>");
         return ExitCode::from(125);
     }
-    // Its standard error is a file below the exec root. A line that finds no room there is lost: told of on the
-    // same file it would end the process, and with it every name on the host.
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .log_internal_errors(false)
-        .init();
-    match resolver::run(std::path::Path::new(exec_root)) {
+    let done = daemon::log::start_plain()
+        .and_then(|()| Ok(resolver::run(std::path::Path::new(exec_root))?));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("resolver: {error}");

@@ -15,20 +15,20 @@ use lab::host::wait_until;
 
 const REGISTRY: &str = "127.0.0.1:5000";
 /// How long a crash, or the clearing up after one, may take on a busy machine.
-const SETTLE_MAX: Duration = Duration::from_secs(30);
+pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(30);
 
 /// One thing that a user does, which may be cut short anywhere.
-struct Operation {
-    name: &'static str,
+pub(crate) struct Operation {
+    pub name: &'static str,
     /// What has to be there before; runs undisturbed.
-    before: fn(&Host) -> Result<()>,
+    pub before: fn(&Host) -> Result<()>,
     /// The docker command; `TAR` is a file with the image of the registry.
-    command: &'static str,
+    pub command: &'static str,
     /// Must hold once the command has succeeded, whatever happened to the daemon then.
-    acknowledged: fn(&Host) -> Result<()>,
+    pub acknowledged: fn(&Host) -> Result<()>,
 }
 
-const OPERATIONS: [Operation; 9] = [
+pub(crate) const OPERATIONS: [Operation; 9] = [
     Operation {
         name: "create",
         before: |_| Ok(()),
@@ -107,11 +107,13 @@ const OPERATIONS: [Operation; 9] = [
             wait_until(SETTLE_MAX, || Ok(host.dk("exec victim cat /tmp/three").is_ok()))
         },
         command: "commit victim 127.0.0.1:5000/app:1",
-        acknowledged: |host| is(host, "run --rm 127.0.0.1:5000/app:1 cat /tmp/three", "three"),
+        acknowledged: |host| {
+            is(host, "run --pull=never --rm 127.0.0.1:5000/app:1 cat /tmp/three", "three")
+        },
     },
 ];
 
-fn is(host: &Host, line: &str, expected: &str) -> Result<()> {
+pub(crate) fn is(host: &Host, line: &str, expected: &str) -> Result<()> {
     let answer = host.dk(line)?;
     ensure!(answer == expected, "docker {line}: {answer:?} rather than {expected:?}");
     Ok(())
@@ -157,8 +159,8 @@ fn of_shim(step: &str) -> bool {
 }
 
 /// The host with something that must survive everything, and the files that arm the crashes.
-struct Rig<'a> {
-    host: &'a Host,
+pub(crate) struct Rig<'a> {
+    pub host: &'a Host,
     steps: String,
     tar: String,
     /// What there is while only the survivor is there.
@@ -167,7 +169,7 @@ struct Rig<'a> {
 }
 
 impl<'a> Rig<'a> {
-    fn make(host: &'a Host) -> Result<Self> {
+    pub fn make(host: &'a Host) -> Result<Self> {
         lab::registry::start(host, 5000, &[])?;
         for (number, text) in ["one", "two"].iter().enumerate() {
             let line = format!("echo {text} > /tmp/{text}");
@@ -223,7 +225,8 @@ impl<'a> Rig<'a> {
         let long = std::env::var_os("E2E_LONG").is_some();
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         let mut steps = Vec::new();
-        for name in passed.lines() {
+        // The resolver's steps are tried in `crash_resolver`.
+        for name in passed.lines().filter(|name| !name.starts_with("resolver: ")) {
             let count = counts.entry(name).or_default();
             *count += 1;
             if *count == 1 || long {
@@ -294,13 +297,13 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 
-    fn words<'b>(&'b self, operation: &Operation) -> Vec<&'b str> {
+    pub fn words<'b>(&'b self, operation: &Operation) -> Vec<&'b str> {
         let word = |word: &'static str| if word == "TAR" { self.tar.as_str() } else { word };
         operation.command.split(' ').map(word).collect()
     }
 
     /// Only the survivor again.
-    fn clear(&self) -> Result<()> {
+    pub fn clear(&self) -> Result<()> {
         self.host.try_docker(&["rm", "-f", "-v", "victim"])?;
         self.host.try_docker(&["rmi", "-f", &format!("{REGISTRY}/app:1")])?;
         // A second try of an import takes the name from what the first one made.
@@ -310,7 +313,7 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 
-    fn compare(&self) -> Result<()> {
+    pub fn compare(&self) -> Result<()> {
         let mut found = self.seen()?;
         let end = std::time::Instant::now() + SETTLE_MAX;
         while found != self.quiet && std::time::Instant::now() < end {
@@ -330,7 +333,7 @@ impl<'a> Rig<'a> {
     }
 
     /// What is there beyond the quiet state and is not the visible victim's or image's.
-    fn unexplained(&self) -> Result<Vec<String>> {
+    pub fn unexplained(&self) -> Result<Vec<String>> {
         let victim = self.host.dk("ps -aq --no-trunc --filter name=victim")?;
         let running = self.host.dk("ps -q --no-trunc --filter name=victim")?;
         let volumes = self.host.dk("volume ls -q --filter dangling=false")?;
@@ -357,7 +360,7 @@ impl<'a> Rig<'a> {
         Ok(left)
     }
 
-    fn survivor_is_well(&self) -> Result<()> {
+    pub fn survivor_is_well(&self) -> Result<()> {
         let host = self.host;
         is(host, "exec survivor cat /kept/f", "kept")?;
         is(host, "exec survivor cat /fast/f", "fast")?;
@@ -367,7 +370,7 @@ impl<'a> Rig<'a> {
     }
 
     /// Everything on the host that an operation makes, by kind.
-    fn seen(&self) -> Result<BTreeMap<&'static str, BTreeSet<String>>> {
+    pub fn seen(&self) -> Result<BTreeMap<&'static str, BTreeSet<String>>> {
         let host = self.host;
         let below = |path: &str| -> BTreeSet<String> {
             let entries = fs::read_dir(host.folder.join(path)).into_iter().flatten().flatten();

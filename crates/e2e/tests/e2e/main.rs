@@ -3,9 +3,11 @@
 mod balancer;
 mod containers;
 mod cut;
+mod leaving;
 mod life;
 mod listed;
 mod crash;
+mod crash_resolver;
 mod daemon;
 mod daemon_gone;
 mod fields;

@@ -24,12 +24,12 @@ fn repair() -> Result<()> {
 }
 
 /// A line of shell on the host.
-fn shell(host: &Host, line: &str) -> Result<String> {
+pub(crate) fn shell(host: &Host, line: &str) -> Result<String> {
     host.exec(&["sh", "-c", line])
 }
 
 /// Ids in the host's own process namespace of the processes whose command line has these words.
-fn processes(host: &Host, words: &str) -> Result<Vec<String>> {
+pub(crate) fn processes(host: &Host, words: &str) -> Result<Vec<String>> {
     let found = shell(host, &format!("pgrep -f '{words}' || true"))?;
     let own = host.folder.display().to_string();
     let mut pids = Vec::new();

@@ -21,12 +21,15 @@ pub struct Names {
     sandboxes: BTreeMap<String, resolver::Sandbox>,
     /// Whether the process may carry ports: asked again at every sweep, for it may be another one.
     relays: bool,
+    /// The connection over which all this was told: what listens behind another one may be another process, which
+    /// knows only what the one before it had written down.
+    connection: u64,
 }
 
 impl Names {
     pub fn new(client: Arc<resolver::Client>) -> Self {
         let relays = client.has_run();
-        Self { client, zones: BTreeMap::new(), sandboxes: BTreeMap::new(), relays }
+        Self { client, zones: BTreeMap::new(), sandboxes: BTreeMap::new(), relays, connection: 0 }
     }
 
     /// Tells the resolver what has changed, and gives the sandboxes the ports it listens on.
@@ -105,27 +108,35 @@ impl Names {
         }
     }
 
-    /// A resolver process that was started anew knows nothing: it is told everything again.
+    /// A resolver process that was started anew may know nothing, or what is no longer so: it is told everything again.
     /// True when translations have to be written.
     pub fn sweep(&mut self, state: &mut State) -> bool {
         let wanted = sandboxes(state);
-        if wanted.is_empty() && self.sandboxes.is_empty() {
+        if wanted.is_empty() && self.sandboxes.is_empty() && !self.client.has_run() {
             return false;
         }
-        match self.client.sandboxes() {
-            Ok(there) => {
-                if self.sandboxes.keys().any(|id| !there.contains_key(id)) {
-                    self.sandboxes.clear();
-                    self.zones.clear();
-                }
-            }
+        match self.client.ensure() {
+            Ok(connection) if connection == self.connection => {}
+            Ok(connection) => self.meet(connection, &wanted),
             Err(error) => {
                 tracing::warn!(%error, "the resolver does not answer");
-                self.sandboxes.clear();
-                self.zones.clear();
+                self.connection = 0;
             }
         }
         self.settle(state)
+    }
+
+    /// What another process has kept of the one before it: the sandboxes that are gone since go there, too.
+    fn meet(&mut self, connection: u64, wanted: &BTreeMap<String, resolver::Sandbox>) {
+        let Ok(there) = self.client.sandboxes() else { return };
+        for id in there.keys().filter(|id| !wanted.contains_key(*id)) {
+            if self.client.remove_sandbox(id).is_err() {
+                return;
+            }
+        }
+        self.sandboxes.clear();
+        self.zones.clear();
+        self.connection = connection;
     }
 }
 

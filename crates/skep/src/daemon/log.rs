@@ -30,6 +30,20 @@ pub fn start(settings: &Settings) -> Result<Level> {
     Ok(Level(handle))
 }
 
+/// The log of the resolver, whose standard error is a file below the exec root. A line that finds no room there is lost:
+/// told of on the same file it would end the process, and with it every name on the host.
+///
+/// # Errors
+/// As for the daemon's.
+pub fn start_plain() -> Result<()> {
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .log_internal_errors(false);
+    let lines = lines.with_filter(tracing_subscriber::filter::LevelFilter::INFO);
+    Ok(tracing_subscriber::registry().with(lines).with(Steps::from_environment()?).try_init()?)
+}
+
 impl Level {
     pub fn follow(&self, settings: &Settings) -> Result<()> {
         Ok(self.0.reload(filter(settings)?)?)

@@ -7,7 +7,7 @@ mod values;
 mod listen;
 mod pidfile;
 mod metrics;
-mod log;
+pub(crate) mod log;
 mod memory;
 mod steps;
 mod notify;
