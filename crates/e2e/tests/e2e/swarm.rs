@@ -23,6 +23,7 @@ fn two_hosts() -> Result<()> {
             ("a task that cannot be placed says why", a_task_that_cannot_be_placed_says_why),
             ("a global service runs on every node", a_global_service_runs_on_every_node),
             ("service logs come from every node", service_logs_come_from_every_node),
+            ("followed logs go on in later tasks", followed_logs_go_on_in_later_tasks),
             ("wrong services are refused", wrong_services_are_refused),
             ("a node leaves and comes back", a_node_leaves_and_comes_back),
         ],
@@ -165,6 +166,36 @@ fn service_logs_come_from_every_node(lab: &Lab) -> Result<()> {
         Ok(logs.lines().filter(|line| line.contains("hello from")).count() == 2)
     })?;
     host.dk("service rm talker").map(drop)
+}
+
+/// All on one host, which has finished with the first task when the second one starts.
+fn followed_logs_go_on_in_later_tasks(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let create = "service create -q --no-resolve-image --name retold --stop-grace-period 1s";
+    let mut create: Vec<&str> = create.split(' ').collect();
+    create.extend(["--constraint", "node.role==manager"]);
+    create.extend(["httpd", "sh", "-c", "echo hello from $(hostname); sleep 600"]);
+    host.docker(&create)?;
+    let said = host.folder.join("retold.said");
+    let output = std::fs::File::create(&said)?;
+    let mut client = host.cli(&["service", "logs", "-f", "retold"]).stdout(output).spawn()?;
+    let lines = |count| {
+        wait_until(Duration::from_secs(20), || {
+            let said = std::fs::read_to_string(&said)?;
+            Ok(said.lines().filter(|line| line.contains("hello from")).count() == count)
+        })
+    };
+    let followed = lines(1).and_then(|()| {
+        for count in 2..4 {
+            host.dk("service update -q --detach=false --force retold")?;
+            lines(count).with_context(|| format!("the line of task {count}"))?;
+        }
+        Ok(())
+    });
+    client.kill()?;
+    client.wait()?;
+    host.dk("service rm retold")?;
+    followed
 }
 
 fn wrong_services_are_refused(lab: &Lab) -> Result<()> {

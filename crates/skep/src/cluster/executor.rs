@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use agent::{Container, Event, Record, Stage, StageError, Work};
 use engine::Engine;
@@ -14,8 +14,10 @@ use wire::swarmkit as pb;
 use super::agent_task::{Input, View, locked};
 use super::credentials::credentials;
 use super::saved::Folder;
-use super::task_containers::{containers_by_task, task_of};
+use super::task_containers::containers_by_task;
 use super::{description, task_spec};
+
+mod logs;
 
 /// A container that cannot be removed is tried again, each time after twice the pause; for what
 /// stays even so the agent asks again.
@@ -43,6 +45,8 @@ struct Inner {
     stopping: Mutex<BTreeSet<String>>,
     /// Held while a task's container is started: nobody stops or removes what is half started.
     starting: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Who follows logs hears when a task's container has started.
+    starts: watch::Sender<()>,
 }
 
 impl Executor {
@@ -63,6 +67,7 @@ impl Executor {
                 containers,
                 stopping: Mutex::default(),
                 starting: Mutex::default(),
+                starts: watch::Sender::new(()),
             }),
         }
     }
@@ -241,6 +246,7 @@ impl Executor {
                 return Err(failed(format!("starting container failed: {}", error.message)));
             }
         }
+        self.inner.starts.send_replace(());
         drop(starting);
         if self.is_stopping(task) {
             self.stop(task).await?;
@@ -412,130 +418,6 @@ impl Executor {
         locked(&self.inner.stopping).remove(task);
         locked(&self.inner.starting).remove(task);
     }
-
-    /// The lines of all tasks here that a subscription means.
-    pub async fn read_logs(
-        &self,
-        subscription: &pb::SubscriptionMessage,
-        out: &mpsc::Sender<pb::PublishLogsMessage>,
-    ) {
-        let selector = subscription.selector.clone().unwrap_or_default();
-        let options = subscription.options.clone().unwrap_or_default();
-        let works: Vec<Work> = locked(&self.inner.view.works).values().cloned().collect();
-        let known = self.records_with(&works);
-        let mut readers = tokio::task::JoinSet::new();
-        for (task, service_id, node_id) in known {
-            let meant = selector.service_ids.contains(&service_id)
-                || selector.task_ids.contains(&task)
-                || selector.node_ids.contains(&node_id);
-            let Some(id) = self.container(&task).filter(|_| meant) else { continue };
-            let context = pb::LogContext { service_id, node_id, task_id: task };
-            let subscription_id = subscription.id.clone();
-            readers.spawn(self.clone().read_log(
-                id,
-                context,
-                subscription_id,
-                options.clone(),
-                out.clone(),
-            ));
-        }
-        while readers.join_next().await.is_some() {}
-    }
-
-    /// Task, service and node of every container of the swarm, dead ones included.
-    fn records_with(&self, works: &[Work]) -> Vec<(String, String, String)> {
-        let mut known: BTreeMap<String, (String, String)> = self
-            .inner
-            .engine
-            .containers
-            .all()
-            .iter()
-            .filter_map(|container| {
-                let spec = container.spec();
-                let labels = spec.config.labels.clone().unwrap_or_default();
-                let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
-                let ids = (get("com.docker.swarm.service.id"), get("com.docker.swarm.node.id"));
-                Some((task_of(&spec)?, ids))
-            })
-            .collect();
-        for work in works {
-            let ids = (work.task.service_id.clone(), work.task.node_id.clone());
-            known.entry(work.task.id.clone()).or_insert(ids);
-        }
-        known.into_iter().map(|(task, (service, node))| (task, service, node)).collect()
-    }
-
-    async fn read_log(
-        self,
-        id: String,
-        context: pb::LogContext,
-        subscription_id: String,
-        options: pb::LogSubscriptionOptions,
-        out: mpsc::Sender<pb::PublishLogsMessage>,
-    ) {
-        let Ok(container) = self.inner.engine.container(&id) else { return };
-        let wants = |stream: pb::LogStream| {
-            options.streams.is_empty() || options.streams.contains(&(stream as i32))
-        };
-        let asked = runtime::LogOptions {
-            follow: options.follow,
-            stdout: wants(pb::LogStream::Stdout),
-            stderr: wants(pb::LogStream::Stderr),
-            since: options.since.as_ref().map(system_time),
-            until: None,
-            // -n-1 is the last n lines, 0 all of them.
-            tail: (options.tail < 0)
-                .then(|| usize::try_from(-(options.tail + 1)).unwrap_or(usize::MAX)),
-        };
-        let mut reader =
-            match runtime::LogReader::open(&container.spec().log, asked, container.ended()) {
-                Ok(reader) => reader,
-                Err(error) => return tracing::warn!(%error, container = id, "log not readable"),
-            };
-        loop {
-            match reader.next().await {
-                Ok(Some(entry)) => {
-                    let messages = vec![log_message(entry, &context)];
-                    let message = pb::PublishLogsMessage {
-                        subscription_id: subscription_id.clone(),
-                        messages,
-                        close: false,
-                    };
-                    if out.send(message).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    return tracing::warn!(%error, container = id, "log not read to its end");
-                }
-            }
-        }
-    }
-}
-
-fn log_message(entry: runtime::LogEntry, context: &pb::LogContext) -> pb::LogMessage {
-    let stream = match entry.stream {
-        runtime::LogStream::Stdout => pb::LogStream::Stdout,
-        runtime::LogStream::Stderr => pb::LogStream::Stderr,
-    };
-    let since_1970 = entry.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    pb::LogMessage {
-        context: Some(context.clone()),
-        timestamp: Some(prost_types::Timestamp {
-            seconds: since_1970.as_secs() as i64,
-            nanos: since_1970.subsec_nanos() as i32,
-        }),
-        stream: stream as i32,
-        data: entry.line,
-        attrs: entry.attrs.into_iter().map(|(key, value)| pb::LogAttr { key, value }).collect(),
-    }
-}
-
-fn system_time(stamp: &prost_types::Timestamp) -> SystemTime {
-    let seconds = u64::try_from(stamp.seconds).unwrap_or_default();
-    let nanos = u32::try_from(stamp.nanos).unwrap_or_default().min(999_999_999);
-    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
 }
 
 fn grace_seconds(work: &Work) -> Option<i64> {
