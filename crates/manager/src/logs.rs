@@ -69,6 +69,10 @@ impl LogBroker {
         effects
     }
 
+    pub fn reader(&self, subscription: &str) -> Option<StreamId> {
+        self.subscriptions.get(subscription).map(|subscription| subscription.stream)
+    }
+
     pub fn listen(&mut self, store: &Store, stream: StreamId, node: &str) -> Vec<Effect> {
         let mut effects = Vec::new();
         if let Some(old) = self.listeners.insert(node.to_owned(), stream) {

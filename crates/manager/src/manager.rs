@@ -267,6 +267,11 @@ impl Manager {
         self.leading.is_some()
     }
 
+    /// The stream to whoever reads the lines of a log subscription.
+    pub fn log_reader(&self, subscription: &str) -> Option<StreamId> {
+        self.leading.as_ref()?.logs.reader(subscription)
+    }
+
     pub fn term(&self) -> u64 {
         self.raft.term()
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use manager::{
     Call, Caller, Effect, Event, Failure, Leader, Manager, Message, Open, StreamId, Ticket,
 };
@@ -17,6 +18,7 @@ use super::aside;
 use super::callers::caller;
 use super::clock::Clock;
 use super::events::{ClusterEvent, cluster_events};
+use super::outgoing::Outgoing;
 
 /// Asks that may wait for the loop.
 const ASKS_WAITING_MAX: usize = 1_024;
@@ -147,20 +149,6 @@ enum Pending {
 }
 
 type RemoteReply = Box<dyn FnOnce(manager::Reply) + Send>;
-type RemoteStream = Box<dyn Fn(Message) -> bool + Send>;
-
-struct Outgoing {
-    send: RemoteStream,
-    end: Box<dyn Fn(Status) + Send>,
-    /// Tells when the far end has gone; ends with this.
-    watcher: tokio::task::AbortHandle,
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        self.watcher.abort();
-    }
-}
 
 struct Loop {
     clock: Clock,
@@ -299,7 +287,7 @@ impl Loop {
                 Effect::Message { stream, message } => self.message(stream, *message),
                 Effect::Close { stream, end } => {
                     if let (Some(outgoing), Err(failure)) = (self.streams.remove(&stream.0), end) {
-                        (outgoing.end)(status(failure));
+                        outgoing.end(status(failure));
                     }
                 }
                 Effect::Snapshot(snapshot) => {
@@ -318,10 +306,10 @@ impl Loop {
     fn message(&mut self, stream: StreamId, message: Message) {
         let Some(outgoing) = self.streams.get(&stream.0) else { return };
         // A reader that is this slow begins anew with a whole picture rather than hold up the rest.
-        if !(outgoing.send)(message)
+        if !outgoing.send(message)
             && let Some(outgoing) = self.streams.remove(&stream.0)
         {
-            (outgoing.end)(Status::resource_exhausted("the reader of the stream is too slow"));
+            outgoing.end(Status::resource_exhausted("the reader of the stream is too slow"));
             self.post(Ask::Closed(stream));
         }
     }
@@ -369,9 +357,20 @@ impl Loop {
         self.leader.send_replace(leader);
     }
 
+    fn room_for_logs(&self, call: &Call) -> Option<BoxFuture<'static, ()>> {
+        let Call::PublishLogs(lines) = call else { return None };
+        let reader = self.core.log_reader(&lines.subscription_id)?;
+        self.streams.get(&reader.0)?.room()
+    }
+
     fn post(&self, ask: Ask) {
+        self.post_after(std::future::ready(()), ask);
+    }
+
+    fn post_after(&self, before: impl Future<Output = ()> + Send + 'static, ask: Ask) {
         let asks = self.asks.clone();
         tokio::spawn(async move {
+            before.await;
             if let Some(asks) = asks.upgrade() {
                 let _ = asks.send(ask).await;
             }
@@ -388,6 +387,11 @@ impl Loop {
     fn local(&mut self, ask: Ask) -> Option<Event> {
         match ask {
             Ask::Call { caller, call, reply } => {
+                // Who writes logs waits for who reads them.
+                if let Some(room) = self.room_for_logs(&call) {
+                    self.post_after(room, Ask::Call { caller, call, reply });
+                    return None;
+                }
                 let ticket = self.ticket(Pending::Local(reply));
                 Some(Event::Call { ticket, caller, call })
             }
@@ -423,20 +427,11 @@ impl Loop {
         let id = StreamId(self.next);
         self.next += 1;
         let asks = self.asks.clone();
-        let (sender, closer) = (stream.clone(), stream.clone());
-        let watcher = tokio::spawn(async move {
-            stream.closed().await;
+        let outgoing = Outgoing::new(stream, pick, async move {
             if let Some(asks) = asks.upgrade() {
                 let _ = asks.send(Ask::Closed(id)).await;
             }
         });
-        let outgoing = Outgoing {
-            send: Box::new(move |message| {
-                pick(message).is_none_or(|message| sender.try_send(Ok(message)).is_ok())
-            }),
-            end: Box::new(move |status| drop(closer.try_send(Err(status)))),
-            watcher: watcher.abort_handle(),
-        };
         self.streams.insert(id.0, outgoing);
         id
     }

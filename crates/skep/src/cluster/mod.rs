@@ -11,6 +11,7 @@ mod gossiped;
 mod callers;
 mod credentials;
 mod names_told;
+mod outgoing;
 mod overlays_applied;
 mod keys;
 mod ports_taken;
