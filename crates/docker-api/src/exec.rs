@@ -99,16 +99,24 @@ async fn start(
     let tty = config.tty;
     let pending = engine.exec_attach(&exec);
     Ok(takeover.serve(attach::media_type(tty, version), move |mut connection| async move {
-        if let Err(error) = engine.exec_start(claim, size).await {
-            // The answer is under way already: the reason goes where the output would.
-            let text = format!("{}\r\n", error.message);
-            let bytes = if tty { text.into_bytes() } else { attach::frame(1, text.as_bytes()) };
-            let _ = connection.write_all(&bytes).await;
-            let _ = connection.shutdown().await;
-            return;
-        }
-        let Ok(stream) = pending.ready().await else { return };
+        let started = match engine.exec_start(claim, size).await {
+            Ok(()) => pending.ready().await.map_err(engine::Error::from),
+            Err(error) => Err(error),
+        };
         let ended = engine.exec_ended(&exec);
+        let stream = match started {
+            Ok(stream) => stream,
+            Err(error) => {
+                // The answer is under way already: the reason goes where the output would.
+                let text = format!("{}\r\n", error.message);
+                let bytes = if tty { text.into_bytes() } else { attach::frame(1, text.as_bytes()) };
+                let _ = connection.write_all(&bytes).await;
+                // Who asks for the code before there is one takes it for success.
+                ended.await;
+                let _ = connection.shutdown().await;
+                return;
+            }
+        };
         let copying = attach::Copying {
             stdin: exec.spec.stdin,
             keys: exec.spec.tty.then_some(keys),

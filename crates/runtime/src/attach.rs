@@ -45,13 +45,46 @@ pub(crate) async fn begin(
     stream.write_all(&line).await.map_err(failed)?;
     // One byte at a time: what follows the reply belongs to the client.
     let mut reader = BufReader::with_capacity(1, &mut stream);
-    let mut reply = Vec::new();
-    reader.read_until(b'\n', &mut reply).await.map_err(failed)?;
-    match serde_json::from_slice(&reply) {
-        Ok(Message::Reply { result: Ok(_), .. }) => Ok(stream),
-        Ok(Message::Reply { result: Err(failure), .. }) => {
-            Err(Error::new(failure.kind, failure.text))
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        reader.read_until(b'\n', &mut line).await.map_err(failed)?;
+        match serde_json::from_slice(&line) {
+            Ok(Message::Reply { result: Ok(_), .. }) => return Ok(stream),
+            Ok(Message::Reply { result: Err(failure), .. }) => {
+                return Err(Error::new(failure.kind, failure.text));
+            }
+            // Until the shim has read the request it tells this connection its news, too.
+            Ok(Message::Exited { .. } | Message::ExecExited { .. } | Message::Oom) => {}
+            Err(_) => return Err(Error::not_found("the container has ended")),
         }
-        _ => Err(Error::not_found("the container has ended")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Reply;
+    use crate::runtime::ExitStatus;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn the_end_of_another_exec_before_the_reply_is_not_taken_for_it() {
+        let (mut shim, ours) = UnixStream::pair().unwrap();
+        let status = ExitStatus { code: 0, oom: false, at: std::time::SystemTime::now() };
+        for message in [
+            Message::ExecExited { exec: "other".into(), status },
+            Message::Reply { seq: 1, result: Ok(Reply::Done) },
+        ] {
+            let mut line = serde_json::to_vec(&message).unwrap();
+            line.push(b'\n');
+            shim.write_all(&line).await.unwrap();
+        }
+        shim.write_all(b"said").await.unwrap();
+        let mut stream = begin(ours, Some("this".into()), AttachOptions::default()).await.unwrap();
+        shim.shutdown().await.unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "said");
     }
 }
