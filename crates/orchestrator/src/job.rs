@@ -99,6 +99,9 @@ fn tend(draft: &mut Draft, key: &SlotKey) -> Standing {
         go_on(draft, key, last);
         return Standing::Busy;
     }
+    if !gone && tasks.iter().any(|task| slot::awaits_its_turn(draft, key, task)) {
+        return Standing::Busy;
+    }
     if !access::has_ended(last) {
         draft.orphan(last);
     }

@@ -42,7 +42,9 @@ fn retire_what_cannot_stay(draft: &mut Draft, key: &SlotKey) {
             continue;
         }
         if access::state(&task) > TaskState::Running {
-            draft.set_desired(&task, TaskState::Shutdown);
+            if ground != Ground::Firm || !awaits_its_turn(draft, key, &task) {
+                draft.set_desired(&task, TaskState::Shutdown);
+            }
         } else if matches!(ground, Ground::Leaving | Ground::Gone) {
             let drained = draft
                 .store
@@ -54,6 +56,29 @@ fn retire_what_cannot_stay(draft: &mut Draft, key: &SlotKey) {
             draft.set_desired(&task, TaskState::Shutdown);
         }
     }
+}
+
+/// Could not even be prepared, and is not replaced before it would have started: a node asks a registry
+/// for an image that is none once in a restart delay, not all the time.
+pub fn awaits_its_turn(draft: &mut Draft, key: &SlotKey, task: &pb::Task) -> bool {
+    if task.desired_state() != TaskState::Ready {
+        return false;
+    }
+    let turn = turn(draft, &draft.slot(key), task);
+    if turn > draft.now {
+        draft.wake_at(turn);
+    }
+    turn > draft.now
+}
+
+/// When a task that was made ready may start: the restart delay after it was made.
+fn turn(draft: &Draft, tasks: &[Arc<pb::Task>], task: &pb::Task) -> Instant {
+    let others: Vec<Arc<pb::Task>> = tasks.iter().filter(|t| t.id != task.id).cloned().collect();
+    let born = match &task.meta {
+        Some(meta) => access::created_at(Some(meta)),
+        None => draft.now,
+    };
+    start_time(draft, &others, born)
 }
 
 /// Whether the slot needs a new task, and whether that may run at once.
@@ -152,16 +177,11 @@ fn retire_doubles(draft: &mut Draft, key: &SlotKey) {
 pub fn promote(draft: &mut Draft, key: &SlotKey) {
     let tasks = draft.slot(key);
     for task in tasks.iter().filter(|task| task.desired_state() == TaskState::Ready) {
-        let others: Vec<Arc<pb::Task>> =
-            tasks.iter().filter(|t| t.id != task.id).cloned().collect();
-        let born = match &task.meta {
-            Some(meta) => access::created_at(Some(meta)),
-            None => draft.now,
-        };
-        let start = start_time(draft, &others, born);
+        let start = turn(draft, &tasks, task);
+        let mut others = tasks.iter().filter(|other| other.id != task.id);
         if start > draft.now {
             draft.wake_at(start);
-        } else if others.iter().all(|other| stopped(draft, other)) {
+        } else if others.all(|other| stopped(draft, other)) {
             draft.set_desired(task, draft.aim());
         }
     }

@@ -1,5 +1,6 @@
 //! Whole lives of services: orchestrator and scheduler over a store, with nodes that obey.
 
+mod absent;
 mod jobs;
 
 use std::time::Duration;
@@ -21,6 +22,8 @@ struct World {
     version: u64,
     /// Tasks of these images fail as soon as they start.
     broken: BTreeSet<String>,
+    /// Tasks of these images cannot even be prepared.
+    absent: BTreeSet<String>,
     /// Nodes that neither obey nor report.
     deaf: BTreeSet<String>,
 }
@@ -36,6 +39,7 @@ impl World {
             touched: Vec::new(),
             version: 0,
             broken: BTreeSet::new(),
+            absent: BTreeSet::new(),
             deaf: BTreeSet::new(),
         };
         for id in nodes {
@@ -127,7 +131,10 @@ impl World {
             let next = match state {
                 TaskState::New => TaskState::Pending,
                 _ if task.node_id.is_empty() || self.deaf.contains(&task.node_id) => continue,
-                TaskState::Assigned if desired <= TaskState::Complete => TaskState::Ready,
+                TaskState::Assigned if desired <= TaskState::Complete => {
+                    let absent = self.absent.contains(image);
+                    if absent { TaskState::Rejected } else { TaskState::Ready }
+                }
                 TaskState::Ready if matches!(desired, TaskState::Running | TaskState::Complete) => {
                     let broken = self.broken.contains(image);
                     if broken { TaskState::Failed } else { TaskState::Running }

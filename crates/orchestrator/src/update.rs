@@ -222,7 +222,7 @@ fn is_busy(
     if access::created_at(new.meta.as_ref()) < started_at(draft) && new.meta.is_some() {
         return false;
     }
-    if access::state(new) < TaskState::Running {
+    if is_coming(new) {
         return true;
     }
     let since = running_since.get(&new.id).copied().unwrap_or_default();
@@ -232,6 +232,11 @@ fn is_busy(
         return true;
     }
     slot.old_remains && rules.start_first
+}
+
+/// It does not run yet, or waits for its turn to be replaced.
+fn is_coming(task: &pb::Task) -> bool {
+    access::state(task) < TaskState::Running || task.desired_state() == TaskState::Ready
 }
 
 fn replace(draft: &mut Draft, key: &SlotKey, start_first: bool) {
@@ -256,7 +261,7 @@ fn complete(draft: &mut Draft, slots: &[Progress], rules: &Rules, running_since:
     let start = started_at(draft);
     let mut done_at = start;
     for new in slots.iter().filter_map(|slot| slot.new.as_ref()) {
-        if access::state(new) < TaskState::Running {
+        if is_coming(new) {
             return;
         }
         if access::created_at(new.meta.as_ref()) >= start {
