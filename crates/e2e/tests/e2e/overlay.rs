@@ -498,7 +498,8 @@ fn a_full_subnet_is_named_and_frees_itself(lab: &Lab) -> Result<()> {
 fn an_internal_overlay_has_no_way_out(lab: &Lab) -> Result<()> {
     let (host, far) = (lab.host(1), lab.host(2));
     host.dk("network create -d overlay --internal --attachable inner")?;
-    host.dk("run -d --name in1 --network inner httpd")?;
+    // A port that is published opens no way either.
+    host.dk("run -d --name in1 --network inner -p 8095:80 httpd")?;
     far.dk("run -d --name in2 --network inner httpd")?;
     until_known(host, "in1", "in2", 1)?;
     host.dk("exec in1 ping -c 1 in2")?;

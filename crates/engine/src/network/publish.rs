@@ -25,7 +25,10 @@ impl Controller {
         // As Docker: on an internal network there is nobody to publish for.
         let Some(endpoint) = endpoint else { return Ok(()) };
         if record.state.ports.is_empty() {
-            for spec in record.wanted_ports.clone() {
+            let mut wanted = record.wanted_ports.clone();
+            // A port that is named must not be given away as a free one before.
+            wanted.sort_by_key(|spec| spec.host_ports.0 == 0);
+            for spec in wanted {
                 if let Err(error) = self.take(record, &endpoint, &spec) {
                     self.release(record);
                     return Err(error);

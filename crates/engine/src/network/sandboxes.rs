@@ -87,7 +87,7 @@ impl Controller {
             record.state.endpoints.insert(made.state.network_name.clone(), made.state.clone());
             record.endpoints.push(made);
         }
-        self.add_gateway(record, !spec.ports.is_empty())?;
+        self.add_gateway(record)?;
         record.state.hosts = self.link_hosts(record);
         self.publish(record)
     }
@@ -204,12 +204,13 @@ impl Controller {
         Ok((network.id.clone(), network.name.clone(), addresses, gateways))
     }
 
-    /// A container on overlays alone leaves the host by `docker_gwbridge`.
-    fn add_gateway(&mut self, record: &mut Record, published: bool) -> Result<(), NetworkError> {
+    /// A container on overlays alone leaves the host by `docker_gwbridge`; on internal ones alone it does not,
+    /// whatever it publishes.
+    fn add_gateway(&mut self, record: &mut Record) -> Result<(), NetworkError> {
         let way_out = record.endpoints.iter().any(|one| !one.state.gateways.is_empty());
         let overlay = record.endpoints.iter().any(|one| {
             let overlay = self.state.overlays.overlays.get(&one.state.network_id);
-            overlay.is_some_and(|overlay| !overlay.internal || published)
+            overlay.is_some_and(|overlay| !overlay.internal)
         });
         if way_out || !overlay {
             record.gateway = None;
@@ -237,7 +238,7 @@ impl Controller {
         record.state.endpoints.insert(state.network_name.clone(), state.clone());
         record.endpoints.push(made);
         if before.gateway.is_none() {
-            self.add_gateway(&mut record, false)?;
+            self.add_gateway(&mut record)?;
         }
         self.publish(&mut record)?;
         self.replace(id, before, record)?;
