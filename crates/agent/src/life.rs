@@ -175,6 +175,11 @@ impl Life {
     fn change(&mut self, now: Instant, state: TaskState, message: &str) {
         self.status.set_state(state);
         self.status.message = message.to_owned();
+        if state > TaskState::Running {
+            // It holds none of the node's ports any more.
+            self.status.port_status =
+                self.status.port_status.take().map(|_| pb::PortStatus::default());
+        }
         let (seconds, nanos) = now.unix();
         self.status.timestamp = Some(prost_types::Timestamp { seconds, nanos });
         self.unsaved = true;
@@ -198,7 +203,7 @@ impl Life {
                 pid: container.pid,
                 exit_code: container.exit_code,
             }));
-        if !container.ports.is_empty() {
+        if !container.ports.is_empty() && self.state() <= TaskState::Running {
             self.status.port_status = Some(pb::PortStatus { ports: container.ports.clone() });
         }
         self.container = container;

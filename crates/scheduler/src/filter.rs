@@ -32,7 +32,8 @@ const ORDER: [Filter; 7] = [
 ];
 
 impl Filter {
-    fn explain(self, nodes: usize) -> String {
+    /// Why it refuses so many nodes: all that is said of a task that belongs on a certain one.
+    pub fn explain(self, nodes: usize) -> String {
         let on = if nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") };
         match self {
             Filter::Ready => format!("{on} not available for new tasks"),

@@ -157,7 +157,7 @@ impl Scheduler {
             let refusal = info.map_or(Some(Filter::Ready), |info| filter::refusal(task, info));
             match refusal {
                 None => Ok(task.node_id.clone()),
-                Some(filter) => Err(filter::explain(&BTreeMap::from([(filter, 1)]))),
+                Some(filter) => Err(filter.explain(1)),
             }
         };
         let told = task.status.as_ref().map_or("", |status| &status.err);

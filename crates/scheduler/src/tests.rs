@@ -181,7 +181,7 @@ fn a_task_that_has_its_node_from_the_start_does_not_stand_in_its_own_way() {
         ("a", ""),
         ("b", ""),
         // Another than itself does.
-        ("c", "no suitable node (insufficient resources on 1 node)"),
+        ("c", "insufficient resources on 1 node"),
     ] {
         assert_eq!(err(&store, id), why, "{id}");
         let placed = store.get::<pb::Task>(id).map(|task| access::state(task));
