@@ -117,11 +117,22 @@ fn fill(text: &str, context: &Context, payload: bool) -> Result<Vec<u8>, String>
             if payload { of_payload(context, function, arguments) } else { None }
         };
         let value = expression::evaluate(action, &context.fields, &more)
-            .ok_or_else(|| format!("template: {{{{{whole}}}}} is not known"))?;
+            .ok_or_else(|| format!("template: {{{{{whole}}}}} {}", unknown(action, context)))?;
         out.extend(value.print());
     }
     out.extend_from_slice(rest.as_bytes());
     Ok(out)
+}
+
+/// What is wrong with an action; of a secret or config that is not there, which ones are.
+fn unknown(action: &str, context: &Context) -> String {
+    let (what, known) = match action.split_whitespace().next() {
+        Some("secret") if !context.secrets.is_empty() => ("secrets", &context.secrets),
+        Some("config") if !context.configs.is_empty() => ("configs", &context.configs),
+        _ => return "is not known".to_owned(),
+    };
+    let known: Vec<&str> = known.keys().map(String::as_str).collect();
+    format!("is not known; {what} are named by their targets: {}", known.join(", "))
 }
 
 /// The functions of secrets and configs.
@@ -196,6 +207,18 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_config_that_is_not_there_is_told_with_those_that_are() {
+        let mut context = context();
+        let expand = |text: &str, context: &Context| expand_bytes(text.as_bytes(), context);
+        let unknown = "template: {{config \"a\"}} is not known";
+        assert_eq!(expand("{{config \"a\"}}", &context), Err(unknown.into()));
+        context.configs.insert("/etc/a".into(), b"A".into());
+        let why = format!("{unknown}; configs are named by their targets: /etc/a");
+        assert_eq!(expand("{{config \"a\"}}", &context), Err(why));
+        assert_eq!(expand("{{config \"/etc/a\"}}", &context), Ok(b"A".into()));
     }
 
     #[test]
