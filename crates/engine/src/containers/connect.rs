@@ -28,6 +28,7 @@ impl Engine {
                 container.name()
             )));
         }
+        endpoints::refuse_priority(&network, &settings)?;
         let mut spec = endpoints::endpoint(&network, &settings, None)?;
         if network == BRIDGE && !spec.addresses.is_empty() {
             return Err(Error::bad_parameter(

@@ -45,7 +45,18 @@ pub(crate) fn wanted(request: &CreateRequest) -> Result<BTreeMap<String, Endpoin
     Ok(wanted)
 }
 
+/// The first network that has a way out is the container's; which one that is cannot be asked for.
+pub fn refuse_priority(network: &str, settings: &EndpointSettings) -> Result<()> {
+    match settings.gw_priority {
+        None | Some(0) => Ok(()),
+        Some(number) => Err(Error::unsupported(format!(
+            "gw-priority {number} for network {network}; leave it out"
+        ))),
+    }
+}
+
 fn check_endpoint(network: &str, settings: &EndpointSettings) -> Result<()> {
+    refuse_priority(network, settings)?;
     let predefined = matches!(network, "bridge" | "host" | "none");
     let ipam = settings.ipam_config.clone().unwrap_or_default();
     for address in [&ipam.ipv4_address, &ipam.ipv6_address].into_iter().flatten() {
