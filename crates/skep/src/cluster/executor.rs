@@ -303,7 +303,7 @@ impl Executor {
         }
     }
 
-    /// Ports in host mode as they were really bound.
+    /// Ports in host mode as they were really bound: none on internal networks.
     fn host_ports(&self, task: &str, container: &model::ContainerId) -> Vec<pb::PortConfig> {
         let wanted: Vec<pb::PortConfig> = locked(&self.inner.view.works)
             .get(task)
@@ -320,12 +320,12 @@ impl Executor {
         wanted
             .into_iter()
             .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Host)
-            .map(|mut port| {
-                let real = bound.iter().find(|bound| u32::from(bound.port) == port.target_port);
-                if let (0, Some(real)) = (port.published_port, real) {
+            .filter_map(|mut port| {
+                let real = bound.iter().find(|bound| u32::from(bound.port) == port.target_port)?;
+                if port.published_port == 0 {
                     port.published_port = u32::from(real.host_port);
                 }
-                port
+                Some(port)
             })
             .collect()
     }
