@@ -75,19 +75,14 @@ impl Database {
         if owner.is_none_or(|attachment| attachment.leaving) {
             return io.count("row_of_stranger");
         }
-        let held = network.rows.get(&key).is_some_and(|entry| {
-            let owner = network.attachments.get(&entry.owner).is_some_and(|it| !it.leaving);
-            owner
-                && entry.reap_at.is_none()
-                && is_another(&self.peers, &entry.owner, &event.node_name)
-        });
-        if held {
-            return io.count("row_of_another");
-        }
         let deleted = event.r#type == DELETE;
         let reap_after = match event.residual_reap_time {
             seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
             _ => TOMBSTONE,
+        };
+        let held = |owner: &String| {
+            network.attachments.get(owner).is_some_and(|attachment| !attachment.leaving)
+                && is_another(&self.peers, owner, &event.node_name)
         };
         match network.rows.get(&key) {
             Some(entry) if entry.owner == self.name && entry.reap_at.is_none() => {
@@ -98,6 +93,9 @@ impl Database {
                 return;
             }
             Some(entry) if entry.ltime >= event.l_time => return,
+            Some(entry) if entry.reap_at.is_none() && held(&entry.owner) => {
+                return io.count("row_of_another");
+            }
             None if deleted && !bulk => return,
             None if network.rows.len() >= ROWS_PER_NETWORK_MAX => return io.count("rows_full"),
             _ => {}
