@@ -143,7 +143,7 @@ fn control(root: &Path, architecture: &str) -> Result<()> {
     let text = format!(
         "Package: skep\nVersion: {VERSION}\nArchitecture: {architecture}\nSection: admin\nPriority: optional\n\
          Maintainer: The skep project <skep@localhost>\nDepends: {}\n\
-         Recommends: ca-certificates, docker-cli | docker-ce-cli | docker.io, iproute2\nInstalled-Size: {}\n\
+         Recommends: apparmor, ca-certificates, docker-cli | docker-ce-cli | docker.io, iproute2\nInstalled-Size: {}\n\
          Description: swarm-mode container engine for the docker command\n \
          One program that makes Linux hosts members of a swarm: containers, overlay\n \
          networks, services and a routing mesh, driven by the unmodified docker\n \

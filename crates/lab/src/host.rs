@@ -227,6 +227,8 @@ impl Host {
         words.extend(["--config-file".into(), at("daemon.json")]);
         if self.engine == Engine::Dockerd {
             words.extend(["--storage-driver".into(), "overlay2".into()]);
+            // systemd, where it has booted the machine, does not know a host's process ids.
+            words.extend(["--exec-opt".into(), "native.cgroupdriver=cgroupfs".into()]);
         }
         words.extend(["-H".into(), self.docker_host(), "--data-root".into(), at("data")]);
         words.extend(["--exec-root".into(), at("exec"), "--pidfile".into(), at("pid")]);
@@ -310,12 +312,15 @@ pub fn within<T: Send>(file: &str, work: impl FnOnce() -> Result<T> + Send) -> R
     })
 }
 
-/// Asks every 50 ms until the answer is yes.
+/// Asks every 50 ms until the answer is yes. `LAB_PATIENCE=5` makes every limit five times as long, for
+/// a machine that is emulated.
 ///
 /// # Errors
 /// The question's own error, or that `limit` has passed.
 pub fn wait_until(limit: Duration, mut question: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
+    let patience = std::env::var("LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
+    let limit = limit * patience.unwrap_or(1);
     loop {
         interrupt::check()?;
         if question()? {

@@ -75,6 +75,10 @@ fn host_init(folder: &Path, name: &str, gateway: &str) -> Result<()> {
     sh("mount -t sysfs sysfs /sys")?;
     sh(&format!("mount --rbind {} /sys/fs/cgroup", cgroups.display()))?;
     sh(&format!("umount -l {}", cgroups.display()))?;
+    // Where the kernel has AppArmor, its profiles are listed below the new /sys, too.
+    if Path::new("/sys/module/apparmor").exists() {
+        sh("mount -t securityfs securityfs /sys/kernel/security")?;
+    }
     for private in ["/run/docker", "/run/containerd"] {
         fs::create_dir_all(private)?;
         sh(&format!("mount -t tmpfs tmpfs {private}"))?;

@@ -239,9 +239,7 @@ impl Cgroup {
             self.write("memory", "memory.low", r.memory_reservation)?;
         }
         if r.cpu_shares > 0 {
-            // The mapping of the OCI spec: 2..262144 to 1..10000.
-            let weight = 1 + (r.cpu_shares.clamp(2, 262_144) - 2) * 9_999 / 262_142;
-            self.write("cpu", "cpu.weight", weight)?;
+            self.write("cpu", "cpu.weight", cpu_weight(r.cpu_shares))?;
         }
         let (period, quota) = cpu_period_quota(r);
         if period > 0 || quota != 0 {
@@ -259,11 +257,9 @@ impl Cgroup {
             self.write("pids", "pids.max", pids_max(r.pids_limit))?;
         }
         if r.blkio_weight > 0 {
-            let weight = u64::from(r.blkio_weight);
             match self.dir("io").is_some_and(|dir| dir.join("io.bfq.weight").exists()) {
-                true => self.write("io", "io.bfq.weight", weight)?,
-                // The mapping of the OCI spec: 10..1000 to 1..10000.
-                false => self.write("io", "io.weight", 1 + (weight.max(10) - 10) * 9_999 / 990)?,
+                true => self.write("io", "io.bfq.weight", r.blkio_weight)?,
+                false => self.write("io", "io.weight", io_weight(r.blkio_weight))?,
             }
         }
         Ok(())
@@ -294,6 +290,28 @@ const CONTROLLERS: [&str; 10] = [
     "hugetlb",
     "perf_event",
 ];
+
+/// `cpu.weight` (1 to 10000, 100 by default) for shares (2 to 262144, 1024 by default): the curve that
+/// runc has since 1.3.2 and that libcontainer has for a new container.
+fn cpu_weight(shares: u64) -> u64 {
+    let log = (shares.clamp(2, 262_144) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
+}
+
+/// `io.weight` (1 to 10000) for Docker's weight (10 to 1000), as runc has it.
+pub(crate) fn io_weight(weight: u16) -> u64 {
+    1 + u64::from(weight.saturating_sub(10)) * 9_999 / 990
+}
+
+/// Is BFQ among the schedulers of this host's disks? Without it cgroup v2 has no weights of devices,
+/// and one group's weight is in `io.weight`.
+pub fn has_bfq() -> bool {
+    let disks = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    disks
+        .filter_map(|disk| std::fs::read_to_string(disk.path().join("queue/scheduler")).ok())
+        .any(|list| list.split_whitespace().any(|name| name.trim_matches(['[', ']']) == "bfq"))
+}
 
 fn pids_max(limit: i64) -> String {
     if limit > 0 { limit.to_string() } else { "max".to_owned() }
@@ -376,5 +394,11 @@ mod tests {
         assert_eq!(file("memory.swap.max"), "0", "memory alone, as it is limited already");
         update(0, -1, 0).unwrap();
         assert_eq!(file("memory.swap.max"), "max");
+    }
+
+    #[test]
+    fn weights_of_v2_span_those_of_docker() {
+        assert_eq!([2, 1024, 262_144].map(cpu_weight), [1, 100, 10_000]);
+        assert_eq!([10, 300, 1000].map(io_weight), [1, 2930, 10_000]);
     }
 }

@@ -4,6 +4,7 @@
 //! ([`shim::main`]) that owns its stdio, log files and exit status and outlives the daemon.
 
 pub mod spec;
+pub mod apparmor;
 pub mod runtime;
 pub mod limits;
 pub mod attach;
@@ -26,6 +27,7 @@ mod seccomp;
 
 pub use attach::{AttachOptions, PendingAttach};
 pub use capabilities::check as check_capabilities;
+pub use cgroup::has_bfq;
 pub use error::{Error, ErrorKind};
 pub use logs::{LogConfig, LogDriver, LogEntry, LogOptions, LogReader, LogStream};
 pub use oci::{MASKED_PATHS, READONLY_PATHS};

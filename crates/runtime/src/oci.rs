@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::cgroup::{has_bfq, io_weight};
 use crate::error::{Error, Result};
 use crate::spec::{
     BlkioDevice, CgroupNs, ContainerSpec, Device, IpcMode, Mount, MountKind, Namespace, OciRuntime,
     Propagation, Resources, UserSpec,
 };
-use crate::{capabilities, seccomp};
+use crate::{apparmor, capabilities, seccomp};
 
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where Docker puts its init too, so that scripts find it.
@@ -61,7 +62,11 @@ pub fn config(spec: &ContainerSpec, context: &Context) -> Result<Value> {
     });
     let (nodes, rules) = devices(spec)?;
     linux["devices"] = Value::Array(nodes);
-    let mut resources = resources(&spec.resources)?;
+    let weight = match context.cgroup_v2 && spec.runtime == OciRuntime::BuiltIn && !has_bfq() {
+        true => IoWeight::Unified,
+        false => IoWeight::Block,
+    };
+    let mut resources = resources(&spec.resources, weight)?;
     resources["devices"] = Value::Array(rules);
     linux["resources"] = resources;
     let paths = |given: &Option<Vec<String>>, default: &[&str]| match given {
@@ -77,9 +82,13 @@ pub fn config(spec: &ContainerSpec, context: &Context) -> Result<Value> {
     if let Some(propagation) = rootfs_propagation(spec) {
         linux["rootfsPropagation"] = json!(propagation);
     }
+    let mut process = process(spec, context, &caps);
+    if let Some(profile) = apparmor::to_apply(spec)? {
+        process["apparmorProfile"] = json!(profile);
+    }
     let mut document = json!({
         "ociVersion": "1.0.2",
-        "process": process(spec, context, &caps),
+        "process": process,
         "root": { "path": spec.rootfs, "readonly": spec.read_only },
         "mounts": mounts(spec, context),
         "linux": linux,
@@ -140,23 +149,7 @@ fn process(spec: &ContainerSpec, context: &Context, caps: &[String]) -> Value {
     if spec.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
     }
-    if let Some(profile) = apparmor(spec) {
-        process["apparmorProfile"] = json!(profile);
-    }
     process
-}
-
-/// The profile to apply, if this host has AppArmor and knows it.
-fn apparmor(spec: &ContainerSpec) -> Option<String> {
-    let wanted = match &spec.apparmor {
-        Some(name) if name == "unconfined" => return None,
-        Some(name) => name.as_str(),
-        None if spec.privileged => return None,
-        None => "docker-default",
-    };
-    let loaded = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok()?;
-    let named = loaded.lines().any(|line| line.split(" (").next() == Some(wanted));
-    named.then(|| wanted.to_owned())
 }
 
 fn namespaces(spec: &ContainerSpec, cgroup_v2: bool) -> Value {
@@ -431,7 +424,17 @@ fn node(host: &Path, inside: &str) -> Result<(Value, &'static str, i64, i64)> {
     Ok((value, kind, major, minor))
 }
 
-fn resources(r: &Resources) -> Result<Value> {
+/// Where the weight of block I/O is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum IoWeight {
+    /// As the OCI spec has it, of the group and of devices.
+    Block,
+    /// As the file of cgroup v2: libcontainer 0.7 counts it wrong, and asks for BFQ's files for a
+    /// device. Without BFQ devices have no weights.
+    Unified,
+}
+
+fn resources(r: &Resources, weight: IoWeight) -> Result<Value> {
     let mut memory = serde_json::Map::new();
     if r.memory > 0 {
         memory.insert("limit".into(), json!(r.memory));
@@ -465,7 +468,10 @@ fn resources(r: &Resources) -> Result<Value> {
     if r.pids_limit > 0 {
         out["pids"] = json!({ "limit": r.pids_limit });
     }
-    let block = block_io(r)?;
+    if weight == IoWeight::Unified && r.blkio_weight > 0 {
+        out["unified"] = json!({ "io.weight": io_weight(r.blkio_weight).to_string() });
+    }
+    let block = block_io(r, weight)?;
     if block.as_object().is_some_and(|b| !b.is_empty()) {
         out["blockIO"] = block;
     }
@@ -481,13 +487,17 @@ pub fn cpu_period_quota(r: &Resources) -> (i64, i64) {
     }
 }
 
-fn block_io(r: &Resources) -> Result<Value> {
+fn block_io(r: &Resources, weight: IoWeight) -> Result<Value> {
     let mut out = serde_json::Map::new();
-    if r.blkio_weight > 0 {
-        out.insert("weight".into(), json!(r.blkio_weight));
+    let mut of_devices: &[BlkioDevice] = &[];
+    if weight == IoWeight::Block {
+        if r.blkio_weight > 0 {
+            out.insert("weight".into(), json!(r.blkio_weight));
+        }
+        of_devices = &r.blkio_weight_device;
     }
-    let lists = [
-        ("weightDevice", "weight", &r.blkio_weight_device),
+    let lists: [(&str, &str, &[BlkioDevice]); 5] = [
+        ("weightDevice", "weight", of_devices),
         ("throttleReadBpsDevice", "rate", &r.device_read_bps),
         ("throttleWriteBpsDevice", "rate", &r.device_write_bps),
         ("throttleReadIOPSDevice", "rate", &r.device_read_iops),

@@ -66,7 +66,7 @@ pub struct ContainerSpec {
     pub cap_drop: Vec<String>,
     pub no_new_privileges: bool,
     pub seccomp: Seccomp,
-    /// `None`: `docker-default` where the host has AppArmor and the profile; `unconfined` for none.
+    /// `None`: `docker-default` where the host has AppArmor; `unconfined` for none.
     pub apparmor: Option<String>,
 
     /// `--init`: the runtime's own small init is process 1.

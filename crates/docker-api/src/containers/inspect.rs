@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::Engine;
 use engine::containers::{
-    Container, LogDriver, MountRecord, MountType, Phase, Spec, State, rfc3339,
+    Container, LogDriver, MountRecord, MountType, Phase, Spec, State, apparmor_profile, rfc3339,
 };
 use serde_json::{Map, Value, json};
 
@@ -51,7 +51,7 @@ pub fn container_json(engine: &Engine, container: &Container) -> Value {
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
-        "AppArmorProfile": "",
+        "AppArmorProfile": if started { apparmor_profile(&spec.host_config) } else { "" },
         "ExecIDs": exec_ids(engine, &spec),
         "HostConfig": host_config(&spec),
         "GraphDriver": graph_driver(engine, &spec),

@@ -192,7 +192,7 @@ fn registry_config(config: &engine::Config) -> Value {
 
 fn security_options(config: &engine::Config, unified: bool) -> Vec<String> {
     let mut options = Vec::new();
-    if std::path::Path::new("/sys/kernel/security/apparmor").exists() {
+    if engine::containers::has_apparmor() {
         options.push("name=apparmor".to_owned());
     }
     let profile = match config.seccomp_profile.as_deref() {

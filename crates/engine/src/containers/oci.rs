@@ -277,7 +277,7 @@ fn propagation(text: &str) -> Propagation {
     }
 }
 
-/// Limits in the runtime's form; `-1` for no limit of processes is its zero.
+/// Limits in the runtime's form: `-1` lifts a limit, 0 leaves it as it is.
 pub(crate) fn resources(host: &HostConfig) -> Resources {
     let unsigned =
         |number: Option<i64>| u64::try_from(number.unwrap_or_default()).unwrap_or_default();
@@ -296,7 +296,7 @@ pub(crate) fn resources(host: &HostConfig) -> Resources {
         cpu_realtime_runtime: host.cpu_realtime_runtime.unwrap_or_default(),
         cpuset_cpus: host.cpuset_cpus.clone().unwrap_or_default(),
         cpuset_mems: host.cpuset_mems.clone().unwrap_or_default(),
-        pids_limit: host.pids_limit.unwrap_or_default().max(0),
+        pids_limit: host.pids_limit.unwrap_or_default(),
         blkio_weight: host.blkio_weight.unwrap_or_default(),
         blkio_weight_device: host
             .blkio_weight_device
@@ -399,6 +399,19 @@ fn security(host: &HostConfig, config: &crate::Config) -> Result<Security> {
         }
     }
     Ok(security)
+}
+
+/// The profile under which a container starts, as it is shown; empty without AppArmor.
+pub fn apparmor_profile(host: &HostConfig) -> &str {
+    if !runtime::apparmor::enabled() {
+        return "";
+    }
+    let options = host.security_opt.iter().flatten();
+    let mut asked = options.filter_map(|option| {
+        let rest = option.strip_prefix("apparmor")?;
+        rest.strip_prefix('=').or_else(|| rest.strip_prefix(':'))
+    });
+    runtime::apparmor::profile(asked.next_back(), host.privileged.unwrap_or_default())
 }
 
 fn daemon_seccomp(config: &crate::Config) -> Result<Seccomp> {

@@ -1,6 +1,7 @@
 //! What dockerd refuses at create, in its words.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use bollard_stubs::models::{
     ContainerConfig, HostConfig, RestartPolicy, RestartPolicyNameEnum as Policy,
@@ -263,6 +264,14 @@ pub(crate) fn resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Re
     if weight > 0 && !(10..=1000).contains(&weight) {
         return bad("Range of blkio weight is from 10 to 1000");
     }
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if unified {
+        not_on_v2(host, warnings);
+    }
+    let bfq = runtime::has_bfq();
+    // The scheduler CFQ, which had weights before Linux 5.0.
+    let cfq = Path::new("/sys/fs/cgroup/blkio/blkio.weight").exists();
+    io_weights(host, unified || bfq || cfq, bfq || cfq, warnings);
     if host.oom_kill_disable.unwrap_or_default() && memory == 0 {
         warnings.push(
             "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into(),
@@ -278,6 +287,32 @@ pub(crate) fn resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Re
         return bad("SHM size can not be less than 0");
     }
     Ok(())
+}
+
+/// What cgroup v2 does not have is left out, in Docker's words.
+fn not_on_v2(host: &mut HostConfig, warnings: &mut Vec<String>) {
+    if host.oom_kill_disable.take().unwrap_or_default() {
+        warnings
+            .push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
+    }
+    if host.memory_swappiness.take().is_some() {
+        warnings.push("Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.".into());
+    }
+}
+
+/// Weights of block I/O, of the container and of its devices, are left out where the kernel has none.
+fn io_weights(host: &mut HostConfig, own: bool, devices: bool, warnings: &mut Vec<String>) {
+    let mut discarded = |what: &str, name: &str| {
+        warnings.push(format!(
+            "Your kernel does not support Block I/O {what} or the cgroup is not mounted. {name} discarded."
+        ));
+    };
+    if !own && host.blkio_weight.take().unwrap_or_default() > 0 {
+        discarded("weight", "Weight");
+    }
+    if !devices && !host.blkio_weight_device.take().unwrap_or_default().is_empty() {
+        discarded("weight_device", "Weight-device");
+    }
 }
 
 fn cpu(host: &HostConfig) -> Result<()> {
@@ -468,6 +503,27 @@ pub fn size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_kernel_lacks_is_left_out_and_told() {
+        let device = bollard_stubs::models::ResourcesBlkioWeightDevice::default();
+        let asked = HostConfig {
+            oom_kill_disable: Some(true),
+            memory_swappiness: Some(10),
+            blkio_weight: Some(300),
+            blkio_weight_device: Some(vec![device]),
+            ..Default::default()
+        };
+        let (mut host, mut warnings) = (asked.clone(), Vec::new());
+        io_weights(&mut host, true, true, &mut warnings);
+        assert_eq!((&host, warnings.len()), (&asked, 0));
+        not_on_v2(&mut host, &mut warnings);
+        assert_eq!((host.blkio_weight, warnings.len()), (Some(300), 2));
+        io_weights(&mut host, true, false, &mut warnings);
+        assert_eq!((host.blkio_weight, warnings.len()), (Some(300), 3));
+        io_weights(&mut host, false, false, &mut warnings);
+        assert_eq!((host, warnings.len()), (HostConfig::default(), 4));
+    }
 
     #[test]
     fn sizes_and_sets() {
