@@ -157,7 +157,7 @@ fn clean_root(folder: &Path) -> Result<PathBuf> {
 }
 
 /// A Debian with the named packages and what every Debian has, in place of what was there.
-fn debootstrap(folder: &Path, release: &str, packages: &[&str]) -> Result<()> {
+pub fn debootstrap(folder: &Path, release: &str, packages: &[&str]) -> Result<()> {
     println!("making a clean Debian {release} in {}", folder.display());
     if folder.exists() {
         fs::remove_dir_all(folder)?;

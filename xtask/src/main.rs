@@ -9,6 +9,7 @@ mod bench;
 mod fuzz;
 mod dist;
 mod installed;
+mod machine;
 
 use std::process::ExitCode;
 
@@ -18,7 +19,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                 --hosts N (2 to 9) --routed --ipv6 --image REF --keep --with-dockerd
   test          everything: tidy, formatting, clippy, build, unit-simulation-namespace, walk-throughs,
                 installed-package, end-to-end; or only the steps that are named [STEP ...],
-                which may be fresh-machine, too: the demo on a machine with nothing but Rust
+                which may be fresh-machine, too: the demo on a machine with nothing but Rust;
+                and virtual-machine: stock Debian kernels with cgroup v2, hybrid, AppArmor, IPVS
   tidy          the checks that no compiler makes
   dist          a release: target/dist/skep-VERSION-ARCH.tar.gz and skep_VERSION_ARCH.deb
   bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, installed, setup, tidy};
+use crate::{demo, installed, machine, setup, tidy};
 
 /// Cargo, the quick checks first.
 const STEPS: &[(&str, &[&str])] = &[
@@ -21,8 +21,8 @@ const STEPS: &[(&str, &[&str])] = &[
 /// Last, so that its closing lines are the suite's.
 const END_TO_END: &[&str] = &["test", "--package", "e2e", "--test", "e2e"];
 
-/// Builds everything once more, so it runs only when it is named.
-const FRESH: &str = "fresh-machine";
+/// Steps that run only when they are named: one builds everything once more, one needs qemu.
+const NAMED: &[&str] = &["fresh-machine", "virtual-machine"];
 
 /// Everything, or the steps that are named (`cargo xtask test walk-throughs`).
 pub fn main(words: &[String]) -> Result<()> {
@@ -34,7 +34,8 @@ pub fn main(words: &[String]) -> Result<()> {
     }
     steps.push(("walk-throughs", Box::new(demo::promises::main)));
     steps.push(("installed-package", Box::new(installed::main)));
-    steps.push((FRESH, Box::new(installed::fresh)));
+    steps.push(("fresh-machine", Box::new(installed::fresh)));
+    steps.push(("virtual-machine", Box::new(machine::main)));
     steps.push(("end-to-end", Box::new(|| cargo(END_TO_END))));
     if let Some(word) = words.iter().find(|word| !steps.iter().any(|step| step.0 == *word)) {
         let names: Vec<&str> = steps.iter().map(|step| step.0).collect();
@@ -42,7 +43,7 @@ pub fn main(words: &[String]) -> Result<()> {
     }
     for (name, step) in steps {
         let named = words.iter().any(|word| word == name);
-        if named || (words.is_empty() && name != FRESH) {
+        if named || (words.is_empty() && !NAMED.contains(&name)) {
             timed(name, step)?;
         }
     }
