@@ -192,24 +192,28 @@ fn number(report: &Value, name: &str) -> Result<f64> {
     report[name].as_f64().with_context(|| format!("no {name} in {report}"))
 }
 
-/// Questions for a container's own name to 127.0.0.11, 32 at a time.
+/// Questions for containers' names to 127.0.0.11: from programs that wait for each answer, as
+/// nearly all do, and 32 at a time from two that do not.
 fn names(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
-    let what = [
-        ("rate", "names answered", "1/s"),
-        ("p50", "a name, p50", "us"),
-        ("p99", "a name, p99", "us"),
+    let loads = [
+        ("1 asker", "askers 1 2 c1 c2"),
+        ("4 askers", "askers 4 2 c1 c2"),
+        ("32 at a time", "names 2 0 c1 c2"),
     ];
-    let mut samples = [[(); 2]; 3].map(|two| two.map(|()| Vec::new()));
-    for _ in 0..ROUNDS {
-        for (turn, pair) in [ours, theirs].into_iter().enumerate() {
-            let said = load(pair.lab.host(1), Some("c1"), "names 2 0 c1 c2")?;
-            for ((name, _, _), lists) in what.iter().zip(&mut samples) {
-                lists[turn].push(number(&said, name)?);
+    let what = [("rate", "answered", "1/s"), ("p50", "p50", "us"), ("p99", "p99", "us")];
+    for (load_text, words) in loads {
+        let mut samples = [[(); 2]; 3].map(|two| two.map(|()| Vec::new()));
+        for _ in 0..ROUNDS {
+            for (turn, pair) in [ours, theirs].into_iter().enumerate() {
+                let said = load(pair.lab.host(1), Some("c1"), words)?;
+                for ((name, _, _), lists) in what.iter().zip(&mut samples) {
+                    lists[turn].push(number(&said, name)?);
+                }
             }
         }
-    }
-    for ((_, text, unit), [a, b]) in what.into_iter().zip(samples) {
-        report.add(text, unit, a, Ok(b));
+        for ((_, text, unit), [a, b]) in what.into_iter().zip(samples) {
+            report.add(&format!("names, {load_text}: {text}"), unit, a, Ok(b));
+        }
     }
     Ok(())
 }

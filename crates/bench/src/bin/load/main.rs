@@ -3,6 +3,7 @@
 //! `load serve PORT`: HTTP and a UDP echo, answered with the host's name.
 //! `load requests close|keep RATE SECONDS ADDRESS:PORT`: RATE 0 is as fast as 16 connections go.
 //! `load names SECONDS RATE NAME...`: questions to 127.0.0.11; RATE 0 is 32 at a time.
+//! `load askers COUNT SECONDS NAME...`: as many, each of whom asks again when it has its answer.
 //! `load datagrams SECONDS ADDRESS:PORT`: small ones as fast as they go; `load count PORT SECONDS`
 //! prints how many a second arrive, from the first one.
 //! Clients end earlier when their standard input is closed, and print one line of JSON.
@@ -19,6 +20,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::io::AsyncReadExt;
 
+use crate::names::Pace;
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -32,7 +35,13 @@ async fn main() -> Result<()> {
         }
         ["names", time, rate, names @ ..] if !names.is_empty() => {
             let names = names.iter().map(|name| (*name).to_owned()).collect();
-            names::run(seconds(time)?, rate.parse()?, names).await?.print()
+            let pace = Pace { askers: 2, under_way: 16, rate: rate.parse()? };
+            names::run(seconds(time)?, pace, names).await?.print()
+        }
+        ["askers", count, time, names @ ..] if !names.is_empty() => {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            let pace = Pace { askers: count.parse()?, under_way: 1, rate: 0 };
+            names::run(seconds(time)?, pace, names).await?.print()
         }
         ["datagrams", time, address] => {
             println!("{}", datagrams::send(seconds(time)?, address.parse()?).await?);
@@ -44,7 +53,7 @@ async fn main() -> Result<()> {
             Ok(())
         }
         _ => bail!(
-            "usage: load serve PORT | requests close|keep RATE SECONDS ADDRESS | names SECONDS RATE NAME... | datagrams SECONDS ADDRESS | count PORT SECONDS"
+            "usage: load serve PORT | requests close|keep RATE SECONDS ADDRESS | names SECONDS RATE NAME... | askers COUNT SECONDS NAME... | datagrams SECONDS ADDRESS | count PORT SECONDS"
         ),
     }
 }

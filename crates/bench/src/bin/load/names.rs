@@ -12,28 +12,35 @@ use anyhow::Result;
 use crate::burst::Burst;
 use crate::report::Report;
 
-const ASKERS: u32 = 2;
-/// Questions of each asker that are under way when no rate is asked for.
-const UNDER_WAY: usize = 16;
+/// How the questions come: so many a second, or the next as soon as one is answered.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    pub askers: u32,
+    /// Questions of each asker that are under way at once when there is no rate.
+    pub under_way: usize,
+    /// All askers' questions a second; 0 is as fast as they are answered.
+    pub rate: u32,
+}
+
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// NOERROR and at least one answer.
 const RCODE: u8 = 0x0f;
 
-pub async fn run(time: Duration, rate: u32, names: Vec<String>) -> Result<Report> {
+pub async fn run(time: Duration, pace: Pace, names: Vec<String>) -> Result<Report> {
     let over = Arc::new(AtomicBool::new(false));
     let asking = over.clone();
-    let report = tokio::task::spawn_blocking(move || ask_all(&asking, rate, &names));
+    let report = tokio::task::spawn_blocking(move || ask_all(&asking, pace, &names));
     crate::over(time).await;
     over.store(true, Ordering::Relaxed);
     report.await?
 }
 
-fn ask_all(over: &Arc<AtomicBool>, rate: u32, names: &[String]) -> Result<Report> {
+fn ask_all(over: &Arc<AtomicBool>, pace: Pace, names: &[String]) -> Result<Report> {
     let begun = Instant::now();
-    let askers: Vec<_> = (0..ASKERS)
+    let askers: Vec<_> = (0..pace.askers)
         .map(|_| {
             let (names, over) = (names.to_vec(), over.clone());
-            thread::spawn(move || ask(&names, rate, &over))
+            thread::spawn(move || ask(&names, pace, &over))
         })
         .collect();
     let mut report = Report::default();
@@ -44,15 +51,15 @@ fn ask_all(over: &Arc<AtomicBool>, rate: u32, names: &[String]) -> Result<Report
     Ok(report)
 }
 
-fn ask(names: &[String], rate: u32, over: &AtomicBool) -> io::Result<Report> {
+fn ask(names: &[String], pace: Pace, over: &AtomicBool) -> io::Result<Report> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect("127.0.0.11:53")?;
     socket.set_read_timeout(Some(ANSWER_MAX))?;
     let mut asker =
         Asker { socket, burst: Burst::new(), names, sent: vec![None; 1 << 16], next: 0 };
     let mut report = Report::default();
-    let pause = (rate > 0).then(|| Duration::from_secs(1) * ASKERS / rate);
-    asker.send(if pause.is_some() { 1 } else { UNDER_WAY })?;
+    let pause = (pace.rate > 0).then(|| Duration::from_secs(1) * pace.askers / pace.rate);
+    asker.send(if pause.is_some() { 1 } else { pace.under_way })?;
     let mut due = Instant::now();
     while !over.load(Ordering::Relaxed) {
         let ended = asker.receive(&mut report);
