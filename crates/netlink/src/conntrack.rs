@@ -83,10 +83,12 @@ pub fn is_stale(flow: &Flow, right: &Flows) -> bool {
     let Some(allowed) = right.ports.get(&key) else { return false };
     let translated = flow.reply.src != flow.original.dst;
     let udp = i32::from(flow.original.protocol) == libc::IPPROTO_UDP;
+    // What goes out under the host's address is for a server elsewhere: no port of ours.
+    let masqueraded = flow.reply.dst != flow.original.src;
     // A datagram flow that began before the port was published is not translated and would
     // never be; a connection to the host's own server of that port is none of ours.
     (translated && !allowed.contains(&flow.reply.src))
-        || (!translated && udp && !allowed.is_empty())
+        || (!translated && udp && !masqueraded && !allowed.is_empty())
 }
 
 pub fn touches(flow: &Flow, addresses: &[IpAddr]) -> bool {
@@ -144,4 +146,40 @@ fn destroy(tuple: &Tuple) -> Message {
     body.extend_from_slice(&0u32.to_ne_bytes());
     body.extend_from_slice(&[0xff; 8]);
     Message::new(SOCK_DESTROY, 0).body(&body)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const UDP: u8 = libc::IPPROTO_UDP as u8;
+    const CLIENT: &str = "192.0.2.9";
+    const HOST: &str = "192.0.2.1";
+    const CONTAINER: &str = "172.17.0.2";
+
+    fn tuple(src: &str, dst: &str) -> Tuple {
+        let addr = |text: &str| text.parse().expect("an address");
+        Tuple { src: addr(src), dst: addr(dst), protocol: UDP, src_port: 40_000, dst_port: 53 }
+    }
+
+    fn stale(original: (&str, &str), reply: (&str, &str)) -> bool {
+        let (original, reply) = (tuple(original.0, original.1), tuple(reply.0, reply.1));
+        let flow =
+            Flow { original, reply, alive: false, family: 2, original_raw: vec![], id: None };
+        let mut right = Flows::default();
+        right.ports.insert((UDP, 53), BTreeSet::from([CONTAINER.parse().expect("an address")]));
+        is_stale(&flow, &right)
+    }
+
+    #[test]
+    fn a_published_port_ends_what_it_should_have_answered_and_nothing_else() {
+        // Before it was published, and to a container that was there before.
+        assert!(stale((CLIENT, HOST), (HOST, CLIENT)));
+        assert!(stale((CLIENT, HOST), ("172.17.0.7", CLIENT)));
+        assert!(!stale((CLIENT, HOST), (CONTAINER, CLIENT)));
+        // A container's question to a name server elsewhere, which leaves under the host's address.
+        assert!(!stale((CONTAINER, "203.0.113.53"), ("203.0.113.53", HOST)));
+    }
 }
