@@ -143,6 +143,13 @@ fn check_words(host: &Value) -> Result<(), ApiError> {
                 "invalid mount config for type \"{kind}\": mount type unknown"
             )));
         }
+        if let Some(mode) = word(mount.pointer("/BindOptions/Propagation"))
+            && !matches!(mode.trim_start_matches('r'), "private" | "shared" | "slave")
+        {
+            return Err(ApiError::bad_request(format!(
+                "invalid mount config for type \"bind\": invalid propagation mode: {mode}"
+            )));
+        }
     }
     if let Some(isolation) = word(host.get("Isolation")).filter(|word| word != "default") {
         return Err(ApiError::bad_request(format!(

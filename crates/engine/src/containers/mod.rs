@@ -20,6 +20,7 @@ mod remove;
 mod change;
 mod connect;
 mod restore;
+mod shm;
 mod subpath;
 
 pub use container::{

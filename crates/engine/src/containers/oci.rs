@@ -170,14 +170,14 @@ impl Engine {
         Ok(match mode {
             "host" => IpcMode::Host,
             "none" => IpcMode::None,
-            "shareable" => IpcMode::Shareable { shm: None },
+            "shareable" => IpcMode::Shareable { shm: Some(self.make_shm(spec)?) },
             _ => match mode.strip_prefix("container:") {
                 None => IpcMode::Private,
                 Some(other) => {
                     let pid = self.running_pid(other, "IPC")?;
                     IpcMode::Path {
                         namespace: format!("/proc/{pid}/ns/ipc").into(),
-                        shm: Some(format!("/proc/{pid}/root/dev/shm").into()),
+                        shm: Some(self.shm_of(other)?),
                     }
                 }
             },

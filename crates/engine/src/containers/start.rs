@@ -153,7 +153,7 @@ impl Engine {
         let (engine, of) = (self.clone(), container.clone());
         let result = blocking(move || {
             let spec = of.spec();
-            let mut first = engine.drop_task_files(of.id());
+            let mut first = engine.drop_task_files(of.id()).and(engine.drop_shm(of.id()));
             first = first.and(engine.unmount_volumes(&spec, &User::running(of.id())));
             first.and(Ok(engine.images.store.unmount(of.id())?))
         })

@@ -217,6 +217,8 @@ fn joins(mode: &str) -> bool {
     mode.strip_prefix("container:").is_some_and(|name| !name.is_empty())
 }
 
+const MEMORY_NODES: &str = "/sys/devices/system/node/online";
+
 /// Limits that make no sense, in the order dockerd looks at them.
 pub(crate) fn resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
     let bad = |text: &str| Err(Error::bad_parameter(text));
@@ -320,10 +322,10 @@ fn cpu(host: &HostConfig) -> Result<()> {
     let nano = host.nano_cpus.unwrap_or_default();
     if nano > 0 {
         if host.cpu_period.unwrap_or_default() > 0 {
-            return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set.");
+            return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set");
         }
         if host.cpu_quota.unwrap_or_default() > 0 {
-            return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set.");
+            return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set");
         }
     }
     let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -342,12 +344,19 @@ fn cpu(host: &HostConfig) -> Result<()> {
     if quota > 0 && quota < 1_000 {
         return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)");
     }
+    let nodes = std::fs::read_to_string(MEMORY_NODES).unwrap_or_else(|_| "0".into());
     for (what, set) in [("CPUs", &host.cpuset_cpus), ("memory nodes", &host.cpuset_mems)] {
         let set = set.as_deref().unwrap_or_default();
         let Some(highest) = highest_of_set(set) else {
             let flag = if what == "CPUs" { "cpus" } else { "mems" };
             return bad(&format!("Invalid value {set} for cpuset {flag}: invalid format: {set}"));
         };
+        if what == "memory nodes" && highest > highest_of_set(nodes.trim()).unwrap_or_default() {
+            return bad(&format!(
+                "Requested memory nodes are not available - requested {set}, available: {}",
+                nodes.trim()
+            ));
+        }
         if what == "CPUs" && highest >= available as i64 {
             return bad(&format!(
                 "Requested CPUs are not available - requested {set}, available: 0-{}",
