@@ -1,4 +1,7 @@
 //! `cargo xtask conformance`: docker-py's own integration tests, against skep and the Docker Engine.
+//!
+//! `cargo xtask conformance [--engine skep|dockerd] [swarm | MODULE]...`: all modules, those of the
+//! swarm, or those that are named.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,6 +49,18 @@ const MODULES: &[&str] = &[
     "models_nodes",
     "models_services",
     "models_swarm",
+];
+/// Of these, what `swarm` stands for: services, nodes, secrets, configs, and networks.
+const SWARM_MODULES: &[&str] = &[
+    "api_swarm",
+    "api_service",
+    "api_config",
+    "api_secret",
+    "models_nodes",
+    "models_services",
+    "models_swarm",
+    "api_network",
+    "models_networks",
 ];
 /// Names under which the tests expect an image.
 const IMAGES: &[&str] = &["alpine:3.10", "alpine:latest", "busybox:latest"];
@@ -120,7 +135,9 @@ fn parse(words: &[String]) -> Result<(Vec<Engine>, Vec<String>)> {
                 Some("dockerd") => engines = vec![Engine::Dockerd],
                 other => bail!("--engine wants skep or dockerd, got {other:?}"),
             },
-            module => modules.push(module.to_owned()),
+            "swarm" => modules.extend(SWARM_MODULES.iter().map(|module| (*module).to_owned())),
+            module if MODULES.contains(&module) => modules.push(module.to_owned()),
+            other => bail!("no module {other:?}: swarm, or some of {}", MODULES.join(", ")),
         }
     }
     if modules.is_empty() {
@@ -280,5 +297,9 @@ mod tests {
         let (engines, modules) = parse(&[]).expect("no words");
         assert_eq!((engines.len(), modules.len()), (2, MODULES.len()));
         assert!(parse(&["--engine".into(), "podman".into()]).is_err());
+        let (engines, modules) = parse(&["swarm".into()]).expect("a group");
+        assert_eq!((engines.len(), modules.len()), (2, SWARM_MODULES.len()));
+        assert!(modules.iter().all(|module| MODULES.contains(&module.as_str())));
+        assert!(parse(&["api_swam".into()]).is_err());
     }
 }
