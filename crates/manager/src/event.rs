@@ -94,7 +94,8 @@ pub enum Event {
     Probed { ticket: Ticket, healthy: bool },
     /// A unary call.
     Call { ticket: Ticket, caller: Caller, call: Box<Call> },
-    /// The caller of a unary call went away.
+    /// The caller of a unary call went away. Only one who waits for a certificate is forgotten: what
+    /// else was asked for goes on, and who asks again finds it done.
     Cancelled { ticket: Ticket },
     /// A call that is answered by a stream.
     Open { stream: StreamId, caller: Caller, open: Open },

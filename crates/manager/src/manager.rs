@@ -206,7 +206,7 @@ impl Manager {
                 None
             }
             Event::Cancelled { ticket } => {
-                self.cancelled(ticket);
+                self.certificate_waiters.remove(&ticket);
                 None
             }
             Event::Open { stream, caller, open } => {
@@ -505,11 +505,6 @@ impl Manager {
             let effects = self.raft.step(now, consensus::Event::Succeed);
             self.carry_out(now, effects, out);
         }
-    }
-
-    fn cancelled(&mut self, ticket: Ticket) {
-        self.certificate_waiters.remove(&ticket);
-        self.probes.remove(&ticket);
     }
 }
 

@@ -51,7 +51,8 @@ struct Queue {
     messages: mpsc::Sender<raftpb::Message>,
     /// Of the messages that wait or are on their way.
     bytes: Arc<AtomicUsize>,
-    task: AbortHandle,
+    /// Ended with the queue, but for one whose last messages are still to be delivered.
+    task: Option<AbortHandle>,
 }
 
 /// The other members as this one reaches them.
@@ -77,7 +78,7 @@ impl Members {
             let (messages, queue) = mpsc::channel(MESSAGES_WAITING_MAX);
             let bytes = Arc::<AtomicUsize>::default();
             let delivering = deliver(member, manager, queue, bytes.clone(), self.reports.clone());
-            let task = tokio::spawn(delivering).abort_handle();
+            let task = Some(tokio::spawn(delivering).abort_handle());
             let queue = Queue { address: address.to_owned(), messages, bytes, task };
             self.queues.insert(member, queue);
         }
@@ -91,8 +92,11 @@ impl Members {
         self.queues.get(&member).map_or(0, |queue| queue.bytes.load(Ordering::Relaxed))
     }
 
-    pub fn forget(&mut self, member: u64) {
-        self.queues.remove(&member);
+    /// Who is no member any more gets what waits for it, which may tell it so, and nothing else.
+    pub fn keep(&mut self, is_member: impl Fn(u64) -> bool) {
+        for (_, mut gone) in self.queues.extract_if(.., |member, _| !is_member(*member)) {
+            drop(gone.task.take());
+        }
     }
 }
 
@@ -112,7 +116,9 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 
@@ -132,6 +138,9 @@ async fn deliver(
         bytes.fetch_sub(length, Ordering::Relaxed);
         if snapshot {
             let _ = reports.send(Report::Snapshot { member, delivered: sent.is_ok() }).await;
+        }
+        if sent.is_err() && queue.is_closed() {
+            return;
         }
         let report = match sent {
             Ok(()) if reachable == Some(true) => continue,

@@ -42,6 +42,8 @@ pub enum Ask {
         healthy: bool,
     },
     Closed(StreamId),
+    /// The caller went away before he was answered.
+    Cancelled(Ticket),
     HandOver,
     /// A snapshot is encoded, and on the disk already if that could be.
     Snapshot {
@@ -294,7 +296,10 @@ impl Loop {
                     aside::snapshot(self.asks.clone(), self.log.snapshot_writer(), *snapshot);
                 }
                 Effect::Touched(touched) => self.touched(&touched),
-                Effect::Members(members) => drop(self.member_list.send(members)),
+                Effect::Members(members) => {
+                    self.members.keep(|id| members.iter().any(|member| member.raft_id == id));
+                    let _ = self.member_list.send(members);
+                }
                 Effect::Leader(leader) => self.lead(leader),
                 Effect::Complaint(text) => tracing::error!("{text}"),
                 Effect::Removed => return Err(Ended::Removed),
@@ -411,6 +416,10 @@ impl Loop {
             }
             Ask::HandOver => Some(Event::HandOver),
             Ask::Probed { ticket, healthy } => Some(Event::Probed { ticket, healthy }),
+            Ask::Cancelled(ticket) => {
+                self.pending.remove(&ticket.0);
+                Some(Event::Cancelled { ticket })
+            }
             Ask::Closed(stream) => {
                 self.streams.remove(&stream.0);
                 Some(Event::Closed { stream })
@@ -468,6 +477,7 @@ impl Loop {
                 unary!(peer, IssueNodeCertificate, request, reply)
             }
             Remote::CertificateStatus { peer, request, reply } => {
+                let reply = aside::patient(self.asks.clone(), Ticket(self.next), reply);
                 unary!(peer, NodeCertificateStatus, request, reply)
             }
             Remote::Heartbeat { peer, request, reply } => unary!(peer, Heartbeat, request, reply),
@@ -535,38 +545,12 @@ impl Loop {
                 Some(Event::Raft(Box::new(message)))
             }
             Remote::PublishLogs { peer, messages, reply } => {
-                self.publish(caller(&peer), messages, reply);
+                aside::publish(self.asks.clone(), caller(&peer), messages, reply);
                 None
             }
             // Every unary call was answered above.
             _ => None,
         }
-    }
-
-    /// A worker's stream of log messages, one call each; the worker waits for the last.
-    fn publish(
-        &self,
-        caller: Caller,
-        mut messages: mpsc::Receiver<pb::PublishLogsMessage>,
-        done: transport::Reply<pb::PublishLogsResponse>,
-    ) {
-        let asks = self.asks.clone();
-        tokio::spawn(async move {
-            while let Some(message) = messages.recv().await {
-                let Some(asks) = asks.upgrade() else { return };
-                let (reply, answer) = oneshot::channel();
-                let call = Box::new(Call::PublishLogs(message));
-                if asks.send(Ask::Call { caller: caller.clone(), call, reply }).await.is_err() {
-                    return;
-                }
-                match answer.await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(failure)) => return drop(done.send(Err(status(failure)))),
-                    Err(_) => return,
-                }
-            }
-            let _ = done.send(Ok(pb::PublishLogsResponse {}));
-        });
     }
 }
 
