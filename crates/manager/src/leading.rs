@@ -111,6 +111,11 @@ impl Leading {
         std::mem::take(&mut self.dirty) || due
     }
 
+    /// What the planners looked at so far, of the nodes beside the store.
+    pub fn looks(&self) -> u64 {
+        self.scheduler.looks()
+    }
+
     pub fn deadline(&self) -> Instant {
         let planners = [
             self.allocator.deadline(),

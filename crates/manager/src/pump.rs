@@ -5,6 +5,7 @@ use model::Instant;
 use prost::Message as _;
 use wire::swarmkit as pb;
 
+use crate::leading::Leading;
 use crate::manager::{InFlight, Manager, Then, raft_member};
 use crate::membership::{self, RolePlan};
 use crate::start::Bootstrap;
@@ -14,6 +15,8 @@ use crate::{Answer, Code, Effect, Failure, Ticket, bootstrap};
 const ROUNDS_MAX: usize = 32;
 /// Actions after which it may, however few the entries: a worker's beat waits for the step's end.
 const ACTIONS_MAX: usize = 2 * store::ACTIONS_MAX;
+/// Objects looked at after which it may, however little came of them; a round ends by itself.
+const LOOKS_MAX: u64 = 20_000;
 /// Of an entry that the loops propose; the rest is for what surrounds the actions.
 pub(crate) const ROUND_BYTES_MAX: usize = consensus::PROPOSAL_BYTES_MAX - 1024;
 /// Of an entry that a caller wants: the loops add addresses, networks and statuses to what it
@@ -26,8 +29,9 @@ impl Manager {
         self.start_leading(now, out);
         self.unfinished = false;
         self.acted = 0;
+        let before = self.looks();
         for _ in 0..ROUNDS_MAX {
-            if self.acted >= ACTIONS_MAX {
+            if self.acted >= ACTIONS_MAX || self.looks().saturating_sub(before) >= LOOKS_MAX {
                 break;
             }
             if self.leading.is_none() || self.in_flight.is_some() {
@@ -39,6 +43,10 @@ impl Manager {
             }
         }
         self.unfinished = self.in_flight.is_none();
+    }
+
+    fn looks(&self) -> u64 {
+        self.store.reads() + self.leading.as_ref().map_or(0, Leading::looks)
     }
 
     /// Whether there was anything to do.

@@ -20,6 +20,33 @@ pub enum SlotKey {
     Node(String),
 }
 
+impl SlotKey {
+    /// A task's slot, as far as that can be told without its service.
+    pub fn of(task: &pb::Task) -> Self {
+        match task.slot {
+            0 if !task.node_id.is_empty() => SlotKey::Node(task.node_id.clone()),
+            number => SlotKey::Number(number),
+        }
+    }
+
+    /// The tasks of a service in the slot.
+    pub fn tasks<'a>(&self, store: &'a Store, service: &str) -> Vec<&'a Arc<pb::Task>> {
+        match self {
+            SlotKey::Number(number) => store.tasks_of_slot(service, *number).collect(),
+            SlotKey::Node(node) => {
+                store.tasks_of_node(node).filter(|task| task.service_id == service).collect()
+            }
+        }
+    }
+}
+
+/// What of a service is to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Whole,
+    Slot(SlotKey),
+}
+
 /// How the node of a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
@@ -49,19 +76,27 @@ pub struct Draft<'a> {
     removed: BTreeSet<String>,
     update_status: Option<pb::UpdateStatus>,
     rolls_back: bool,
-    wake: Option<Instant>,
+    wakes: Vec<(Part, Instant)>,
 }
 
 impl<'a> Draft<'a> {
+    /// Of all slots, or only of these.
     pub fn new(
         now: Instant,
         store: &'a Store,
         service: &'a pb::Service,
+        only: Option<&BTreeSet<SlotKey>>,
         dice: &'a mut dyn RngCore,
     ) -> Self {
         let mut slots = Slots::new();
-        for task in store.tasks_of_service(&service.id) {
+        let mut enter = |task: &Arc<pb::Task>| {
             slots.entry(key_of(service, task)).or_default().push(task.clone());
+        };
+        match only {
+            None => store.tasks_of_service(&service.id).for_each(enter),
+            Some(keys) => {
+                keys.iter().flat_map(|key| key.tasks(store, &service.id)).for_each(&mut enter);
+            }
         }
         for tasks in slots.values_mut() {
             tasks.sort_by_key(|task| (access::created_at(task.meta.as_ref()), task.id.clone()));
@@ -77,7 +112,7 @@ impl<'a> Draft<'a> {
             removed: BTreeSet::new(),
             update_status: None,
             rolls_back: false,
-            wake: None,
+            wakes: Vec::new(),
         }
     }
 
@@ -180,12 +215,15 @@ impl<'a> Draft<'a> {
         self.set_update_status(status);
     }
 
-    /// Look at this service again at that time.
-    pub fn wake_at(&mut self, at: Instant) {
-        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    /// Look at this part of the service again at that time; the first time counts.
+    pub fn wake_at(&mut self, part: Part, at: Instant) {
+        self.wakes.push((part, at));
     }
 
-    pub fn finish(self) -> (Vec<Change>, Option<Instant>) {
+    /// The changes, and what is to be looked at again when.
+    pub fn finish(mut self) -> (Vec<Change>, Vec<(Part, Instant)>) {
+        self.wakes.sort();
+        self.wakes.dedup_by(|later, first| later.0 == first.0);
         let mut changes = Vec::new();
         if let Some(status) = self.update_status {
             let mut service = pb::Service { update_status: Some(status), ..self.service.clone() };
@@ -205,7 +243,7 @@ impl<'a> Draft<'a> {
         });
         changes.extend(changed.map(|task| Change::update(pb::Task::clone(&task))));
         changes.extend(self.removed.into_iter().map(Change::remove::<pb::Task>));
-        (changes, self.wake)
+        (changes, self.wakes)
     }
 
     pub fn ground(&self, task: &pb::Task) -> Ground {

@@ -4,6 +4,7 @@
 //! have been done is not done again elsewhere. Other than there, a slot whose task failed for good
 //! stays failed, and a node that joins gets its task of a global job at once.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use store::access::{self, TaskState};
@@ -32,7 +33,7 @@ fn present(draft: &Draft, key: &SlotKey) -> Vec<Arc<pb::Task>> {
 }
 
 /// Slots with a task of the present run.
-fn begun(draft: &Draft) -> Vec<SlotKey> {
+fn begun(draft: &Draft) -> BTreeSet<SlotKey> {
     let keys = draft.slots().keys();
     keys.filter(|key| !present(draft, key).is_empty()).cloned().collect()
 }

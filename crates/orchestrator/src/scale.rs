@@ -40,6 +40,18 @@ pub fn replicated(draft: &mut Draft, replicas: u64) {
     }
 }
 
+/// Sees to some slots; `false` when they may no longer be as many as there should be.
+pub fn replicated_slots(draft: &mut Draft, keys: &BTreeSet<SlotKey>) -> bool {
+    for key in keys {
+        match draft.slots().get(key) {
+            None => return false,
+            Some(tasks) if is_active(tasks) => slot::tend(draft, key),
+            Some(_) => {}
+        }
+    }
+    true
+}
+
 /// The slots to give up, one after another: one that does not run, else one on the node with most of
 /// those that are left; the highest number of equals.
 fn least_missed(slots: &Slots, count: usize) -> Vec<SlotKey> {
@@ -77,34 +89,54 @@ fn offer<'a>(node: usize, keys: &VecDeque<&'a SlotKey>) -> Option<(usize, &'a Sl
 
 /// One task on each node that may have one.
 pub fn global(draft: &mut Draft) {
-    let slots = draft.slots().clone();
+    let keys: Vec<SlotKey> = draft.slots().keys().cloned().collect();
+    keys.iter().for_each(|key| keep(draft, key));
     let store = draft.store;
-    for (key, tasks) in &slots {
-        let SlotKey::Node(id) = key else { continue };
-        match store.get::<pb::Node>(id) {
-            Some(node) if may_stay(draft, node) && is_active(tasks) => slot::tend(draft, key),
-            Some(node) if may_stay(draft, node) => {}
-            Some(_) => {
-                for task in tasks.iter().filter(|task| access::is_wanted(task)) {
-                    draft.set_desired(task, TaskState::Shutdown);
-                }
+    store.all::<pb::Node>().for_each(|node| begin(draft, node));
+}
+
+/// The same on some of the nodes.
+pub fn global_slots(draft: &mut Draft, keys: &BTreeSet<SlotKey>) {
+    let store = draft.store;
+    for key in keys {
+        keep(draft, key);
+        if let SlotKey::Node(id) = key
+            && let Some(node) = store.get::<pb::Node>(id)
+        {
+            begin(draft, node);
+        }
+    }
+}
+
+/// A node goes on with what it has, if it may.
+fn keep(draft: &mut Draft, key: &SlotKey) {
+    let SlotKey::Node(id) = key else { return };
+    let tasks = draft.slot(key);
+    match draft.store.get::<pb::Node>(id) {
+        Some(node) if may_stay(draft, node) && is_active(&tasks) => slot::tend(draft, key),
+        Some(node) if may_stay(draft, node) => {}
+        Some(_) => {
+            for task in tasks.iter().filter(|task| access::is_wanted(task)) {
+                draft.set_desired(task, TaskState::Shutdown);
             }
-            None => {
-                for task in tasks.iter().filter(|task| !access::has_ended(task)) {
-                    draft.orphan(task);
-                    draft.set_desired(task, TaskState::Remove);
-                }
+        }
+        None => {
+            for task in tasks.iter().filter(|task| !access::has_ended(task)) {
+                draft.orphan(task);
+                draft.set_desired(task, TaskState::Remove);
             }
         }
     }
-    for node in store.all::<pb::Node>() {
-        let key = SlotKey::Node(node.id.clone());
-        let has = draft.slots().get(&key).is_some_and(|tasks| is_active(tasks));
-        let active = access::availability(node) == pb::node_spec::Availability::Active
-            && access::node_state(node) != pb::node_status::State::Down;
-        if active && !has && may_stay(draft, node) {
-            draft.create(&key, TaskState::Running);
-        }
+}
+
+/// A node that has no task gets one, if it may.
+fn begin(draft: &mut Draft, node: &pb::Node) {
+    let key = SlotKey::Node(node.id.clone());
+    let has = draft.slots().get(&key).is_some_and(|tasks| is_active(tasks));
+    let active = access::availability(node) == pb::node_spec::Availability::Active
+        && access::node_state(node) != pb::node_status::State::Down;
+    if active && !has && may_stay(draft, node) {
+        draft.create(&key, TaskState::Running);
     }
 }
 

@@ -7,7 +7,7 @@ use model::Instant;
 use store::access::{self, TaskState};
 use wire::swarmkit as pb;
 
-use crate::draft::{Draft, Ground, RESTART_DELAY, SlotKey};
+use crate::draft::{Draft, Ground, Part, RESTART_DELAY, SlotKey};
 
 /// A task that came to its end by itself.
 pub fn ended_by_itself(task: &pb::Task) -> bool {
@@ -66,7 +66,7 @@ pub fn awaits_its_turn(draft: &mut Draft, key: &SlotKey, task: &pb::Task) -> boo
     }
     let turn = turn(draft, &draft.slot(key), task);
     if turn > draft.now {
-        draft.wake_at(turn);
+        draft.wake_at(Part::Slot(key.clone()), turn);
     }
     turn > draft.now
 }
@@ -180,7 +180,7 @@ pub fn promote(draft: &mut Draft, key: &SlotKey) {
         let start = turn(draft, &tasks, task);
         let mut others = tasks.iter().filter(|other| other.id != task.id);
         if start > draft.now {
-            draft.wake_at(start);
+            draft.wake_at(Part::Slot(key.clone()), start);
         } else if others.all(|other| stopped(draft, other)) {
             draft.set_desired(task, draft.aim());
         }

@@ -2,6 +2,7 @@
 
 mod absent;
 mod jobs;
+mod parts;
 
 use std::time::Duration;
 

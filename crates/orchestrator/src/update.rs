@@ -11,7 +11,7 @@ use store::access::{self, TaskState};
 use store::transaction::timestamp;
 use wire::swarmkit as pb;
 
-use crate::draft::{Draft, Ground, SlotKey};
+use crate::draft::{Draft, Ground, Part, SlotKey};
 use crate::slot;
 
 const MONITOR: Duration = Duration::from_secs(5);
@@ -85,13 +85,27 @@ fn progress(draft: &Draft) -> Vec<Progress> {
     all
 }
 
+/// Whether what became of some slots is to be seen beside the others: while an update is under way,
+/// or when it has to begin because of them.
+pub fn concerns_all(draft: &Draft) -> bool {
+    match state_of(draft) {
+        UpdateState::Paused | UpdateState::RollbackPaused => false,
+        UpdateState::Updating | UpdateState::RollbackStarted => true,
+        _ => is_outdated(&progress(draft)),
+    }
+}
+
+fn is_outdated(slots: &[Progress]) -> bool {
+    slots.iter().any(|slot| slot.new.is_none() || slot.old_remains)
+}
+
 pub fn update(draft: &mut Draft, running_since: &RunningSince) {
     let state = state_of(draft);
     if matches!(state, UpdateState::Paused | UpdateState::RollbackPaused) {
         return;
     }
     let slots = progress(draft);
-    let outdated = slots.iter().any(|slot| slot.new.is_none() || slot.old_remains);
+    let outdated = is_outdated(&slots);
     let under_way = matches!(state, UpdateState::Updating | UpdateState::RollbackStarted);
     if !outdated && !under_way {
         return;
@@ -228,7 +242,7 @@ fn is_busy(
     let since = running_since.get(&new.id).copied().unwrap_or_default();
     let free = since + rules.delay;
     if access::state(new) == TaskState::Running && free > draft.now {
-        draft.wake_at(free);
+        draft.wake_at(Part::Whole, free);
         return true;
     }
     slot.old_remains && rules.start_first
@@ -270,7 +284,7 @@ fn complete(draft: &mut Draft, slots: &[Progress], rules: &Rules, running_since:
         }
     }
     if done_at > draft.now {
-        draft.wake_at(done_at);
+        draft.wake_at(Part::Whole, done_at);
         return;
     }
     let mut status = draft.update_status().cloned().unwrap_or_default();

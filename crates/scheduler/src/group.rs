@@ -10,6 +10,7 @@ use wire::swarmkit as pb;
 
 use crate::filter::{self, Filter};
 use crate::node::NodeInfo;
+use crate::nodes::Nodes;
 
 /// Least troubled, then fewest tasks of the service, then fewest tasks of all, then the id.
 type Rank = (bool, usize, usize, String);
@@ -67,7 +68,7 @@ impl Group {
     }
 
     /// The best node for a task of the group, or the reason why there is none.
-    pub fn choose(&self, nodes: &BTreeMap<String, NodeInfo>) -> Result<String, String> {
+    pub fn choose(&self, nodes: &Nodes) -> Result<String, String> {
         let spread = spread_descriptors(&self.task);
         let best = if spread.is_empty() {
             self.fit.first().map(|(_, _, _, id)| id.clone())
@@ -93,7 +94,7 @@ fn networks(task: &pb::Task) -> impl Iterator<Item = &str> {
     held.map(|network| network.id.as_str())
 }
 
-fn spread_descriptors(task: &pb::Task) -> Vec<&str> {
+pub fn spread_descriptors(task: &pb::Task) -> Vec<&str> {
     use pb::placement_preference::Preference;
     let placement = task.spec.as_ref().and_then(|spec| spec.placement.as_ref());
     let preferences = placement.map(|p| p.preferences.as_slice()).unwrap_or_default();

@@ -9,10 +9,12 @@ mod filter;
 mod generic;
 mod group;
 mod node;
+mod nodes;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use model::Instant;
@@ -25,21 +27,30 @@ pub use constraint::{Constraint, ConstraintError};
 pub use filter::{Filter, runs_platform};
 use group::Group;
 use node::NodeInfo;
+use nodes::Nodes;
 
 /// Changes in one plan; what is beyond waits for the next.
 const PLAN_MAX: usize = store::ACTIONS_MAX;
+/// Nodes that one plan looks at, and those of one group of tasks more: some milliseconds.
+const LOOKS_MAX: u64 = 10_000;
 const ASSIGNED: &str = "scheduler assigned task to node";
 const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
 
 pub struct Scheduler {
     read: bool,
-    nodes: BTreeMap<String, NodeInfo>,
+    nodes: Nodes,
     /// Nodes that changed, or their tasks, since they were looked at.
     stale: BTreeSet<String>,
     /// Placements of the last plan, which their nodes count already.
     wished: BTreeMap<String, pb::Task>,
     /// Tasks that want a node, by service and id: those alike follow each other.
     waiting: BTreeSet<(String, String)>,
+    /// The last one that was looked at: they take turns, as not all may fit into one plan.
+    seen: (String, String),
+    /// The last plan placed none of as many as it looks at, and there are more.
+    behind: bool,
+    /// How many nodes were looked at so far.
+    looks: u64,
     /// Those of them that no node fits, as they say already: looked at again when a node changes.
     refused: BTreeSet<(String, String)>,
 }
@@ -49,10 +60,13 @@ impl Scheduler {
     pub fn new(_dice: ChaCha8Rng) -> Self {
         Self {
             read: false,
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             stale: BTreeSet::new(),
             wished: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            seen: Default::default(),
+            behind: false,
+            looks: 0,
             refused: BTreeSet::new(),
         }
     }
@@ -76,20 +90,25 @@ impl Scheduler {
         }
         for id in std::mem::take(&mut self.stale) {
             match store.get::<pb::Node>(&id) {
-                Some(node) => drop(self.nodes.insert(id, NodeInfo::new(store, node))),
-                None => drop(self.nodes.remove(&id)),
+                Some(node) => self.nodes.put(NodeInfo::new(store, node)),
+                None => self.nodes.remove(&id),
             }
         }
+        let before = self.looks;
+        let mut left = self.waiting.len();
         let mut changes = Vec::new();
         let mut group = None;
-        for key in self.waiting.clone() {
+        while changes.len() < PLAN_MAX
+            && self.looks - before < LOOKS_MAX
+            && let Some(more) = left.checked_sub(1)
+            && let Some(key) = self.next_waiting()
+        {
+            left = more;
+            self.seen.clone_from(&key);
             let Some(task) = store.get::<pb::Task>(&key.1).filter(|task| is_waiting(task)) else {
                 self.waiting.remove(&key);
                 continue;
             };
-            if changes.len() >= PLAN_MAX {
-                break;
-            }
             match self.decide(now, task, &mut group) {
                 Some(change) => changes.push(change),
                 None => {
@@ -98,12 +117,23 @@ impl Scheduler {
                 }
             }
         }
+        self.behind = left > 0 && changes.is_empty();
         changes
     }
 
     /// When [`Self::plan`] has something to do although nothing was applied.
     pub fn deadline(&self) -> Option<Instant> {
-        None
+        self.behind.then(Instant::default)
+    }
+
+    fn next_waiting(&self) -> Option<(String, String)> {
+        let after = (Bound::Excluded(&self.seen), Bound::Unbounded);
+        self.waiting.range(after).next().or(self.waiting.first()).cloned()
+    }
+
+    /// How many nodes were looked at so far: the work that it did, without a clock.
+    pub fn looks(&self) -> u64 {
+        self.looks
     }
 
     fn note(&mut self, touched: &Touched) {
@@ -140,6 +170,28 @@ impl Scheduler {
         came
     }
 
+    /// The best node for a task, or the reason why there is none.
+    fn choose(
+        &mut self,
+        now: Instant,
+        task: &Arc<pb::Task>,
+        group: &mut Option<Group>,
+    ) -> Result<String, String> {
+        if group.as_ref().is_some_and(|group| !group.is_of(task)) {
+            *group = None;
+        }
+        if group.is_none() {
+            let (idle, looked) = self.nodes.idle(now, task);
+            self.looks += looked as u64;
+            if let Some(info) = idle {
+                return Ok(info.node.id.clone());
+            }
+            self.looks += self.nodes.len() as u64;
+        }
+        let group = group.get_or_insert_with(|| Group::new(now, task, self.nodes.all()));
+        group.choose(&self.nodes)
+    }
+
     /// `group` is kept between the tasks of one plan.
     fn decide(
         &mut self,
@@ -148,10 +200,7 @@ impl Scheduler {
         group: &mut Option<Group>,
     ) -> Option<Change> {
         let chosen = if task.node_id.is_empty() {
-            if group.as_ref().is_none_or(|group| !group.is_of(task)) {
-                *group = Some(Group::new(now, task, self.nodes.values()));
-            }
-            group.as_ref()?.choose(&self.nodes)
+            self.choose(now, task, group)
         } else {
             let info = self.nodes.get(&task.node_id);
             let refusal = info.map_or(Some(Filter::Ready), |info| filter::refusal(task, info));
@@ -173,12 +222,11 @@ impl Scheduler {
                 let message = if task.node_id.is_empty() { ASSIGNED } else { CONFIRMED };
                 status.message = message.to_owned();
                 status.err.clear();
-                let info = self.nodes.get_mut(&node)?;
-                if let Some(group) = group {
+                if let (Some(group), Some(info)) = (group.as_mut(), self.nodes.get(&node)) {
                     group.leave(info);
                 }
-                info.place(&mut decided);
-                if let Some(group) = group {
+                self.nodes.place(&node, &mut decided);
+                if let (Some(group), Some(info)) = (group.as_mut(), self.nodes.get(&node)) {
                     group.enter(info);
                 }
                 if task.node_id.is_empty() {

@@ -273,3 +273,69 @@ fn reserving() -> pb::TaskSpec {
         pb::ResourceRequirements { reservations: Some(reservations), ..Default::default() };
     pb::TaskSpec { resources: Some(resources), ..Default::default() }
 }
+
+/// A hundred tasks of many services over many nodes, and how many nodes were looked at for each.
+fn looks_for_each(nodes: usize) -> u64 {
+    let mut store = Store::default();
+    let mut scheduler = Scheduler::new(ChaCha8Rng::seed_from_u64(1));
+    let node = |number: usize| Change::create(node(&format!("n{number:04}"), &[]));
+    let task = |number: usize| {
+        let mut task = task(&format!("t{number:04}"), placed(&[]));
+        task.service_id = format!("s{number}");
+        Change::create(task)
+    };
+    let mut changes: Vec<Change> = (0..nodes).map(node).chain((0..100).map(task)).collect();
+    let mut version = 0;
+    let mut touched = Vec::new();
+    while !changes.is_empty() {
+        version += 1;
+        let rest = changes.split_off(changes.len().min(store::ACTIONS_MAX));
+        let mut transaction = Transaction::new(&store);
+        changes.into_iter().for_each(|change| transaction.apply(change).unwrap());
+        let actions = transaction.finish(Instant::default(), version);
+        touched.extend(store.apply(actions));
+        changes = rest;
+        if changes.is_empty() {
+            changes = scheduler.plan(Instant::default(), &store, &std::mem::take(&mut touched));
+        }
+    }
+    assert!(store.all::<pb::Task>().all(|task| !task.node_id.is_empty()));
+    let busiest = store.all::<pb::Node>().map(|node| store.tasks_of_node(&node.id).count()).max();
+    assert_eq!(busiest, Some(100_usize.div_ceil(nodes)));
+    scheduler.looks() / 100
+}
+
+#[test]
+fn a_task_is_placed_without_a_look_at_every_node() {
+    assert_eq!((looks_for_each(10), looks_for_each(1_000)), (1, 1));
+}
+
+#[test]
+fn tasks_that_no_node_fits_are_looked_at_a_few_thousand_nodes_at_a_time() {
+    let mut store = Store::default();
+    let mut scheduler = Scheduler::new(ChaCha8Rng::seed_from_u64(1));
+    let mut transaction = Transaction::new(&store);
+    for number in 0..1_000 {
+        transaction.apply(Change::create(node(&format!("n{number:04}"), &[]))).unwrap();
+    }
+    for number in 0..100 {
+        let mut task = task(&format!("t{number:04}"), placed(&["node.labels.rack == a"]));
+        task.service_id = format!("s{number}");
+        task.status.as_mut().unwrap().err =
+            "no suitable node (scheduling constraints not satisfied on 1000 nodes)".into();
+        transaction.apply(Change::create(task)).unwrap();
+    }
+    let actions = transaction.finish(Instant::default(), 1);
+    store.apply(actions);
+    let (mut rounds, mut before) = (0, 0);
+    loop {
+        assert!(scheduler.plan(Instant::default(), &store, &[]).is_empty(), "they say so already");
+        rounds += 1;
+        assert!(scheduler.looks() - before <= LOOKS_MAX + 1_100);
+        before = scheduler.looks();
+        if scheduler.deadline().is_none() {
+            break;
+        }
+    }
+    assert_eq!(rounds, 10, "{before} looks");
+}

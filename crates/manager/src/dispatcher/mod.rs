@@ -3,7 +3,6 @@
 //! Made when leading begins and dropped when it ends. What nodes and tasks reported is wished for
 //! by [`Dispatcher::plan`] until the store has it.
 
-mod agenda;
 mod assignments;
 mod session;
 mod status;
@@ -13,14 +12,13 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::Instant;
+use model::{Agenda, Instant};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use store::{Change, Held, Kind, Store, Touched, access};
 use wire::swarmkit as pb;
 
 use crate::event::{Answer, Code, Effect, Failure, Message, Reply, StreamId, Ticket};
-use agenda::Agenda;
 use assignments::Assignments;
 use pb::node_status::State;
 

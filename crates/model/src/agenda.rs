@@ -1,30 +1,43 @@
 //! Who is due when: the next of thousands is known without a look at all of them.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::Instant;
+use crate::Instant;
 
-#[derive(Default)]
-pub struct Agenda {
-    at: BTreeMap<String, Instant>,
-    order: BTreeSet<(Instant, String)>,
+pub struct Agenda<N = String> {
+    at: BTreeMap<N, Instant>,
+    order: BTreeSet<(Instant, N)>,
 }
 
-impl Agenda {
+impl<N> Default for Agenda<N> {
+    fn default() -> Self {
+        Self { at: BTreeMap::new(), order: BTreeSet::new() }
+    }
+}
+
+impl<N: Ord + Clone> Agenda<N> {
     /// A name is due at one time: the last that was said.
-    pub fn set(&mut self, name: &str, at: Instant) {
-        self.remove(name);
-        self.at.insert(name.to_owned(), at);
-        self.order.insert((at, name.to_owned()));
+    pub fn set(&mut self, name: impl Into<N>, at: Instant) {
+        let name = name.into();
+        self.remove(&name);
+        self.at.insert(name.clone(), at);
+        self.order.insert((at, name));
     }
 
-    pub fn remove(&mut self, name: &str) {
+    pub fn remove<Q: Ord + ?Sized>(&mut self, name: &Q)
+    where
+        N: Borrow<Q>,
+    {
         if let Some((name, at)) = self.at.remove_entry(name) {
             self.order.remove(&(at, name));
         }
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub fn has<Q: Ord + ?Sized>(&self, name: &Q) -> bool
+    where
+        N: Borrow<Q>,
+    {
         self.at.contains_key(name)
     }
 
@@ -33,7 +46,7 @@ impl Agenda {
     }
 
     /// Those whose time has come, in the order of their times; they are due no more.
-    pub fn take_due(&mut self, now: Instant) -> Vec<String> {
+    pub fn take_due(&mut self, now: Instant) -> Vec<N> {
         let mut due = Vec::new();
         while let Some((at, _)) = self.order.first()
             && *at <= now
@@ -58,7 +71,7 @@ mod tests {
 
     #[test]
     fn each_is_due_once_at_the_last_time_that_was_said() {
-        let mut agenda = Agenda::default();
+        let mut agenda = Agenda::<String>::default();
         let at = Instant::from_nanos;
         for (name, time) in [("a", 5), ("b", 3), ("a", 2), ("c", 9), ("d", 1)] {
             agenda.set(name, at(time));
