@@ -9,7 +9,9 @@ use orchestrator::Orchestrator;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scheduler::Scheduler;
+use store::transaction::timestamp;
 use store::{Change, Kind, Store, Touched, Transaction, object};
+use wire::swarmkit as pb;
 
 use crate::dispatcher::{Ask, Dispatcher};
 use crate::keys::Keys;
@@ -169,12 +171,13 @@ impl Leading {
     ) -> Transaction<'a> {
         let mut transaction = Transaction::new(store);
         let mut room = pump::ROUND_BYTES_MAX;
-        for change in changes {
-            let bytes = transaction.bytes_of(&change);
+        for mut change in changes {
+            let mut bytes = transaction.bytes_of(&change);
             if bytes > pump::ROUND_BYTES_MAX {
                 // No round will ever have the room; the others must not wait for it.
                 self.complain(now, &change, bytes, out);
-                continue;
+                let Some(told) = too_large_is_told(now, store, &change) else { continue };
+                (bytes, change) = (transaction.bytes_of(&told), told);
             }
             if transaction.len() == store::ACTIONS_MAX || bytes > room {
                 self.dirty = true;
@@ -208,6 +211,31 @@ impl Leading {
         if self.complained.insert(what) {
             out.push(Effect::Complaint(text));
         }
+    }
+}
+
+/// The object as it is stored, saying why it stays so; `None` when it says so already, or when it
+/// has no place for reasons.
+fn too_large_is_told(now: Instant, store: &Store, change: &Change) -> Option<Change> {
+    let Change::Update(target) = change else { return None };
+    // No number of bytes, which may be another one each time.
+    let most = pump::ROUND_BYTES_MAX;
+    let why = format!("what comes next has more than {most} bytes and cannot be stored");
+    match target {
+        store::Target::Task(task) => {
+            let mut task = pb::Task::clone(store.get(&task.id)?);
+            let status = task.status.get_or_insert_default();
+            status.timestamp = Some(timestamp(now));
+            let said = std::mem::replace(&mut status.err, why.clone());
+            (said != why).then(|| Change::update(task))
+        }
+        store::Target::Node(node) => {
+            let mut node = pb::Node::clone(store.get(&node.id)?);
+            let status = node.status.get_or_insert_default();
+            let said = std::mem::replace(&mut status.message, why.clone());
+            (said != why).then(|| Change::update(node))
+        }
+        _ => None,
     }
 }
 

@@ -82,4 +82,41 @@ fn what_cannot_be_stored_holds_nobody_up_and_is_told() {
     assert_eq!(tasks_in(&rig, TaskState::Assigned), 2);
     assert_eq!(rig.complaints.len(), 1, "{:?}", rig.complaints);
     assert!(rig.complaints[0].starts_with(&format!("Node {node} is not stored")));
+    let stored = rig.manager("node1").store().get::<pb::Node>(&node).unwrap();
+    let message = &stored.status.as_ref().unwrap().message;
+    assert!(message.contains("cannot be stored"), "{message}");
+}
+
+#[test]
+fn a_task_says_that_its_networks_make_it_too_large() {
+    let mut rig = Rig::new(64);
+    let (_, _, _) = worker(&mut rig);
+    let networks = ["net1", "net2"].map(|name| {
+        let labels = [("blob".to_owned(), "x".repeat(900_000))].into();
+        let annotations = Some(pb::Annotations { name: name.into(), labels, ..Default::default() });
+        let driver = Some(pb::Driver { name: "overlay".into(), ..Default::default() });
+        let spec = pb::NetworkSpec { annotations, driver_config: driver, ..Default::default() };
+        rig.control(pb::CreateNetworkRequest { spec: Some(spec) }).unwrap();
+        rig.manager("node1").store().by_name::<pb::Network>(name).next().unwrap().id.clone()
+    });
+    let mut spec = service("wide", 2);
+    let attached =
+        networks.map(|target| pb::NetworkAttachmentConfig { target, ..Default::default() });
+    spec.task.as_mut().unwrap().networks = attached.into();
+    rig.control(pb::CreateServiceRequest { spec: Some(spec) }).unwrap();
+    rig.control(pb::CreateServiceRequest { spec: Some(service("web", 2)) }).unwrap();
+    rig.run(Duration::from_secs(5));
+    assert_eq!(tasks_in(&rig, TaskState::Assigned), 2, "others run");
+    let store = rig.manager("node1").store();
+    let errs = store.all::<pb::Task>().map(|task| task.status.as_ref().unwrap().err.as_str());
+    let told = errs.filter(|err| err.contains("cannot be stored"));
+    assert_eq!(told.count(), 2);
+    let versions = |rig: &Rig| -> Vec<_> {
+        let tasks = rig.manager("node1").store().all::<pb::Task>();
+        let wide = tasks.filter(|task| task.service_annotations.as_ref().unwrap().name == "wide");
+        wide.map(|task| task.meta.unwrap().version).collect()
+    };
+    let before = versions(&rig);
+    rig.run(Duration::from_secs(30));
+    assert_eq!(before, versions(&rig), "it is said once");
 }
