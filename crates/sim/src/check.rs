@@ -10,12 +10,26 @@ use wire::swarmkit as pb;
 
 use crate::world::World;
 
-/// Service, run and slot.
-pub(crate) type JobSlot = (String, u64, u64);
+/// Service, run, and what is to be done once in it: a slot, or for a global job a node's part.
+pub(crate) type JobSlot = (String, u64, Part);
 
-pub(crate) fn slot_of_job(task: &pb::Task) -> JobSlot {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Slot(u64),
+    Node(String),
+}
+
+/// A global job's tasks have their node from the start, those of other jobs when they run.
+pub(crate) fn slot_of_job(task: &pb::Task, global: bool) -> JobSlot {
     let run = task.job_iteration.map_or(0, |version| version.index);
-    (task.service_id.clone(), run, task.slot)
+    let part = if global { Part::Node(task.node_id.clone()) } else { Part::Slot(task.slot) };
+    (task.service_id.clone(), run, part)
+}
+
+/// Whether a task is of a global job, by the name that the user gives those.
+pub(crate) fn is_of_global_job(task: &pb::Task) -> bool {
+    let named = task.service_annotations.as_ref();
+    named.is_some_and(|named| named.name.starts_with(crate::client::GLOBAL_JOB))
 }
 
 impl World {
@@ -60,7 +74,7 @@ impl World {
         if task.job_iteration.is_none() {
             return Ok(());
         }
-        let slot = slot_of_job(task);
+        let slot = slot_of_job(task, is_of_global_job(task));
         if access::state(task) == access::TaskState::Complete {
             let known = self.known_done.entry(slot).or_insert(version);
             *known = version.min(*known);
@@ -78,10 +92,11 @@ impl World {
         }
     }
 
-    /// A job completed exactly as often as asked, and nothing of it runs.
+    /// A job completed exactly as often as asked, a global one once on each node, and nothing of it
+    /// runs.
     fn check_job_is_done(&self, store: &Store, service: &pb::Service) -> Result<(), String> {
         let run = access::job_iteration(service).unwrap_or_default();
-        let wanted = crate::client::wanted(service) as usize;
+        let wanted = wanted(store, service);
         let of_run = |slot: &&JobSlot| slot.0 == service.id && slot.1 == run;
         let done = self.done.iter().filter(of_run).count();
         let tasks = store.tasks_of_service(&service.id);
@@ -150,7 +165,7 @@ impl World {
                 self.check_job_is_done(store, service)?;
                 continue;
             }
-            let wanted = access::replicas(service).unwrap_or(0) as usize;
+            let wanted = wanted(store, service);
             let runs = self.containers_of(&service.id);
             if runs.len() != wanted {
                 let tasks = describe(store, &service.id);
@@ -171,7 +186,8 @@ impl World {
         }
         let all: usize = store
             .all::<pb::Service>()
-            .map(|service| access::replicas(service).unwrap_or(0) as usize)
+            .filter(|service| access::job_iteration(service).is_none())
+            .map(|service| wanted(store, service))
             .sum();
         let running = self.hosts.iter().flat_map(|host| host.containers.values());
         let running = running.filter(|container| container.running).count();
@@ -191,6 +207,14 @@ impl World {
                 (id.clone(), image.unwrap_or_default())
             })
             .collect()
+    }
+}
+
+/// How many tasks shall run, or complete: of a global service one on each node.
+fn wanted(store: &Store, service: &pb::Service) -> usize {
+    match access::is_global(service) {
+        true => store.count::<pb::Node>(),
+        false => crate::client::wanted(service) as usize,
     }
 }
 

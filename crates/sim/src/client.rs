@@ -11,6 +11,9 @@ use wire::swarmkit::service_spec::Mode;
 
 use crate::world::{Happening, World};
 
+/// What the names of global jobs begin with.
+pub(crate) const GLOBAL_JOB: &str = "global";
+
 /// What may be stored of a service: the last acknowledged value, or one asked for since.
 #[derive(Default, Clone, Debug)]
 pub struct Expected {
@@ -50,6 +53,18 @@ fn job(name: &str, total: u64, image: &str, network: &str) -> pb::ServiceSpec {
     pb::ServiceSpec { mode, update: None, ..spec(name, total, image, network) }
 }
 
+/// One task on each node.
+fn everywhere(name: &str, _: u64, image: &str, network: &str) -> pb::ServiceSpec {
+    let mode = Some(Mode::Global(pb::GlobalService {}));
+    pb::ServiceSpec { mode, ..spec(name, 0, image, network) }
+}
+
+/// One completion on each node.
+fn global_job(name: &str, _: u64, image: &str, network: &str) -> pb::ServiceSpec {
+    let mode = Some(Mode::GlobalJob(pb::GlobalJob {}));
+    pb::ServiceSpec { mode, update: None, ..spec(name, 0, image, network) }
+}
+
 pub fn spec(name: &str, replicas: u64, image: &str, network: &str) -> pb::ServiceSpec {
     let container = pb::ContainerSpec { image: image.into(), ..Default::default() };
     let networks =
@@ -86,10 +101,12 @@ impl World {
             self.after(pause, Happening::User);
         }
         let Some(leader) = self.leader() else { return };
-        let number = self.dice.random_range(0..6);
+        let number = self.dice.random_range(0..8);
         let (name, spec): (_, fn(&str, u64, &str, &str) -> _) = match number {
             0..4 => (format!("service{number}"), spec),
-            _ => (format!("job{number}"), job),
+            4..6 => (format!("job{number}"), job),
+            6 => (GLOBAL_JOB.to_owned(), global_job),
+            _ => ("everywhere".to_owned(), everywhere),
         };
         if self.client.open.values().any(|(busy, _)| *busy == name) {
             return;
@@ -98,7 +115,8 @@ impl World {
         let known = manager.store().by_name::<pb::Service>(&name).next();
         let known = known.map(|service| pb::Service::clone(service));
         let network = self.network.clone();
-        let replicas = self.dice.random_range(0..6);
+        // Those on each node have no number.
+        let replicas = if number < 6 { self.dice.random_range(0..6) } else { 0 };
         let image = format!("image{}", self.dice.random_range(0..3));
         let wanted = Some((replicas, image.clone()));
         let (request, wanted): (Request, _) = match known {

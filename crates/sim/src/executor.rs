@@ -81,7 +81,8 @@ impl World {
             return;
         }
         container.finished = true;
-        let slot = check::slot_of_job(&container.work.task);
+        let task_of_job = &container.work.task;
+        let slot = check::slot_of_job(task_of_job, check::is_of_global_job(task_of_job));
         if let Err(broken) = self.count_completion(slot) {
             self.broken.get_or_insert(broken);
         }
