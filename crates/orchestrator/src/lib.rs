@@ -133,7 +133,10 @@ impl Orchestrator {
         if concerns_service(store, touched) {
             for target in [&touched.old, &touched.new].into_iter().flatten() {
                 if let Held::Task(task) = target {
-                    self.look_at(&task.service_id, Part::Slot(SlotKey::of(task)));
+                    let slot_is_gone = touched.new.is_none() && !has_slot_mates(store, task);
+                    let slot = || Part::Slot(SlotKey::of(task));
+                    let part = if slot_is_gone { Part::Whole } else { slot() };
+                    self.look_at(&task.service_id, part);
                 }
             }
         }
@@ -189,7 +192,7 @@ impl Orchestrator {
     ) -> Option<(Vec<Change>, Vec<(Part, Instant)>)> {
         let mut draft = Draft::new(now, store, service, Some(keys), &mut self.dice);
         match service.spec.as_ref().and_then(|spec| spec.mode.as_ref()) {
-            Some(Mode::Replicated(_)) if scale::replicated_slots(&mut draft, keys) => {}
+            Some(Mode::Replicated(_)) => scale::replicated_slots(&mut draft, keys),
             Some(Mode::Global(_)) => scale::global_slots(&mut draft, keys),
             _ => return None,
         }

@@ -40,16 +40,13 @@ pub fn replicated(draft: &mut Draft, replicas: u64) {
     }
 }
 
-/// Sees to some slots; `false` when they may no longer be as many as there should be.
-pub fn replicated_slots(draft: &mut Draft, keys: &BTreeSet<SlotKey>) -> bool {
+/// Sees to some slots, of which there are as many as there should be.
+pub fn replicated_slots(draft: &mut Draft, keys: &BTreeSet<SlotKey>) {
     for key in keys {
-        match draft.slots().get(key) {
-            None => return false,
-            Some(tasks) if is_active(tasks) => slot::tend(draft, key),
-            Some(_) => {}
+        if draft.slots().get(key).is_some_and(|tasks| is_active(tasks)) {
+            slot::tend(draft, key);
         }
     }
-    true
 }
 
 /// The slots to give up, one after another: one that does not run, else one on the node with most of
