@@ -159,6 +159,8 @@ fn an_unlock_key_is_replaced(lab: &Lab) -> Result<()> {
 fn an_old_token_lets_nobody_in(lab: &Lab) -> Result<()> {
     let (manager, worker) = (lab.host(1), lab.host(2));
     manager.dk(&format!("swarm init --advertise-addr {}", manager.address))?;
+    // At once: its object does not change under whoever changes it next.
+    answers(manager, "node ls --format {{.Status}}", "Ready")?;
     let old = manager.dk("swarm join-token -q worker")?;
     let managers = manager.dk("swarm join-token -q manager")?;
     let new = manager.dk("swarm join-token -q --rotate worker")?;

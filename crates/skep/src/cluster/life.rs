@@ -161,9 +161,9 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
     let manager = node.manager().ok_or_else(|| internal("the manager did not start"))?;
     cluster.set_state(State::Active(node.clone()));
     let mut object = manager.cluster.clone();
-    let ready = object.wait_for(Option::is_some);
-    match tokio::time::timeout(INIT_TIME_MAX, ready).await {
-        Ok(Ok(_)) => Ok(node_id),
+    let begun = async { object.wait_for(Option::is_some).await.is_ok() && takes_part(&node).await };
+    match tokio::time::timeout(INIT_TIME_MAX, begun).await {
+        Ok(true) => Ok(node_id),
         _ => Err(internal("the new swarm did not begin in time")),
     }
 }
@@ -258,7 +258,8 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
 }
 
 /// The node has a session and, as a manager, knows the leader: only then does `docker info` call it
-/// a manager, by which the docker command names the role that a node joined in.
+/// a manager, by which the docker command names the role that a node joined in; and only then is the
+/// node's object what it stays, so that a change of it is not refused as out of sequence.
 async fn takes_part(node: &Node) -> bool {
     let mut registered = node.agent.registered.clone();
     if registered.wait_for(|registered| *registered).await.is_err() {
