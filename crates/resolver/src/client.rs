@@ -16,6 +16,10 @@ use crate::message::{self, Ports, Relay, Request, Response, Sandbox};
 
 /// How long a started process may take until it listens.
 const START_MAX: Duration = Duration::from_secs(10);
+/// A process that ends as soon as it is started is not started again at once.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// How often a call is made to processes that end under it: a call that ends each one is given up.
+const ATTEMPTS_MAX: u32 = 3;
 /// How long one call may take.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
@@ -143,7 +147,7 @@ impl Client {
         }
     }
 
-    /// One request and its response. A connection that broke since the last call is made again once.
+    /// One request and its response. A connection that broke since the last call is made again.
     fn call(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
         let mut link = self.link();
         link.reap();
@@ -153,12 +157,20 @@ impl Client {
             link.stream = Some(stream);
             return checked(response);
         }
-        let stream = self.connect(&mut link)?;
-        link.connection += 1;
-        let response =
-            exchange(&stream, request, with).map_err(|source| self.unreachable(source))?;
-        link.stream = Some(stream);
-        checked(response)
+        let mut attempt = 1;
+        loop {
+            let stream = self.connect(&mut link)?;
+            link.connection += 1;
+            match exchange(&stream, request, with) {
+                Ok(response) => {
+                    link.stream = Some(stream);
+                    return checked(response);
+                }
+                // A process that ends still listens for a moment.
+                Err(source) if ended(&source) && attempt < ATTEMPTS_MAX => attempt += 1,
+                Err(source) => return Err(self.unreachable(source)),
+            }
+        }
     }
 
     fn connect(&self, link: &mut Link) -> Result<UnixStream, Error> {
@@ -168,6 +180,7 @@ impl Client {
         }
         self.start(link)?;
         let begun = Instant::now();
+        let mut started = begun;
         loop {
             match connect(&socket) {
                 Ok(stream) => return Ok(stream),
@@ -175,6 +188,12 @@ impl Client {
                     return Err(self.unreachable(source));
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+            link.reap();
+            // It took one that was ending for one that serves: that one still held the lock.
+            if link.children.is_empty() && started.elapsed() > AGAIN_AFTER {
+                self.start(link)?;
+                started = Instant::now();
             }
         }
     }
@@ -241,6 +260,12 @@ fn exchange(
         Some((response, _)) => Ok(response),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// The other end is gone, as opposed to slow.
+fn ended(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn checked(response: Response) -> Result<Response, Error> {
