@@ -78,7 +78,11 @@ impl World {
         if access::state(task) == access::TaskState::Complete {
             let known = self.known_done.entry(slot).or_insert(version);
             *known = version.min(*known);
-        } else if new && self.known_done.get(&slot).is_some_and(|known| *known < version) {
+        } else if new
+            // A manager that takes in a snapshot sees older tasks for the first time, too.
+            && access::state(task) == access::TaskState::New
+            && self.known_done.get(&slot).is_some_and(|known| *known < version)
+        {
             return Err(format!("task {} is made for {slot:?}, which is done", task.id));
         }
         Ok(())

@@ -22,7 +22,8 @@ impl World {
             spec: self.cluster_spec(),
             root,
             address_pools: vec!["10.0.0.0/8".into()],
-            subnet_size: 0,
+            // A global service has a task on each of up to 200 nodes, beside those of others.
+            subnet_size: 22,
             data_path_port: 0,
             availability: pb::node_spec::Availability::Active,
             request: Vec::new(),
