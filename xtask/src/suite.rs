@@ -70,6 +70,10 @@ pub fn cargo(arguments: &[&str]) -> Result<()> {
             cargo.env_remove(name);
         }
     }
+    // What an error says is its chain; hundreds of lines of frames after it hide what the next test said.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        cargo.env("RUST_LIB_BACKTRACE", "0");
+    }
     let status = cargo.args(arguments).status().context("cannot run cargo")?;
     if !status.success() {
         bail!("cargo {}: {status}", arguments.join(" "));

@@ -28,7 +28,7 @@ pub(crate) struct Operation {
     pub acknowledged: fn(&Host) -> Result<()>,
 }
 
-pub(crate) const OPERATIONS: [Operation; 9] = [
+pub(crate) const OPERATIONS: [Operation; 11] = [
     Operation {
         name: "create",
         before: |_| Ok(()),
@@ -74,6 +74,21 @@ pub(crate) const OPERATIONS: [Operation; 9] = [
         acknowledged: |host| is(host, "ps -aq --filter name=victim", ""),
     },
     Operation {
+        name: "connect",
+        before: |host| host.dk("run -d --name victim httpd").map(drop),
+        command: "network connect side victim",
+        acknowledged: |host| is_on(host, &["bridge", "side"]),
+    },
+    Operation {
+        name: "disconnect",
+        before: |host| {
+            host.dk("run -d --name victim httpd")?;
+            host.dk("network connect side victim").map(drop)
+        },
+        command: "network disconnect side victim",
+        acknowledged: |host| is_on(host, &["bridge"]),
+    },
+    Operation {
         name: "pull",
         before: |_| Ok(()),
         command: "pull 127.0.0.1:5000/app:1",
@@ -116,6 +131,19 @@ pub(crate) const OPERATIONS: [Operation; 9] = [
 pub(crate) fn is(host: &Host, line: &str, expected: &str) -> Result<()> {
     let answer = host.dk(line)?;
     ensure!(answer == expected, "docker {line}: {answer:?} rather than {expected:?}");
+    Ok(())
+}
+
+/// The networks of the victim, which its next start finds again.
+fn is_on(host: &Host, networks: &[&str]) -> Result<()> {
+    let format = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+    let seen = || host.docker(&["inspect", "-f", format, "victim"]);
+    let now = seen()?;
+    host.dk("restart -t 0 victim")?;
+    for (when, seen) in [("now", now), ("after its next start", seen()?)] {
+        let on: Vec<&str> = seen.split_whitespace().collect();
+        ensure!(on == networks, "{when} on {on:?} rather than {networks:?}");
+    }
     Ok(())
 }
 
@@ -184,6 +212,7 @@ impl<'a> Rig<'a> {
         host.dk(&format!("rmi {REGISTRY}/app:1"))?;
         host.dk("image prune -f")?;
         host.dk("volume create --opt type=tmpfs --opt device=tmpfs fast")?;
+        host.dk("network create side")?;
         let survivor =
             host.dk("run -d --name survivor -v kept:/kept -v fast:/fast -p 8080:80 httpd")?;
         host.docker(&["exec", "survivor", "sh", "-c", "echo kept > /kept/f; echo fast > /fast/f"])?;
@@ -255,11 +284,18 @@ impl<'a> Rig<'a> {
         if !acknowledged {
             let again = self.host.try_docker(&words)?;
             let said = String::from_utf8_lossy(&again.stderr).into_owned();
-            let fine = ["already in use by container", "No such container", "No such image"];
+            let fine = [
+                "already in use by container",
+                "No such container",
+                "No such image",
+                "already exists in network side",
+                "is not connected to network side",
+            ];
             ensure!(
                 again.status.success() || fine.iter().any(|text| said.contains(text)),
                 "the second try: {said}"
             );
+            (operation.acknowledged)(self.host).context("after the second try")?;
         }
         self.clear()?;
         self.compare()

@@ -22,7 +22,7 @@ impl Engine {
         let _operation = container.operation.lock().await;
         let mut network = self.network_name(network)?;
         check(&container, &network)?;
-        if container.spec().networks.contains_key(&network) {
+        if self.is_on(&container, &network) {
             return Err(Error::forbidden(format!(
                 "endpoint with name {} already exists in network {network}",
                 container.name()
@@ -35,19 +35,26 @@ impl Engine {
                 "user specified IP address is supported on user defined networks only",
             ));
         }
-        if container.is_running() {
-            let before = self.network.sandbox(container.id());
-            let place = self.attach_endpoint(&container, &container.spec(), &mut spec).await?;
-            if let Err(error) = self.network.connect(container.id(), spec).await {
-                let task = place.map(|place| place.task);
-                self.give_back(&container, |place| Some(&place.task) == task.as_ref()).await;
-                return Err(error.into());
-            }
-            network = place.map_or(network, |place| place.network_name);
-            self.refresh_network_files(&container, before.as_ref())?;
+        if !container.is_running() {
+            container.change_spec(|spec| drop(spec.networks.insert(network, settings)))?;
+            return Ok(());
         }
-        container.change_spec(|spec| drop(spec.networks.insert(network, settings)))?;
-        Ok(())
+        // One that a crash left without its endpoint.
+        self.give_back(&container, |place| place.network_name == network).await;
+        let before = self.network.sandbox(container.id());
+        let place = self.attach_endpoint(&container, &container.spec(), &mut spec).await?;
+        if let Some(place) = &place {
+            network.clone_from(&place.network_name);
+        }
+        // Written down first: after a crash no container is on a network that its next start leaves out.
+        container.change_spec(|spec| drop(spec.networks.insert(network.clone(), settings)))?;
+        if let Err(error) = self.network.connect(container.id(), spec).await {
+            let task = place.map(|place| place.task);
+            self.give_back(&container, |place| Some(&place.task) == task.as_ref()).await;
+            container.change_spec(|spec| drop(spec.networks.remove(&network)))?;
+            return Err(error.into());
+        }
+        self.refresh_network_files(&container, before.as_ref())
     }
 
     pub async fn disconnect(
@@ -65,12 +72,16 @@ impl Engine {
         };
         let _operation = container.operation.lock().await;
         check(&container, &network)?;
+        let meant = container.spec().networks.contains_key(&network);
         if container.is_running() {
-            let before = self.network.sandbox(container.id());
-            self.network.disconnect(container.id(), &network).await?;
-            self.refresh_network_files(&container, before.as_ref())?;
+            // A crash may have left it meant and not done, which is what is asked for now.
+            if self.is_on(&container, &network) || !meant {
+                let before = self.network.sandbox(container.id());
+                self.network.disconnect(container.id(), &network).await?;
+                self.refresh_network_files(&container, before.as_ref())?;
+            }
             self.give_back(&container, |place| place.network_name == network).await;
-        } else if !container.spec().networks.contains_key(&network) {
+        } else if !meant {
             return Err(Error::forbidden(format!(
                 "container {} is not connected to network {network}",
                 container.id()
@@ -78,6 +89,14 @@ impl Engine {
         }
         container.change_spec(|spec| drop(spec.networks.remove(&network)))?;
         Ok(())
+    }
+
+    /// A container that runs is on the networks of its sandbox, one at rest on those that it will start with.
+    fn is_on(&self, container: &Container, network: &str) -> bool {
+        match self.network.sandbox(container.id()).filter(|_| container.is_running()) {
+            Some(sandbox) => sandbox.endpoints.contains_key(network),
+            None => container.spec().networks.contains_key(network),
+        }
     }
 
     /// The full name of a network, local or of the swarm, from its name or id.
