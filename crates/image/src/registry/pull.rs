@@ -33,7 +33,7 @@ struct Fetched {
 }
 
 impl Store {
-    /// Pulls one reference (every tag when `all_tags`).
+    /// Pulls one reference (`latest` when it has neither tag nor digest), or every tag of a repository.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -42,6 +42,10 @@ impl Store {
         credentials: Option<&Credentials>,
         progress: &ProgressSender,
     ) -> Result<Option<Arc<Image>>> {
+        let reference = &match all_tags {
+            true => reference.clone(),
+            false => reference.clone().or_latest(),
+        };
         let reach = self.reach();
         let client = reach.client()?;
         let mut last = None;

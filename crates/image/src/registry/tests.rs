@@ -445,6 +445,19 @@ async fn a_token_is_fetched_where_the_registry_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_without_a_tag_is_pulled_as_latest_and_found_by_itself() {
+    let content = held(false);
+    let (mirror, asked) = scripted(move |path, _| serve(&content, path));
+    let host =
+        host(Registries { mirrors: vec![format!("http://{mirror}")], ..Registries::default() });
+    let name = Reference::parse("busybox").unwrap();
+    let nobody = ProgressSender::nobody();
+    host.store.pull(&name, false, &Platform::host(), None, &nobody).await.unwrap();
+    assert_eq!(asked.lock().unwrap()[0], "/v2/library/busybox/manifests/latest");
+    assert_eq!(host.store.resolve("busybox").unwrap().repo_tags, ["busybox:latest"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_is_asked_first_and_statuses_are_told() {
     let content = held(false);
     let (mirror, asked) = scripted(move |path, _| serve(&content, path));

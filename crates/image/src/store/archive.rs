@@ -211,9 +211,10 @@ impl Store {
 
     /// A name without a tag means every tag of its repository, in `docker save`.
     fn tags_meant(&self, name: &str, image: &Image) -> Vec<Reference> {
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
         match Reference::parse(name) {
             Ok(reference)
-                if image.id.hex().starts_with(name)
+                if image.id.hex().starts_with(prefix)
                     && self.read().names.get(&reference).is_none() =>
             {
                 Vec::new()

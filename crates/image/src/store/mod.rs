@@ -210,6 +210,10 @@ impl Store {
 
     /// Points a name at an image and says so on disk.
     fn name(&self, state: &mut State, reference: &Reference, image: &Digest) -> Result<()> {
+        if reference.familiar_name() == "sha256" {
+            let why = "refusing to create an ambiguous tag using digest algorithm as name";
+            return Err(Error::Invalid(why.into()));
+        }
         let before = state.names.set(reference.clone(), *image);
         if before == Some(*image) {
             return Ok(());

@@ -399,6 +399,22 @@ fn a_saved_image_loads_elsewhere_as_the_same_image() {
 }
 
 #[test]
+fn an_image_that_is_saved_by_its_id_gets_no_name_from_it() {
+    let (_directory, from) = store();
+    let one = import(&from, &small(), "one:1").unwrap();
+    for name in [one.id.to_string(), one.id.hex(), format!("sha256:{}", one.id.short())] {
+        let mut saved = Vec::new();
+        from.save(std::slice::from_ref(&name), &mut saved).unwrap();
+        let (_directory, to) = store();
+        to.load(saved.as_slice(), true, &crate::ProgressSender::nobody()).unwrap();
+        assert_eq!(to.resolve(&one.id.hex()).unwrap().repo_tags, [] as [String; 0], "{name}");
+    }
+    let name = Reference::parse("sha256:abc").unwrap();
+    let refused = from.tag(&one.id, &name).unwrap_err().to_string();
+    assert!(refused.starts_with("refusing to create an ambiguous tag"), "{refused}");
+}
+
+#[test]
 fn the_older_archive_form_loads_and_a_wrong_one_leaves_nothing() {
     let (_directory, store) = store();
     let layer = String::from_utf8(tar(&[("f", Kind::File, "x")])).unwrap();
