@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::load::until_running;
 use e2e::{hosts, hosts_of, task_on};
 use lab::host::wait_until;
@@ -219,4 +219,93 @@ fn gossip_keys_change_twice_a_day_and_every_node_follows() -> Result<()> {
 fn key_sets(host: &Host) -> Result<usize> {
     let log = fs::read_to_string(host.folder.join("log"))?;
     Ok(log.lines().filter(|line| line.contains("the gossip has a new key")).count())
+}
+
+/// How often a Docker Engine manager's keys change here; it has no option for its twelve hours.
+const ROTATION_HERE: Duration = Duration::from_secs(15);
+/// More of them than there are keys at a time: none of the first is left.
+const ROTATIONS: usize = 4;
+
+#[test]
+fn gossip_keys_that_a_docker_engine_manager_changes_reach_every_node() -> Result<()> {
+    let engines = vec![Engine::Dockerd, Engine::Skep, Engine::Dockerd, Engine::Skep];
+    let mut plan = Plan { engines, ..Plan::skep(4)? };
+    plan.daemon_args = vec!["--metrics-addr".into(), "127.0.0.1:9323".into()];
+    let lab = hosts_of(&plan)?;
+    with_hasty_keys(lab.host(1))?;
+    init(&lab, "")?;
+    lab.host(1).dk("network create -d overlay --attachable keyed")?;
+    for host in &lab.hosts {
+        host.dk(&format!("run -d --name on{} --network keyed httpd", host.number))?;
+    }
+    all_reach_by_name(&lab, &["on1", "on2", "on3", "on4"])?;
+    let skeps = || lab.hosts.iter().filter(|host| host.engine == Engine::Skep);
+    for rotation in 1..=ROTATIONS {
+        for host in skeps() {
+            wait_until(MINUTE, || Ok(key_sets(host)? > rotation))
+                .with_context(|| format!("change {rotation} of the keys on {}", host.name))?;
+        }
+        // What is made now is told under the keys of now, by each host once.
+        let (host, new) = (lab.host(rotation), format!("new{rotation}"));
+        host.dk(&format!("run -d --name {new} --network keyed httpd"))?;
+        all_reach_by_name(&lab, &["on1", "on2", "on3", "on4", &new])
+            .with_context(|| format!("after change {rotation} of the keys"))?;
+    }
+    for host in skeps() {
+        let dropped = gossip_counter(host, "packet_not_opened")?;
+        ensure!(dropped == 0, "{} could not open {dropped} packets", host.name);
+        let broken = gossip_counter(host, "stream_broken")?;
+        ensure!(broken == 0, "{} could not open {broken} streams", host.name);
+    }
+    lab.down()
+}
+
+/// From the first container of each host, each name is one that answers.
+fn all_reach_by_name(lab: &Lab, names: &[&str]) -> Result<()> {
+    for host in &lab.hosts {
+        for name in names {
+            let ping = format!("exec on{} ping -c 1 -W 2 {name}", host.number);
+            wait_until(MINUTE, || Ok(host.dk(&ping).is_ok()))
+                .with_context(|| format!("{name} from {}", host.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts a Docker Engine host's daemon anew from a copy of the program that has another time between
+/// two changes of the keys.
+fn with_hasty_keys(host: &Host) -> Result<()> {
+    let program = host.exec(&["sh", "-c", "readlink -f $(command -v dockerd)"])?;
+    let mut bytes = fs::read(&program).with_context(|| program.clone())?;
+    let at = key_rotation(&bytes).with_context(|| program.clone())?;
+    let nanos = u64::try_from(ROTATION_HERE.as_nanos())?;
+    bytes[at..at + 8].copy_from_slice(&nanos.to_le_bytes());
+    let copy = host.folder.join("dockerd");
+    fs::write(&copy, bytes)?;
+    fs::set_permissions(&copy, fs::metadata(&program)?.permissions())?;
+    host.stop()?;
+    // Only this host's mounts have it.
+    host.exec(&["mount", "--bind", &copy.display().to_string(), &program])?;
+    host.start()
+}
+
+/// Where the time between two changes of the keys is in the Docker Engine's program. Its key manager
+/// alone has twelve hours (`DefaultConfig` in swarmkit/manager/keymanager), so that there is one place.
+fn key_rotation(program: &[u8]) -> Result<usize> {
+    const TWELVE_HOURS: Duration = Duration::from_secs(12 * 3600);
+    let nanos = u64::try_from(TWELVE_HOURS.as_nanos())?.to_le_bytes();
+    let found = program.windows(8).enumerate().filter(|(_, bytes)| *bytes == nanos);
+    let places: Vec<usize> = found.map(|(at, _)| at).collect();
+    let [place] = places[..] else {
+        bail!("twelve hours are in the program {} times, not once: {places:x?}", places.len());
+    };
+    Ok(place)
+}
+
+/// What a host of skep counted of what its gossip dropped.
+fn gossip_counter(host: &Host, event: &str) -> Result<u64> {
+    let page = host.sh("curl -sS --max-time 5 http://127.0.0.1:9323/metrics")?;
+    let name = format!("skep_gossip_events_total{{event=\"{event}\"}} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(line.map_or(Ok(0), str::parse)?)
 }
