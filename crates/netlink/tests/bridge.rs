@@ -217,3 +217,31 @@ fn questions_on_port_53_reach_the_resolver_s_own_ports_and_leave_no_flow() {
     let flows = host.exec_in("one", "conntrack -L 2>/dev/null | grep -c 127.0.0.11");
     assert_eq!(stdout(&flows).trim(), "0", "a question left a flow behind");
 }
+
+#[test]
+fn a_namespace_s_flows_are_counted_before_they_are_listed() {
+    use netlink::socket::{Family, Socket};
+    use netlink::{conntrack, namespace};
+    let (idle, busy) = (Host::new("idle"), Host::new("busy"));
+    // Tracking begins with the first rule that asks for it.
+    let rules = "add table ip t; add chain ip t c { type filter hook output priority 0; }; \
+                 add rule ip t c ct state new accept";
+    for host in [&idle, &busy] {
+        assert!(host.exec(&format!("nft '{rules}'")).status.success(), "nft in {}", host.name);
+    }
+    let asked = namespace::visit(&busy.path(), || {
+        std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"question", "127.0.0.1:4000")
+    });
+    asked.expect("a datagram");
+    let seen = |host: &Host| {
+        let look = || {
+            let mut socket = Socket::open(Family::Netfilter)?;
+            let counted = conntrack::count(&mut socket)?;
+            let listed = conntrack::dump(&mut socket)?;
+            Ok((counted, listed.iter().map(|flow| flow.original.dst_port).collect::<Vec<_>>()))
+        };
+        namespace::visit(&host.path(), look).expect("a look at the flows")
+    };
+    assert_eq!(seen(&idle), (Some(0), vec![]));
+    assert_eq!(seen(&busy), (Some(1), vec![4000]));
+}
