@@ -254,9 +254,14 @@ impl Controller {
         network: &str,
     ) -> Result<(), NetworkError> {
         let before = self.own_record(id)?;
-        let network_id = match self.state.find_overlay(network) {
-            Some((id, _)) => id.clone(),
-            None => self.state.find(network)?.id.clone(),
+        // An endpoint may be there before its network: a daemon that starts hears of overlays later.
+        let own = before.endpoints.iter().find(|one| {
+            one.state.network_name == network || one.state.network_id.as_str() == network
+        });
+        let network_id = match (own, self.state.find_overlay(network)) {
+            (Some(endpoint), _) => endpoint.state.network_id.clone(),
+            (None, Some((id, _))) => id.clone(),
+            (None, None) => self.state.find(network)?.id.clone(),
         };
         let mut record = before.clone();
         record.endpoints.retain(|one| one.state.network_id != network_id);
