@@ -1,5 +1,6 @@
 //! What the embedded resolver answers: a function of the names that a sandbox can see.
 
+pub mod kernel;
 pub mod lookup;
 pub mod message;
 pub mod names;

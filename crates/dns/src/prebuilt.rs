@@ -68,6 +68,11 @@ impl Reply {
         self.bytes.get(2).is_some_and(|flags| flags & TRUNCATED != 0)
     }
 
+    /// Whether every asker gets the same bytes: there are no records to put in another order.
+    pub fn has_one_order(&self) -> bool {
+        self.records.len().checked_div(self.record).is_none_or(|count| count < 2)
+    }
+
     /// Puts the records in another order; `below(n)` is a number below `n` by chance.
     pub fn shuffle(&mut self, mut below: impl FnMut(usize) -> usize) {
         let Some(count) = self.records.len().checked_div(self.record) else { return };
