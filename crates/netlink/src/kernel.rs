@@ -12,7 +12,7 @@ use netplan::{LinkKind, LinkObject, Namespace, Step, Table, World};
 
 use crate::message::Message;
 use crate::socket::{Family, Socket};
-use crate::{advert, challenge, conntrack, namespace, nft, route};
+use crate::{advert, challenge, conntrack, filter, namespace, nft, route};
 
 /// A step that could not be carried out; it will be in the next plan again.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,8 @@ pub struct Kernel {
     pub flows_ended: u64,
     /// What the last look could not see.
     pub unreadable: Vec<(Namespace, io::Error)>,
+    /// There was no room for filters on a new loopback device.
+    no_room: bool,
 }
 
 /// A namespace that is open: sockets stay in it wherever the calling thread is.
@@ -77,7 +79,13 @@ impl Kernel {
     pub fn open(directory: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(directory)?;
         let spaces = BTreeMap::from([(Namespace::Host, Space::open()?)]);
-        Ok(Self { directory: directory.to_owned(), spaces, flows_ended: 0, unreadable: Vec::new() })
+        Ok(Self {
+            directory: directory.to_owned(),
+            spaces,
+            flows_ended: 0,
+            unreadable: Vec::new(),
+            no_room: false,
+        })
     }
 
     pub fn path(&self, ns: &Namespace) -> Option<PathBuf> {
@@ -230,7 +238,16 @@ impl Kernel {
         self.spaces.remove(ns);
         // A file without its namespace, or one that nobody asked for any more.
         namespace::remove(&path)?;
-        let space = namespace::create(&path, Space::open)?;
+        let mut space = namespace::create(&path, Space::open)?;
+        // Without room names are answered more slowly, by the resolver alone. A kernel that cannot make any
+        // looks for a module each time, and is not asked again.
+        if matches!(ns, Namespace::Sandbox(_))
+            && !self.no_room
+            && let Err(error) = space.route.request(filter::room())
+        {
+            tracing::debug!(%error, "no filters on the loopback device");
+            self.no_room = true;
+        }
         self.spaces.insert(ns.clone(), space);
         Ok(())
     }

@@ -2,6 +2,9 @@
 
 pub mod kernel;
 pub mod advert;
+pub mod bpf;
+pub mod filter;
+pub mod names;
 mod observe;
 mod strangers;
 pub mod namespace;
