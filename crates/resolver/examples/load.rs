@@ -1,5 +1,5 @@
-//! Questions a second of one resolver process: `load <process example> <namespace file> <seconds>`.
-//! Two askers with 16 questions each under way, 1,000 names; prints the rate, delays and CPU time per question.
+//! Questions a second of one resolver process: `load <process example> <namespace file> <seconds> <askers>
+//! <under way> <names>`: so many askers with so many questions each under way. Prints the rate and delays.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::AsFd;
@@ -7,33 +7,33 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dns::Zone;
-use resolver::{Client, Sandbox};
+use resolver::{Client, Ports, Sandbox};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-const ASKERS: usize = 2;
-const UNDER_WAY: u16 = 16;
-const NAMES: u32 = 1_000;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [program, netns, seconds] = arguments.as_slice() else {
-        return Err("process example, namespace file, seconds".into());
+    let [program, netns, seconds, askers, under_way, names] = arguments.as_slice() else {
+        return Err("process example, namespace file, seconds, askers, under way, names".into());
     };
+    let (askers, under_way): (usize, u16) = (askers.parse()?, under_way.parse()?);
+    let names: u32 = names.parse()?;
     let root = tempfile::tempdir()?;
     let client = Client::new(Path::new(program), root.path());
     let mut zone = Zone::new("load");
-    for number in 0..NAMES {
+    for number in 0..names {
         zone.add(&format!("name{number}"), IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)));
     }
     client.set_zone("load", &zone)?;
     let sandbox =
         Sandbox { netns: PathBuf::from(netns), zones: vec!["load".into()], ..Sandbox::default() };
-    let port = client.set_sandbox("load", &sandbox)?.udp;
+    redirect(netns, client.set_sandbox("load", &sandbox)?)?;
     let time = Duration::from_secs(seconds.parse()?);
-    let askers: Vec<_> = (0..ASKERS)
+    let askers: Vec<_> = (0..askers)
         .map(|_| {
             let netns = netns.clone();
-            std::thread::spawn(move || ask(&netns, port, time).map_err(|error| error.to_string()))
+            std::thread::spawn(move || {
+                ask(&netns, under_way, names, time).map_err(|error| error.to_string())
+            })
         })
         .collect();
     let mut delays = Vec::new();
@@ -50,11 +50,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn ask(netns: &str, port: u16, time: Duration) -> std::io::Result<Vec<Duration>> {
+fn enter(netns: &str) -> std::io::Result<()> {
     let file = std::fs::File::open(netns)?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+    Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// As in a container: port 53 leads to the resolver's own.
+fn redirect(netns: &str, ports: Ports) -> Result<(), Box<dyn std::error::Error>> {
+    let ports = netplan::ResolverPorts { udp: ports.udp, tcp: ports.tcp };
+    let mut table = netplan::Table::default();
+    table.chains.push(netplan::desired::sandbox::redirect_names(ports));
+    let netns = netns.to_owned();
+    let done = std::thread::spawn(move || {
+        enter(&netns)?;
+        let mut socket = netlink::socket::Socket::open(netlink::socket::Family::Netfilter)?;
+        socket.transaction(netlink::nft::replace(Some(&table)))
+    });
+    Ok(done.join().map_err(|_| "the thread panicked")??)
+}
+
+fn ask(netns: &str, under_way: u16, names: u32, time: Duration) -> std::io::Result<Vec<Duration>> {
+    enter(netns)?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(("127.0.0.11", port))?;
+    socket.connect(("127.0.0.11", 53))?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     let begun = Instant::now();
     let mut sent = vec![begun; usize::from(u16::MAX) + 1];
@@ -63,9 +81,9 @@ fn ask(netns: &str, port: u16, time: Duration) -> std::io::Result<Vec<Duration>>
     let mut send = |sent: &mut Vec<Instant>| -> std::io::Result<()> {
         next = next.wrapping_add(1);
         sent[usize::from(next)] = Instant::now();
-        socket.send(&question(next, u32::from(next) % NAMES)).map(drop)
+        socket.send(&question(next, u32::from(next) % names)).map(drop)
     };
-    for _ in 0..UNDER_WAY {
+    for _ in 0..under_way {
         send(&mut sent)?;
     }
     let mut buffer = [0; 512];

@@ -6,7 +6,8 @@ fn main() {
         eprintln!("usage: process resolver --exec-root <folder>");
         std::process::exit(2);
     };
-    if let Err(error) = resolver::run(std::path::Path::new(exec_root)) {
+    let caches = std::sync::Arc::new(netlink::names::KernelCaches::default());
+    if let Err(error) = resolver::run(std::path::Path::new(exec_root), caches) {
         eprintln!("{error}");
         std::process::exit(1);
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dns::kernel::Caches;
 use dns::{Names, Zone};
 use rustix::fs::FlockOperation;
 use tokio::sync::mpsc;
@@ -29,8 +30,8 @@ const COMMANDS_WAITING_MAX: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The body of `skep resolver`: answers until the process is ended. Returns at once, without an
-/// error, when another process already serves this root.
-pub fn run(exec_root: &Path) -> Result<(), Error> {
+/// error, when another process already serves this root. `caches` are those that the kernel can hold.
+pub fn run(exec_root: &Path, caches: Arc<dyn Caches>) -> Result<(), Error> {
     let socket = socket_path(exec_root);
     let failed = |source| Error::Unreachable { socket: socket.clone(), source };
     let folder = exec_root.join("resolver");
@@ -48,21 +49,21 @@ pub fn run(exec_root: &Path) -> Result<(), Error> {
     tracing::trace!(target: "step", "resolver: listens");
     let keeper = Keeper::open(folder.join("state.json"));
     let (commands, served) = mpsc::channel(COMMANDS_WAITING_MAX);
-    let control = Control { keeper: keeper.clone(), commands };
+    let control = Control { keeper: keeper.clone(), commands, caches: caches.clone() };
     spawn("state", move || keeper.write_changes()).map_err(failed)?;
     spawn("control", move || {
         control.recover();
         control.accept(&listener);
     })
     .map_err(failed)?;
-    server::serve(served).map_err(failed)
+    server::serve(served, caches).map_err(failed)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.into()).stack_size(256 << 10).spawn(body).map(drop)
 }
 
-/// Three descriptors per sandbox and those towards the servers.
+/// Three descriptors per sandbox, four more for one with a cache in the kernel, and those towards the servers.
 fn raise_descriptor_limit() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
@@ -73,6 +74,7 @@ fn raise_descriptor_limit() {
 struct Control {
     keeper: Arc<Keeper>,
     commands: mpsc::Sender<Command>,
+    caches: Arc<dyn Caches>,
 }
 
 impl Control {
@@ -85,7 +87,10 @@ impl Control {
             let reopened = File::open(&held.sandbox.netns).and_then(|file| {
                 let same = identity(file.as_fd())? == held.namespace;
                 same.then_some(()).ok_or(io::ErrorKind::NotFound)?;
-                Ok((netns::listen(file.as_fd(), Some(held.ports))?, OwnedFd::from(file)))
+                Ok((
+                    netns::listen(file.as_fd(), Some(held.ports), &*self.caches)?,
+                    OwnedFd::from(file),
+                ))
             });
             match reopened {
                 Ok((listeners, netns)) => {
@@ -177,14 +182,14 @@ impl Control {
             if held.sandbox != sandbox {
                 held.sandbox = sandbox;
                 self.keeper.mark();
-                self.tell(Command::Names { id, names });
+                self.take_into_use([(id, names)]);
             }
             return Response::Ports(ports);
         }
         if state.sandboxes.len() >= SANDBOXES_MAX {
             return Response::Refused(format!("sandbox {id}: {SANDBOXES_MAX} are served already"));
         }
-        let listeners = match netns::listen(netns.as_fd(), None) {
+        let listeners = match netns::listen(netns.as_fd(), None, &*self.caches) {
             Ok(listeners) => listeners,
             Err(error) => return Response::Refused(format!("sandbox {id}: {error}")),
         };
@@ -234,11 +239,24 @@ impl Control {
             .filter(|(_, held)| held.sandbox.zones.contains(&id))
             .map(|(sandbox, held)| (sandbox.clone(), see(&state, &held.sandbox)))
             .collect();
-        for (id, names) in changed {
-            self.tell(Command::Names { id, names });
-        }
         self.keeper.mark();
+        self.take_into_use(changed);
         Response::Done
+    }
+
+    /// Returns when no question is answered from the names before any more: one that is asked after a
+    /// change was confirmed gets the new answer.
+    fn take_into_use(&self, changed: impl IntoIterator<Item = (String, Names)>) {
+        let mut last = None;
+        for (id, names) in changed {
+            let (reply, used) = tokio::sync::oneshot::channel();
+            self.tell(Command::Names { id, names, reply });
+            last = Some(used);
+        }
+        // The loop takes them in order.
+        if let Some(used) = last {
+            let _ = used.blocking_recv();
+        }
     }
 
     fn tell(&self, command: Command) {

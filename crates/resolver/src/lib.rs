@@ -10,6 +10,7 @@ mod control;
 mod state;
 mod server;
 mod forward;
+mod kernel;
 mod netns;
 mod relay;
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dns::kernel::Caches;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::message::Ports;
@@ -24,7 +25,11 @@ pub(crate) struct Listeners {
 }
 
 /// Opens a sandbox's sockets: on these ports if they are given, else wherever there is room.
-pub(crate) fn listen(netns: BorrowedFd<'_>, ports: Option<Ports>) -> io::Result<Listeners> {
+pub(crate) fn listen(
+    netns: BorrowedFd<'_>,
+    ports: Option<Ports>,
+    caches: &dyn Caches,
+) -> io::Result<Listeners> {
     let ports = ports.unwrap_or(Ports { udp: 0, tcp: 0 });
     visit(netns, || {
         let udp = UdpSocket::bind((LISTEN, ports.udp))?;
@@ -32,6 +37,10 @@ pub(crate) fn listen(netns: BorrowedFd<'_>, ports: Option<Ports>) -> io::Result<
         // Best effort: the default holds some two hundred questions.
         let _ =
             rustix::net::sockopt::set_socket_recv_buffer_size_force(&udp, QUESTIONS_BYTES_WAITING);
+        // Without a signature no cache speaks for it.
+        if let Err(error) = caches.sign(udp.as_fd()) {
+            tracing::debug!(%error, "names are not answered in the kernel");
+        }
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
         let ports = Ports { udp: udp.local_addr()?.port(), tcp: tcp.local_addr()?.port() };
@@ -44,7 +53,7 @@ pub(crate) async fn dial_udp(
     netns: Option<Arc<OwnedFd>>,
     server: SocketAddr,
 ) -> io::Result<UdpSocket> {
-    dial(netns, move || {
+    inside(netns, move || {
         let any: SocketAddr = if server.is_ipv4() {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         } else {
@@ -64,7 +73,7 @@ pub(crate) async fn dial_tcp(
     server: SocketAddr,
     wait_max: Duration,
 ) -> io::Result<TcpStream> {
-    dial(netns, move || {
+    inside(netns, move || {
         let stream = TcpStream::connect_timeout(&server, wait_max)?;
         stream.set_nonblocking(true)?;
         Ok(stream)
@@ -72,12 +81,13 @@ pub(crate) async fn dial_tcp(
     .await
 }
 
-async fn dial<T: Send + 'static>(
+/// Runs something on a thread that ends with it, inside a namespace or the process's own.
+pub(crate) async fn inside<T: Send + 'static>(
     netns: Option<Arc<OwnedFd>>,
     open: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let (done, opened) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("dial".into()).stack_size(STACK_BYTES).spawn(move || {
+    std::thread::Builder::new().name("visit".into()).stack_size(STACK_BYTES).spawn(move || {
         let result = match netns {
             Some(netns) => enter(netns.as_fd()).and_then(|()| open()),
             None => open(),
@@ -85,7 +95,7 @@ async fn dial<T: Send + 'static>(
         // The asker may have given up.
         let _ = done.send(result);
     })?;
-    opened.await.map_err(|_| io::Error::other("the dialling thread ended"))?
+    opened.await.map_err(|_| io::Error::other("the visiting thread ended"))?
 }
 
 /// Runs something inside a namespace and waits for it.

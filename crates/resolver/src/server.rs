@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dns::kernel::Caches;
 use dns::{Answer, Carrier, Code, Names, Prebuilt, Query, Reply};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet, LocalSet};
 
 use crate::forward::{self, Servers};
+use crate::kernel::{Kernel, Shortcut};
 use crate::message::Relay;
 use crate::netns::Listeners;
 use crate::relay::Relays;
@@ -31,11 +33,29 @@ const CONNECTION_IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// What the control side wants of the loop.
 pub(crate) enum Command {
-    Open { id: String, names: Names, listeners: Listeners, netns: OwnedFd },
-    Names { id: String, names: Names },
-    Close { id: String, reply: oneshot::Sender<()> },
-    Relays { relays: BTreeSet<Relay>, reply: oneshot::Sender<Vec<(Relay, String)>> },
-    Counters { reply: oneshot::Sender<BTreeMap<String, u64>> },
+    Open {
+        id: String,
+        names: Names,
+        listeners: Listeners,
+        netns: OwnedFd,
+    },
+    /// Confirmed when no question is answered from the names before any more.
+    Names {
+        id: String,
+        names: Names,
+        reply: oneshot::Sender<()>,
+    },
+    Close {
+        id: String,
+        reply: oneshot::Sender<()>,
+    },
+    Relays {
+        relays: BTreeSet<Relay>,
+        reply: oneshot::Sender<Vec<(Relay, String)>>,
+    },
+    Counters {
+        reply: oneshot::Sender<BTreeMap<String, u64>>,
+    },
 }
 
 /// What happened since the start.
@@ -54,9 +74,10 @@ pub(crate) fn count(counter: &Cell<u64>) {
 }
 
 impl Counters {
-    fn table(&self) -> BTreeMap<String, u64> {
+    fn table(&self, in_kernel: u64) -> BTreeMap<String, u64> {
+        let answered = Cell::new(self.answered.get().wrapping_add(in_kernel));
         [
-            ("answered", &self.answered),
+            ("answered", &answered),
             ("forwarded", &self.forwarded),
             ("refused", &self.refused),
             ("garbage", &self.garbage),
@@ -74,6 +95,7 @@ pub(crate) struct Live {
     names: RefCell<Rc<Names>>,
     /// Replies over UDP that these names gave.
     prebuilt: RefCell<Prebuilt>,
+    shortcut: Rc<Shortcut>,
     pub servers: Servers,
     pub counters: Rc<Counters>,
 }
@@ -90,14 +112,24 @@ impl Drop for Served {
     }
 }
 
+impl Live {
+    /// The kernel's cache first: nothing of the old names may be answered once this returns.
+    fn set_names(&self, names: Names) {
+        self.shortcut.clear();
+        *self.names.borrow_mut() = Rc::new(names);
+        self.prebuilt.borrow_mut().clear();
+    }
+}
+
 /// Runs the loop until the control side is gone.
-pub(crate) fn serve(commands: mpsc::Receiver<Command>) -> io::Result<()> {
+pub(crate) fn serve(commands: mpsc::Receiver<Command>, caches: Arc<dyn Caches>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, obey(commands));
+    LocalSet::new().block_on(&runtime, obey(commands, caches));
     Ok(())
 }
 
-async fn obey(mut commands: mpsc::Receiver<Command>) {
+async fn obey(mut commands: mpsc::Receiver<Command>, caches: Arc<dyn Caches>) {
+    let kernel = Kernel::new(caches);
     let counters = Rc::new(Counters::default());
     let mut sandboxes: BTreeMap<String, Served> = BTreeMap::new();
     let mut running = Relays::default();
@@ -105,19 +137,23 @@ async fn obey(mut commands: mpsc::Receiver<Command>) {
         match command {
             Command::Open { id, names, listeners, netns } => {
                 sandboxes.remove(&id);
-                match open(names, listeners, netns, counters.clone()) {
+                match open(names, listeners, netns, counters.clone(), kernel.clone()) {
                     Ok(served) => drop(sandboxes.insert(id, served)),
                     Err(error) => tracing::error!(%id, %error, "sandbox not served"),
                 }
             }
-            Command::Names { id, names } => {
+            Command::Names { id, names, reply } => {
                 if let Some(served) = sandboxes.get(&id) {
-                    *served.live.names.borrow_mut() = Rc::new(names);
-                    served.live.prebuilt.borrow_mut().clear();
+                    served.live.set_names(names);
                 }
+                let _ = reply.send(());
             }
             Command::Close { id, reply } => {
-                sandboxes.remove(&id);
+                if let Some(served) = sandboxes.remove(&id) {
+                    let live = served.live.clone();
+                    drop(served);
+                    live.shortcut.close().await;
+                }
                 // The aborted tasks let go of their sockets when the loop next turns to them.
                 tokio::task::yield_now().await;
                 let _ = reply.send(());
@@ -126,7 +162,7 @@ async fn obey(mut commands: mpsc::Receiver<Command>) {
                 let _ = reply.send(running.set(&relays).await);
             }
             Command::Counters { reply } => {
-                let _ = reply.send(counters.table());
+                let _ = reply.send(counters.table(kernel.answered()));
             }
         }
     }
@@ -137,11 +173,14 @@ fn open(
     listeners: Listeners,
     netns: OwnedFd,
     counters: Rc<Counters>,
+    kernel: Rc<Kernel>,
 ) -> io::Result<Served> {
+    let netns = Arc::new(netns);
     let live = Rc::new(Live {
         names: RefCell::new(Rc::new(names)),
         prebuilt: RefCell::default(),
-        servers: Servers::new(Arc::new(netns)),
+        shortcut: Shortcut::new(kernel, netns.clone(), listeners.ports.udp),
+        servers: Servers::new(netns),
         counters,
     });
     let udp = Rc::new(UdpSocket::from_std(listeners.udp)?);
@@ -187,7 +226,8 @@ fn take_packet(
     if let Some(reply) = live.prebuilt.borrow_mut().get(packet) {
         count(&live.counters.answered);
         shuffle(reply);
-        return send(&reply.bytes);
+        send(&reply.bytes);
+        return live.shortcut.offer(packet, reply);
     }
     match decide(live, packet, Carrier::Udp) {
         Decision::Drop => {}

@@ -58,8 +58,10 @@ fn run_resolver(arguments: &[std::ffi::OsString]) -> ExitCode {
         eprintln!("usage: skep resolver --exec-root <directory>");
         return ExitCode::from(125);
     }
-    let done = daemon::log::start_plain()
-        .and_then(|()| Ok(resolver::run(std::path::Path::new(exec_root))?));
+    let done = daemon::log::start_plain().and_then(|()| {
+        let caches = std::sync::Arc::new(netlink::names::KernelCaches::default());
+        Ok(resolver::run(std::path::Path::new(exec_root), caches)?)
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

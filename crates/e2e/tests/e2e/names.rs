@@ -1,8 +1,13 @@
 //! Names inside containers, IPv6, addresses and options of networks, as the docker command asks for them.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use e2e::{answers, cases, hosts, refused};
+use lab::host::wait_until;
 use lab::{Engine, Host, Lab};
+
+use crate::repair::processes;
 
 #[test]
 fn names_and_addresses() -> Result<()> {
@@ -11,6 +16,7 @@ fn names_and_addresses() -> Result<()> {
         &lab,
         &[
             ("the resolver knows names, aliases and addresses", the_resolver_knows),
+            ("what is asked often needs no process", what_is_asked_often_needs_no_process),
             ("DNS options reach the container", dns_options_reach_the_container),
             ("links have a name of their own", links_have_a_name_of_their_own),
             ("both families have names", both_families_have_names),
@@ -59,6 +65,41 @@ fn the_resolver_knows(lab: &Lab) -> Result<()> {
     ensure!(!gone.contains(&second), "a stopped container keeps its name: {gone}");
     host.dk("rm -f first renamed")?;
     host.dk("network rm names").map(drop)
+}
+
+/// With the resolver stopped, the kernel answers what it was asked often enough; and a name that has
+/// changed since is another.
+fn what_is_asked_often_needs_no_process(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    if host.engine == Engine::Dockerd {
+        return Ok(());
+    }
+    host.dk("network create often")?;
+    host.dk("run -d --name first --network often httpd")?;
+    host.dk("run -d --name second --network often --network-alias asked httpd")?;
+    let ask = "timeout 5 nslookup -type=a asked";
+    let resolvers = processes(host, "resolver --exec-root")?;
+    let signal = |signal: &str| {
+        resolvers.iter().try_for_each(|pid| host.sh(&format!("kill -{signal} {pid}")).map(drop))
+    };
+    wait_until(Duration::from_secs(60), || {
+        inside(host, "first", &format!("for i in $(seq 200); do {ask} >/dev/null; done"))?;
+        signal("STOP")?;
+        let answer = inside(host, "first", ask);
+        signal("CONT")?;
+        Ok(answer.is_ok())
+    })
+    .context("no answer while the resolver is stopped")?;
+    host.dk("rm -f second")?;
+    let gone = inside(host, "first", &format!("{ask} 2>&1 || true"))?;
+    ensure!(gone.contains("NXDOMAIN"), "a removed container keeps its name: {gone}");
+    host.dk("run -d --name third --network often --network-alias asked httpd")?;
+    let third = "{{.NetworkSettings.Networks.often.IPAddress}}";
+    let third = host.docker(&["inspect", "-f", third, "third"])?;
+    let answer = inside(host, "first", ask)?;
+    ensure!(answer.contains(&third), "{answer}");
+    host.dk("rm -f first third")?;
+    host.dk("network rm often").map(drop)
 }
 
 fn dns_options_reach_the_container(lab: &Lab) -> Result<()> {

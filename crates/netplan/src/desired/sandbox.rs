@@ -125,7 +125,7 @@ fn translatable() -> Vec<Match> {
 
 /// Questions go to the resolver's own ports and answers come back from 53. Without flows: a question
 /// would leave one behind for each asker's port, and looking them up is a tenth of an answer's time.
-fn redirect_names(ports: ResolverPorts) -> Chain {
+pub fn redirect_names(ports: ResolverPorts) -> Chain {
     let mut chain = Chain::base("names", ChainKind::Filter, Hook::Output, PRIORITY_RAW);
     chain.rule(vec![Match::OifNameNot("lo".to_owned())], Action::Accept);
     for (proto, port) in [(Proto::Udp, ports.udp), (Proto::Tcp, ports.tcp)] {
