@@ -1,16 +1,20 @@
 //! One service's tasks, and what is to become of them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::Instant;
+use prost::Message;
 use rand::RngCore;
 use store::access::{self, TaskState};
 use store::transaction::timestamp;
 use store::{Change, Store};
 use wire::swarmkit as pb;
 
+/// More than an entry of the log may have.
+const CREATED_BYTES_MAX: usize = 2 << 20;
 pub const RESTART_DELAY: Duration = Duration::from_secs(5);
 
 /// What binds a task's successors to it: a number, or for global services a node.
@@ -77,6 +81,8 @@ pub struct Draft<'a> {
     update_status: Option<pb::UpdateStatus>,
     rolls_back: bool,
     wakes: Vec<(Part, Instant)>,
+    /// Of tasks of a version of the service, with their image or still without.
+    likenesses: RefCell<BTreeMap<(u64, bool), Likeness>>,
 }
 
 impl<'a> Draft<'a> {
@@ -113,6 +119,7 @@ impl<'a> Draft<'a> {
             update_status: None,
             rolls_back: false,
             wakes: Vec::new(),
+            likenesses: RefCell::default(),
         }
     }
 
@@ -160,6 +167,18 @@ impl<'a> Draft<'a> {
             tasks.retain(|other| other.id != task.id);
         }
         self.removed.insert(task.id.clone());
+    }
+
+    /// How many new tasks one plan may hold: what is beyond an entry of the log comes with the next plan anyway, and
+    /// large ones are costly to make.
+    pub fn creations_max(&self) -> usize {
+        let spec = self.service.spec.as_ref();
+        let beside = spec.map_or(0, |spec| {
+            let annotations = spec.annotations.as_ref().map_or(0, Message::encoded_len);
+            annotations + spec.endpoint.as_ref().map_or(0, Message::encoded_len)
+        });
+        let each = self.task_spec.encoded_len() + beside;
+        (CREATED_BYTES_MAX / each.max(1)).clamp(1, store::ACTIONS_MAX)
     }
 
     /// What becomes of a task that need not wait: it runs, a job's until it completes.
@@ -265,49 +284,86 @@ impl<'a> Draft<'a> {
 
     /// Whether a task differs from what the service wants now.
     pub fn is_dirty(&self, task: &pb::Task) -> bool {
-        differs_from(self.store, self.service, &self.task_spec, task)
+        if is_of_this_version(self.service, task) {
+            return false;
+        }
+        if has_another_endpoint(self.service, task) {
+            return true;
+        }
+        let compare = || likeness(&self.task_spec, task);
+        let likeness = match task.spec_version {
+            // Tasks that were made from one version of the service have one spec: the whole of it is
+            // compared once in a plan, not for each task.
+            Some(version) => {
+                let mut known = self.likenesses.borrow_mut();
+                *known.entry((version.index, has_its_image(task))).or_insert_with(compare)
+            }
+            None => compare(),
+        };
+        likeness.differs(self.store, &self.task_spec, task)
     }
 }
 
 /// Whether a task differs from what its service wants now. A change that leaves the task's own
 /// spec alone, such as another number of replicas, makes no task differ.
 pub fn differs(store: &Store, service: &pb::Service, task: &pb::Task) -> bool {
-    differs_from(store, service, &task_spec(service), task)
+    let task_spec = task_spec(service);
+    !is_of_this_version(service, task)
+        && (has_another_endpoint(service, task)
+            || likeness(&task_spec, task).differs(store, &task_spec, task))
 }
 
-fn differs_from(
-    store: &Store,
-    service: &pb::Service,
-    task_spec: &pb::TaskSpec,
-    task: &pb::Task,
-) -> bool {
-    if task.spec_version.is_some() && task.spec_version == service.spec_version {
-        return false;
-    }
+fn is_of_this_version(service: &pb::Service, task: &pb::Task) -> bool {
+    task.spec_version.is_some() && task.spec_version == service.spec_version
+}
+
+fn has_another_endpoint(service: &pb::Service, task: &pb::Task) -> bool {
     let wanted = service.spec.as_ref().and_then(|spec| spec.endpoint.as_ref());
-    if task.endpoint.as_ref().is_some_and(|endpoint| endpoint.spec.as_ref() != wanted) {
-        return true;
+    task.endpoint.as_ref().is_some_and(|endpoint| endpoint.spec.as_ref() != wanted)
+}
+
+/// What a task was told, beside what one would be told now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Likeness {
+    Same,
+    /// But for the placement: it may stay where the new one allows it.
+    Placement,
+    Other,
+}
+
+impl Likeness {
+    fn differs(self, store: &Store, task_spec: &pb::TaskSpec, task: &pb::Task) -> bool {
+        match self {
+            Likeness::Same => false,
+            Likeness::Other => true,
+            Likeness::Placement => !store.get::<pb::Node>(&task.node_id).is_some_and(|node| {
+                scheduler::constraint::satisfied(task_spec.placement.as_ref(), node)
+            }),
+        }
     }
+}
+
+fn likeness(task_spec: &pb::TaskSpec, task: &pb::Task) -> Likeness {
     if task.spec.as_ref() == Some(task_spec) {
-        return false;
+        return Likeness::Same;
     }
     let mut spec = task.spec.clone().unwrap_or_default();
     // Once the image is there, other credentials for it are no reason to start anew.
-    let state = access::state(task);
-    if (TaskState::Ready..=TaskState::Running).contains(&state) {
+    if has_its_image(task) {
         let options = pull_options(task_spec).cloned();
         if let Some(pb::task_spec::Runtime::Container(container)) = &mut spec.runtime {
             container.pull_options = options;
         }
     }
-    // A task that stands where the new placement allows it may stay.
-    if spec.placement != task_spec.placement
-        && let Some(node) = store.get::<pb::Node>(&task.node_id)
-        && scheduler::constraint::satisfied(task_spec.placement.as_ref(), node)
-    {
-        spec.placement = task_spec.placement.clone();
+    if spec == *task_spec {
+        return Likeness::Same;
     }
-    spec != *task_spec
+    spec.placement = task_spec.placement.clone();
+    if spec == *task_spec { Likeness::Placement } else { Likeness::Other }
+}
+
+fn has_its_image(task: &pb::Task) -> bool {
+    (TaskState::Ready..=TaskState::Running).contains(&access::state(task))
 }
 
 fn key_of(service: &pb::Service, task: &pb::Task) -> SlotKey {

@@ -58,7 +58,7 @@ pub fn replicated(draft: &mut Draft, job: &pb::ReplicatedJob) {
     let missing = job.total_completions.saturating_sub(begun.len() as u64);
     let new = missing.min(job.max_concurrent.saturating_sub(busy));
     // What does not fit into one plan comes with the next.
-    let new = usize::try_from(new).unwrap_or(usize::MAX).min(store::ACTIONS_MAX);
+    let new = usize::try_from(new).unwrap_or(usize::MAX).min(draft.creations_max());
     let free = (0..job.total_completions).map(SlotKey::Number).filter(|key| !begun.contains(key));
     for key in free.take(new) {
         draft.create(&key, draft.aim());

@@ -34,7 +34,7 @@ pub fn replicated(draft: &mut Draft, replicas: u64) {
     let free = (1..).map(SlotKey::Number).filter(|key| !slots.contains_key(key));
     let missing = replicas.saturating_sub(slots.len() as u64);
     // What does not fit into one plan comes with the next.
-    let missing = usize::try_from(missing).unwrap_or(usize::MAX).min(store::ACTIONS_MAX);
+    let missing = usize::try_from(missing).unwrap_or(usize::MAX).min(draft.creations_max());
     for key in free.take(missing) {
         draft.create(&key, TaskState::Running);
     }

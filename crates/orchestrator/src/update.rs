@@ -90,9 +90,23 @@ fn progress(draft: &Draft) -> Vec<Progress> {
 pub fn concerns_all(draft: &Draft) -> bool {
     match state_of(draft) {
         UpdateState::Paused | UpdateState::RollbackPaused => false,
-        UpdateState::Updating | UpdateState::RollbackStarted => true,
+        UpdateState::Updating | UpdateState::RollbackStarted => {
+            !progress(draft).iter().all(|slot| is_on_its_way(draft, slot))
+        }
         _ => is_outdated(&progress(draft)),
     }
+}
+
+/// The update has nothing to decide about this slot before its new task runs or has failed. Each task of an update is
+/// reported about several times: were all others looked at each time, an update's cost would grow with their square.
+fn is_on_its_way(draft: &Draft, slot: &Progress) -> bool {
+    let failed = |task: &Arc<pb::Task>| slot::ended_by_itself(task) && is_of_update(draft, task);
+    slot.new.as_ref().is_some_and(|new| is_coming(new)) && !draft.slot(&slot.key).iter().any(failed)
+}
+
+/// It was made by the update that is under way.
+fn is_of_update(draft: &Draft, task: &pb::Task) -> bool {
+    access::created_at(task.meta.as_ref()) >= started_at(draft) && !draft.is_dirty(task)
 }
 
 fn is_outdated(slots: &[Progress]) -> bool {
@@ -162,19 +176,17 @@ fn failure(
     rules: &Rules,
     running_since: &RunningSince,
 ) -> Option<String> {
-    let start = started_at(draft);
     let mut failed: BTreeSet<&SlotKey> = BTreeSet::new();
     let mut last = None;
     for (key, tasks) in draft.slots() {
         for task in tasks.iter().filter(|task| slot::ended_by_itself(task)) {
-            let is_new = access::created_at(task.meta.as_ref()) >= start && !draft.is_dirty(task);
             let status = task.status.as_ref();
             let ended = access::instant(
                 status.and_then(|status| status.applied_at.as_ref().or(status.timestamp.as_ref())),
             );
             let since = running_since.get(&task.id);
             let early = since.is_none_or(|since| ended.since(*since) <= rules.monitor);
-            if is_new && early {
+            if is_of_update(draft, task) && early {
                 failed.insert(key);
                 last = Some(task.id.clone());
             }

@@ -32,6 +32,70 @@ fn one_slot_is_looked_at_when_one_task_fails() {
     assert_eq!(cost(10), cost(400));
 }
 
+/// Only the orchestrator's part: the nodes do nothing.
+fn plan_alone(world: &mut World) -> usize {
+    let touched = std::mem::take(&mut world.touched);
+    let changes = world.orchestrator.plan(world.now, &world.store, &touched);
+    let count = changes.len();
+    world.commit(changes);
+    count
+}
+
+#[test]
+fn one_slot_is_looked_at_when_its_old_task_ends_during_an_update() {
+    let cost = |count: u64| {
+        let mut world = World::new(&["a", "b", "c"]);
+        world.deploy("v1", |spec| replicas(spec, count));
+        world.settle();
+        world.deploy("v2", |spec| {
+            spec.update = Some(pb::UpdateConfig { parallelism: 1, ..Default::default() });
+        });
+        while plan_alone(&mut world) > 0 {}
+        let old = world
+            .store
+            .all::<pb::Task>()
+            .find(|task| task.desired_state() == TaskState::Shutdown)
+            .expect("one makes room");
+        let mut old = pb::Task::clone(old);
+        old.status.as_mut().unwrap().set_state(TaskState::Shutdown);
+        world.commit(vec![Change::update(old)]);
+        let before = world.store.reads();
+        assert_eq!(plan_alone(&mut world), 1, "its successor may start");
+        let cost = world.store.reads() - before;
+        (cost, world)
+    };
+    let ((few, mut world), (many, _)) = (cost(10), cost(200));
+    assert_eq!(few, many);
+    world.pass(SECOND * 30);
+    assert_eq!(world.images(), ["v2"; 10]);
+    assert_eq!(world.update_state().0, pb::update_status::UpdateState::Completed);
+}
+
+#[test]
+fn tasks_too_large_for_an_entry_leave_room_for_other_services() {
+    let mut world = World::new(&["a"]);
+    let vast = "x".repeat(1 << 20);
+    world.deploy("v1", |spec| {
+        replicas(spec, 10_000);
+        spec.annotations =
+            Some(pb::Annotations { labels: [("blob".into(), vast)].into(), ..Default::default() });
+    });
+    let mode = Some(Mode::Replicated(pb::ReplicatedService { replicas: 5 }));
+    let spec = Some(pb::ServiceSpec { mode, task: Some(Default::default()), ..Default::default() });
+    world.commit(vec![Change::create(pb::Service { id: "t".into(), spec, ..Default::default() })]);
+    for _ in 0..3 {
+        let touched = std::mem::take(&mut world.touched);
+        let changes = world.orchestrator.plan(world.now, &world.store, &touched);
+        let of = |service: &str| {
+            let made = changes.iter().filter(|change| {
+                matches!(change, Change::Create(store::Target::Task(task)) if task.service_id == service)
+            });
+            made.count()
+        };
+        assert_eq!((of("s"), of("t")), (1, 5), "not carried out, they are wished again");
+    }
+}
+
 #[test]
 fn one_node_s_slots_are_looked_at_when_it_is_drained() {
     let cost = |others: usize| {
