@@ -1,6 +1,6 @@
 //! Nodes: read with what raft knows of them, changed by their spec, removed when down.
 
-use store::Transaction;
+use store::{Change, Transaction, access};
 use wire::control::Response;
 use wire::swarmkit as pb;
 
@@ -9,6 +9,11 @@ use super::{
 };
 use crate::membership::{can_remove, member_status};
 use crate::{Code, Failure};
+
+/// Tasks that a node's removal says the end of by itself: the entry holds the node and the cluster, too.
+const ORPHANS_MAX: usize = store::ACTIONS_MAX - 10;
+/// And how much of an entry they may take; a cluster object with many refused certificates is large.
+const ORPHANS_BYTES_MAX: usize = consensus::PROPOSAL_BYTES_MAX / 2;
 
 pub fn get(desk: &Desk<'_>, request: pb::GetNodeRequest) -> Decided {
     if request.node_id.is_empty() {
@@ -149,25 +154,39 @@ pub(super) fn forget_expired(cluster: &mut pb::Cluster, now: i64) {
     });
 }
 
+/// Says of the node's tasks that nobody will report about them again, of those first that had not ended. What does not
+/// fit into the entry beside the node's removal is for the loops, which see that the node is gone.
 fn orphan_tasks(
     desk: &Desk<'_>,
     transaction: &mut Transaction<'_>,
     node: &str,
 ) -> Result<(), Failure> {
-    for task in desk.store.tasks_of_node(node) {
-        if matches!(
-            task.spec.as_ref().and_then(|spec| spec.runtime.as_ref()),
-            Some(pb::task_spec::Runtime::Attachment(_))
-        ) {
-            transaction.remove::<pb::Task>(&task.id).map_err(store_error)?;
-            continue;
+    let mut tasks: Vec<_> = desk.store.tasks_of_node(node).collect();
+    tasks.sort_by_key(|task| access::has_ended(task));
+    let mut room = ORPHANS_BYTES_MAX;
+    for task in tasks {
+        let change = orphaned(desk, task);
+        let bytes = transaction.bytes_of(&change);
+        if transaction.len() >= ORPHANS_MAX || bytes > room {
+            break;
         }
-        let mut task = pb::Task::clone(task);
-        let status = task.status.get_or_insert_default();
-        status.timestamp = Some(store::transaction::timestamp(desk.now));
-        status.set_state(pb::TaskState::Orphaned);
-        status.message = "Task belonged to a node that has been deleted".into();
-        transaction.update(task).map_err(store_error)?;
+        room -= bytes;
+        transaction.apply(change).map_err(store_error)?;
     }
     Ok(())
+}
+
+fn orphaned(desk: &Desk<'_>, task: &pb::Task) -> Change {
+    if matches!(
+        task.spec.as_ref().and_then(|spec| spec.runtime.as_ref()),
+        Some(pb::task_spec::Runtime::Attachment(_))
+    ) {
+        return Change::remove::<pb::Task>(task.id.clone());
+    }
+    let mut task = task.clone();
+    let status = task.status.get_or_insert_default();
+    status.timestamp = Some(store::transaction::timestamp(desk.now));
+    status.set_state(pb::TaskState::Orphaned);
+    status.message = "Task belonged to a node that has been deleted".into();
+    Change::update(task)
 }

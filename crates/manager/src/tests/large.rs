@@ -120,3 +120,39 @@ fn a_task_says_that_its_networks_make_it_too_large() {
     rig.run(Duration::from_secs(30));
     assert_eq!(before, versions(&rig), "it is said once");
 }
+
+#[test]
+fn a_node_with_more_tasks_than_an_entry_holds_is_removed_and_all_of_them_are_told() {
+    for (seed, bytes) in [(65, 100), (66, 20_000)] {
+        let mut rig = Rig::new(seed);
+        let (lost, _, _) = worker(&mut rig);
+        let other = rig.manager("node1").store().get::<pb::Node>("node1").unwrap();
+        let spec = Some(pb::NodeSpec {
+            availability: pb::node_spec::Availability::Drain as i32,
+            ..other.spec.clone().unwrap()
+        });
+        let node_version = other.meta.unwrap().version;
+        let node_id = "node1".to_owned();
+        rig.control(pb::UpdateNodeRequest { node_id, node_version, spec }).unwrap();
+        rig.control(pb::CreateServiceRequest { spec: Some(heavy("big", 300, bytes)) }).unwrap();
+        rig.run(Duration::from_secs(1));
+        let tasks_of = |rig: &Rig| -> Vec<_> {
+            rig.manager("node1").store().tasks_of_node(&lost).cloned().collect()
+        };
+        assert_eq!(tasks_of(&rig).len(), 300);
+        rig.control(pb::RemoveNodeRequest { node_id: lost.clone(), force: true }).unwrap();
+        rig.run(Duration::from_secs(1));
+        let left: Vec<_> = tasks_of(&rig);
+        let orphaned = |task: &std::sync::Arc<pb::Task>| access::state(task) == TaskState::Orphaned;
+        assert!(
+            left.iter().all(orphaned),
+            "{} of {}",
+            left.iter().filter(|t| orphaned(t)).count(),
+            left.len()
+        );
+        let store = rig.manager("node1").store();
+        let waiting = store.all::<pb::Task>().filter(|task| task.node_id.is_empty());
+        assert_eq!(waiting.count(), 300, "each has a successor");
+        assert!(rig.complaints.is_empty(), "{:?}", rig.complaints);
+    }
+}
