@@ -13,7 +13,6 @@ use transport::{Identity, Keys};
 use wire::control::Call;
 use wire::swarmkit as pb;
 
-use super::keys::save_identity;
 use super::node::{Begin, Node, dice};
 use super::saved::Saved;
 use super::{Cluster, State, address, refused};
@@ -67,7 +66,7 @@ pub(super) fn not_begun(reason: &str) -> String {
 /// not been tried.
 async fn forget(cluster: &Cluster) -> Result<(), ControlError> {
     cluster.set_state(State::Inactive);
-    cluster.set_unlock_key(None);
+    cluster.keys.set_unlock_key(None);
     if let Err(error) = cluster.engine.network.set_overlays(OverlayState::default()).await {
         tracing::warn!(%error, "networks of a swarm that this node is not in");
     }
@@ -126,11 +125,11 @@ async fn make(cluster: &Arc<Cluster>, request: InitRequest) -> Result<String, Co
     let lock =
         request.spec.encryption_config.as_ref().is_some_and(|config| config.auto_lock_managers);
     let unlock_key = lock.then(|| ca::token::new_unlock_key(&mut dice));
-    cluster.set_unlock_key(unlock_key.clone());
+    cluster.keys.set_unlock_key(unlock_key.clone());
     cluster.folder.create().map_err(internal)?;
     let identity =
         Identity::from_pem(&issued.chain, key.pem().as_bytes(), &root.roots).map_err(internal)?;
-    save_identity(cluster, &identity).map_err(internal)?;
+    cluster.keys.save_identity(&identity).map_err(internal)?;
     let saved = Saved {
         node_id: node_id.clone(),
         cluster_id,
@@ -225,7 +224,7 @@ async fn enter(cluster: &Arc<Cluster>, request: JoinRequest) -> Result<(), Contr
         }
     };
     cluster.folder.create().map_err(internal)?;
-    save_identity(cluster, &identity).map_err(internal)?;
+    cluster.keys.save_identity(&identity).map_err(internal)?;
     let role = identity.subject.role;
     let saved = Saved {
         node_id: identity.subject.node_id.clone(),
@@ -281,13 +280,8 @@ async fn unlocked_by_others(
     let Some(address) = remotes.first() else { return Ok(()) };
     let answer = transport::join::unlock_key(address, keys).await.map_err(joining)?;
     if !answer.unlock_key.is_empty() {
-        cluster.set_unlock_key(Some(answer.unlock_key));
         // Written again, this time sealed.
-        let certificates =
-            disk::Certificates::new(cluster.folder.certificates()).map_err(internal)?;
-        if let Some(key) = certificates.key(None).map_err(internal)? {
-            certificates.save_key(&key, cluster.unlock_key().as_deref()).map_err(internal)?;
-        }
+        cluster.keys.seal(Some(answer.unlock_key), None).map_err(internal)?;
     }
     Ok(())
 }
@@ -391,14 +385,12 @@ pub async fn unlock(cluster: Arc<Cluster>, key: String) -> Result<(), ControlErr
     }
     let key = ca::token::parse_unlock_key(&key)
         .ok_or_else(|| ControlError::new(ControlCode::BadParameter, "invalid key string"))?;
-    let certificates = disk::Certificates::new(cluster.folder.certificates()).map_err(internal)?;
-    certificates.key(Some(&key)).map_err(|_| {
+    cluster.keys.unlock(key).map_err(|_| {
         ControlError::new(
             ControlCode::Unauthorized,
             "swarm could not be unlocked: invalid key provided",
         )
     })?;
-    cluster.set_unlock_key(Some(key));
     continue_life(&cluster).await.map_err(internal)
 }
 
@@ -436,21 +428,17 @@ async fn try_again(cluster: &Arc<Cluster>) -> bool {
 
 async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
     let Some(saved) = cluster.folder.load()? else { return Ok(()) };
-    let certificates = disk::Certificates::new(cluster.folder.certificates())?;
-    let lost = || anyhow::anyhow!("the node's certificate or key is missing from its folder");
-    let (Some(roots), Some(chain)) = (certificates.roots()?, certificates.certificate()?) else {
-        return Err(lost());
-    };
-    let key = match certificates.key(cluster.unlock_key().as_deref()) {
-        Ok(Some(key)) => key,
-        Ok(None) => return Err(lost()),
-        Err(disk::Error::Locked) => {
+    let identity = match cluster.keys.identity() {
+        Ok(Some(identity)) => identity,
+        Ok(None) => {
+            anyhow::bail!("the node's certificate or key is missing from its folder");
+        }
+        Err(error) if matches!(error.downcast_ref(), Some(disk::Error::Locked)) => {
             cluster.set_state(State::Locked);
             return Ok(());
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
-    let identity = Identity::from_pem(&chain, key.key.pem().as_bytes(), &roots)?;
     let role = identity.subject.role;
     let node = Node::start(cluster, identity, saved).await?;
     if role == pb::NodeRole::Manager {

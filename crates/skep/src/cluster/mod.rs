@@ -79,8 +79,7 @@ pub struct Cluster {
     /// What the manager's port let in and refused, in all lives of the manager.
     pub(crate) counters: Arc<Counters>,
     state: RwLock<State>,
-    /// What seals a manager's keys on disk, when autolock is on.
-    unlock_key: RwLock<Option<Vec<u8>>>,
+    pub(crate) keys: keys::Keys,
     /// Held while the node's life changes, so that one change ends before the next begins.
     pub(crate) changing: Mutex<()>,
 }
@@ -95,13 +94,14 @@ const GIVE_BACK_PAUSE_MAX: Duration = Duration::from_secs(30);
 impl Cluster {
     /// Resumes what the disk says this node is.
     pub async fn open(engine: Arc<Engine>, counters: Arc<Counters>) -> Arc<Self> {
+        let folder = Folder::below(&engine.config().data_root);
         let cluster = Arc::new(Self {
-            folder: Folder::below(&engine.config().data_root),
+            keys: keys::Keys::new(folder.certificates()),
+            folder,
             engine,
             clock: Clock::start(),
             counters,
             state: RwLock::default(),
-            unlock_key: RwLock::default(),
             changing: Mutex::new(()),
         });
         life::resume(&cluster).await;
@@ -114,14 +114,6 @@ impl Cluster {
 
     pub(crate) fn set_state(&self, state: State) {
         *self.state.write().unwrap_or_else(|poison| poison.into_inner()) = state;
-    }
-
-    pub(crate) fn unlock_key(&self) -> Option<Vec<u8>> {
-        self.unlock_key.read().unwrap_or_else(|poison| poison.into_inner()).clone()
-    }
-
-    pub(crate) fn set_unlock_key(&self, key: Option<Vec<u8>>) {
-        *self.unlock_key.write().unwrap_or_else(|poison| poison.into_inner()) = key;
     }
 
     fn member(&self) -> Result<Arc<Node>, ControlError> {

@@ -17,7 +17,6 @@ use transport::{Call as Remote, Gate, Identity, Keys, Status, gossip};
 use wire::swarmkit as pb;
 
 use super::agent_task::{self, locked};
-use super::keys::{data_key, save_identity, settle_lock};
 use super::manager_task::{self, Ended};
 use super::saved::Saved;
 use super::{Cluster, GOSSIP_PORT, State, description, renewal};
@@ -239,7 +238,7 @@ impl Node {
             cluster_id: subject.cluster_id,
             address: self.saved.advertise_addr.clone(),
         };
-        let data_key = data_key(cluster)?;
+        let data_key = cluster.keys.data_key()?;
         let (log, recovered) = disk::RaftLog::open(&cluster.folder.raft(), data_key)?;
         let now = cluster.clock.now();
         let mut held = Vec::new();
@@ -389,7 +388,7 @@ fn gossip_name(exec_root: &std::path::Path) -> anyhow::Result<String> {
 impl Node {
     /// Writes a new identity and uses it from now on.
     pub fn adopt(&self, cluster: &Cluster, identity: Identity) -> anyhow::Result<()> {
-        save_identity(cluster, &identity)?;
+        cluster.keys.save_identity(&identity)?;
         self.keys.replace(identity)?;
         Ok(())
     }
@@ -511,7 +510,7 @@ async fn step(
         role
     };
     settle_manager(cluster, node, role, wanted).await?;
-    settle_lock(cluster, node)?;
+    cluster.keys.settle(node)?;
     let role = node.keys.identity().subject.role;
     Ok(wanted.is_none_or(|wanted| wanted == role) && !rotate)
 }
