@@ -484,7 +484,7 @@ async fn load(State(state): State<ApiState>, parameters: Parameters, body: Body)
 async fn save_many(State(state): State<ApiState>, parameters: Parameters) -> ApiResult {
     // The names come as one parameter each, or with commas in one.
     let names = parameters.all("names").flat_map(|names| names.split(','));
-    save(&state, names.filter(|name| !name.is_empty()).map(str::to_owned).collect()).await
+    save(&state, names.map(str::to_owned).collect()).await
 }
 
 async fn save(state: &ApiState, names: Vec<String>) -> ApiResult {

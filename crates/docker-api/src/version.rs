@@ -54,6 +54,9 @@ where
         let mut inner = self.inner.clone();
         let mut request: Request = request.map(axum::body::Body::new);
         Box::pin(async move {
+            if let Some(clean) = cleaned(request.uri()) {
+                return Ok(moved(&clean));
+            }
             let mut response = match strip(request.uri()) {
                 Err(error) => error.into_response(),
                 Ok((version, uri)) => {
@@ -81,6 +84,31 @@ async fn to_its_end(
                 .into_response()
         }
     }
+}
+
+/// The path as Docker's router has it, when that is another one. An empty name between two slashes is sent away
+/// here: looked for, it would be the beginning of every id.
+fn cleaned(uri: &Uri) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in uri.path().split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let end = if uri.path().ends_with('/') && !parts.is_empty() { "/" } else { "" };
+    let path = format!("/{}{end}", parts.join("/"));
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    (path != uri.path()).then(|| path + &query)
+}
+
+fn moved(to: &str) -> Response {
+    let mut response = StatusCode::MOVED_PERMANENTLY.into_response();
+    if let Ok(to) = HeaderValue::from_str(to) {
+        response.headers_mut().insert(axum::http::header::LOCATION, to);
+    }
+    response
 }
 
 /// The version in front of the path, if there is one, and the path without it.
@@ -148,6 +176,18 @@ mod tests {
         check("/containers/json", "1.51 /containers/json");
         check("/volumes", "1.51 /volumes");
         check("/v1.24/_ping", "1.24 /_ping");
+    }
+
+    #[test]
+    fn a_path_with_an_empty_part_is_sent_where_docker_sends_it() {
+        let to = |path: &str| cleaned(&path.parse().expect("a path"));
+        let sent = |path: &str| to(path).unwrap_or_else(|| "as it is".into());
+        assert_eq!(sent("/v1.41/nodes//update?version=1"), "/v1.41/nodes/update?version=1");
+        assert_eq!(sent("/v1.41//nodes/"), "/v1.41/nodes/");
+        assert_eq!(sent("/nodes/./a/../b"), "/nodes/b");
+        for path in ["/", "/v1.41/nodes", "/nodes/", "/images/a%2F%2Fb/json?x=//"] {
+            assert_eq!(to(path), None);
+        }
     }
 
     #[tokio::test]
