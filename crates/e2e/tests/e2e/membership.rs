@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::load::until_running;
-use e2e::{answers, cases, hosts, refused};
+use e2e::{answers, cases, hosts, refused, task_on};
 use lab::host::wait_until;
-use lab::{Host, Lab};
+use lab::{Engine, Host, Lab};
 
 /// For what nodes do among themselves: sessions, renewals, states.
 const SETTLED_MAX: Duration = Duration::from_secs(60);
@@ -30,6 +30,59 @@ fn membership() -> Result<()> {
         ],
     )?;
     lab.down()
+}
+
+/// What the manager itself runs goes on while it is locked, and it comes back under another name. With the Docker
+/// Engine the tasks of a daemon that was stopped are started anew.
+#[test]
+fn a_locked_manager_goes_on_with_its_tasks_under_a_new_name() -> Result<()> {
+    let lab = hosts(2)?;
+    lab.swarm(1)?;
+    let (manager, worker) = (lab.host(1), lab.host(2));
+    manager.dk("service create -q -d --no-resolve-image --name web --replicas 4 httpd")?;
+    until_running(manager, "web", 4)?;
+    manager.dk("swarm update --autolock")?;
+    let key = manager.dk("swarm unlock-key -q")?;
+    let before = manager.dk("ps -q --no-trunc")?;
+    // The key on disk is sealed a moment after the change is agreed on.
+    std::thread::sleep(Duration::from_secs(1));
+    manager.stop()?;
+    manager.sh("hostname renamed1")?;
+    manager.start()?;
+    ensure!(locked(manager)?);
+    let skep = manager.engine == Engine::Skep;
+    let kept = || -> Result<()> {
+        let now = manager.dk("ps -q --no-trunc")?;
+        ensure!(!skep || now == before, "other containers: {before} {now}");
+        Ok(())
+    };
+    kept().context("while it is locked")?;
+    ensure!(unlock(manager, &key)?.0 == 200);
+    until_managing(manager)?;
+    until_shown(manager, "renamed1")?;
+    until_running(manager, "web", 4)?;
+    kept().context("after it was unlocked")?;
+    worker.stop()?;
+    worker.sh("hostname renamed2")?;
+    worker.start()?;
+    until_shown(manager, "renamed2")?;
+    refused(manager, "node inspect sathish-vm2", "node sathish-vm2 not found")?;
+    let there = "--constraint node.hostname==renamed2 --hostname {{.Node.Hostname}}";
+    manager.dk(&format!("service create -q -d --no-resolve-image --name there {there} httpd"))?;
+    until_running(manager, "there", 1)?;
+    answers(manager, "service ps --format {{.Node}} there", "renamed2")?;
+    let task = task_on(worker, "there")?;
+    answers(worker, &format!("exec {task} hostname"), "renamed2")?;
+    lab.down()
+}
+
+/// A node of this name is a ready one.
+fn until_shown(manager: &Host, name: &str) -> Result<()> {
+    wait_until(SETTLED_MAX, || {
+        let nodes = manager.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+        Ok(nodes.lines().any(|line| line == format!("{name} Ready")))
+    })
+    .with_context(|| format!("{name} is not shown"))
 }
 
 fn a_swarm_begins_as_asked(lab: &Lab) -> Result<()> {
