@@ -79,18 +79,22 @@ impl Caches for KernelCaches {
     }
 
     fn attach(&self, port: u16) -> io::Result<Arc<dyn Cache>> {
-        let shared = self.shared()?;
-        let entries = Map::create(MapKind::Hash, KEY_BYTES, VALUE_BYTES, ENTRIES_MAX as u32, 1)?;
-        let generation = Map::create(MapKind::Array, FIRST.len(), NUMBER, 1, 1)?;
+        let shared = self.shared().map_err(at("a map in the kernel"))?;
+        let entries = Map::create(MapKind::Hash, KEY_BYTES, VALUE_BYTES, ENTRIES_MAX as u32, 1)
+            .map_err(at("a map in the kernel"))?;
+        let generation = Map::create(MapKind::Array, FIRST.len(), NUMBER, 1, 1)
+            .map_err(at("a map in the kernel"))?;
         let maps = Maps {
             entries: entries.descriptor(),
             generation: generation.descriptor(),
             answered: shared.answered.descriptor(),
         };
         let program = assemble(maps, port, self.signature).ok_or(io::ErrorKind::InvalidInput)?;
-        let program = bpf::load_classifier(&program)?;
+        let program = bpf::load_classifier(&program).map_err(at("the program"))?;
         let mut socket = Socket::open(Family::Route)?;
-        socket.request(filter::attach(program.as_fd()))?;
+        socket
+            .request(filter::attach(program.as_fd()))
+            .map_err(at("the filter of the loopback device (is its clsact there?)"))?;
         let (socket, kept) = (Mutex::new(socket), Mutex::default());
         Ok(Arc::new(KernelCache { entries, generation, program, socket, kept, _shared: shared }))
     }
@@ -166,6 +170,11 @@ impl Drop for KernelCache {
     fn drop(&mut self) {
         let _ = self.clear();
     }
+}
+
+/// Says with an error what was refused.
+fn at(what: &'static str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// How many processors there may be at most: values of each have a copy.
