@@ -1,5 +1,6 @@
 //! Tracked connections: finding those that may not live on, ending them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -39,7 +40,7 @@ pub struct Flow {
     /// taken for a new connection.
     alive: bool,
     family: u8,
-    original_raw: Vec<u8>,
+    reply_raw: Vec<u8>,
     id: Option<Vec<u8>>,
 }
 
@@ -75,7 +76,7 @@ fn read(message: &Received) -> Option<Flow> {
             .u8(1)
             .is_some_and(|it| TCP_ALIVE.contains(&it)),
         family: message.body(4)?[0],
-        original_raw: attributes.find(TUPLE_ORIGINAL)?.to_vec(),
+        reply_raw: attributes.find(TUPLE_REPLY)?.to_vec(),
         id: attributes.find(ID).map(<[u8]>::to_vec),
     })
 }
@@ -115,26 +116,33 @@ pub fn touches(flow: &Flow, addresses: &[IpAddr]) -> bool {
         .any(|addr| addresses.contains(addr))
 }
 
-/// Forgets the flows; one that has ended by itself is fine.
-pub fn forget(socket: &mut Socket, flows: &[&Flow]) -> io::Result<usize> {
+/// Forgets the flows and answers with those that were still there; one that has ended by itself is fine.
+///
+/// By where their answers come from: a client may have taken the port again since they were listed, for a connection
+/// that is led elsewhere. The number does not tell the two apart, as it is made of the place in memory, which is taken
+/// again as well, and of the first direction (`nf_ct_get_id`).
+pub fn forget<'a>(socket: &mut Socket, flows: &[&'a Flow]) -> io::Result<Vec<&'a Flow>> {
     let messages = flows
         .iter()
         .map(|flow| {
             let mut message = Message::new(DELETE, 0).body(&[flow.family, 0, 0, 0]);
-            message.put(TUPLE_ORIGINAL | NESTED, &flow.original_raw);
+            message.put(TUPLE_REPLY | NESTED, &flow.reply_raw);
             if let Some(id) = &flow.id {
                 message.put(ID, id);
             }
             message
         })
-        .collect::<Vec<_>>();
-    let count = messages.len();
-    for (_, error) in socket.batch(messages)? {
+        .collect();
+    let failures = socket.batch(messages)?;
+    let mut gone = BTreeSet::new();
+    for (index, error) in failures {
         if error.raw_os_error() != Some(libc::ENOENT) {
             return Err(error);
         }
+        gone.insert(index);
     }
-    Ok(count)
+    let ended = flows.iter().enumerate().filter(|(index, _)| !gone.contains(index));
+    Ok(ended.map(|(_, flow)| *flow).collect())
 }
 
 /// Ends the local sockets of these flows at once, so that nobody waits for a dead peer, and says
@@ -168,8 +176,6 @@ fn destroy(tuple: &Tuple) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     const UDP: u8 = libc::IPPROTO_UDP as u8;
@@ -184,8 +190,7 @@ mod tests {
 
     fn stale(original: (&str, &str), reply: (&str, &str)) -> bool {
         let (original, reply) = (tuple(original.0, original.1), tuple(reply.0, reply.1));
-        let flow =
-            Flow { original, reply, alive: false, family: 2, original_raw: vec![], id: None };
+        let flow = Flow { original, reply, alive: false, family: 2, reply_raw: vec![], id: None };
         let mut right = Flows::default();
         right.ports.insert((UDP, 53), BTreeSet::from([CONTAINER.parse().expect("an address")]));
         is_stale(&flow, &right)

@@ -402,15 +402,15 @@ impl Kernel {
         if stale.is_empty() {
             return Ok(());
         }
-        let path = path.filter(|_| abort);
-        // Who is not told now is told by the reset that his next packet earns.
-        let held = path.as_ref().and_then(|path| {
-            let mut socket = namespace::visit(path, || Socket::open(Family::SockDiag)).ok()?;
-            conntrack::abort_sockets(&mut socket, &stale).ok()
-        });
+        // First, so that nobody is told of an end who has a new connection from the same port by now.
         let ended = conntrack::forget(&mut space.netfilter, &stale)?;
-        self.flows_ended += ended as u64;
-        if let (Some(path), Some(held)) = (path, held.filter(|held| !held.is_empty())) {
+        self.flows_ended += ended.len() as u64;
+        let Some(path) = path.filter(|_| abort && !ended.is_empty()) else { return Ok(()) };
+        // Who is not told now is told by the reset that his next packet earns.
+        let told = namespace::visit(&path, || {
+            conntrack::abort_sockets(&mut Socket::open(Family::SockDiag)?, &ended)
+        });
+        if let Some(held) = told.ok().filter(|held| !held.is_empty()) {
             let _ = namespace::visit(&path, || challenge::send(&held));
         }
         Ok(())

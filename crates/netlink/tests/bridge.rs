@@ -245,3 +245,60 @@ fn a_namespace_s_flows_are_counted_before_they_are_listed() {
     assert_eq!(seen(&idle), (Some(0), vec![]));
     assert_eq!(seen(&busy), (Some(1), vec![4000]));
 }
+
+#[test]
+fn a_flow_that_took_the_place_of_a_listed_one_is_not_forgotten() {
+    use std::net::TcpListener;
+
+    use netlink::socket::{Family, Socket};
+    use netlink::{conntrack, namespace};
+    let host = Host::new("again");
+    let leads_to = |address: &str| {
+        let rules = format!(
+            "add table ip t; delete table ip t; add table ip t; add chain ip t c {{ type nat hook output priority -100; }}; \
+             add rule ip t c ip daddr 127.0.0.9 tcp dport 80 dnat to {address}"
+        );
+        assert!(host.exec(&format!("nft '{rules}'")).status.success(), "nft in {}", host.name);
+    };
+    // A connection from port 40000, told which of the two servers it has reached and closed by that one.
+    let connect = || {
+        namespace::visit(&host.path(), || {
+            let servers = ["127.0.0.2:80", "127.0.0.3:80"].map(|at| TcpListener::bind(at).unwrap());
+            let socket = rustix::net::socket(
+                rustix::net::AddressFamily::INET,
+                rustix::net::SocketType::STREAM,
+                None,
+            )?;
+            rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+            let own: std::net::SocketAddr = "127.0.0.1:40000".parse().unwrap();
+            rustix::net::bind(&socket, &own)?;
+            let to: std::net::SocketAddr = "127.0.0.9:80".parse().unwrap();
+            rustix::net::connect(&socket, &to)?;
+            for server in &servers {
+                server.set_nonblocking(true)?;
+            }
+            let reached = servers.iter().position(|server| server.accept().is_ok());
+            Ok(reached.expect("one of them was reached"))
+        })
+        .expect("a connection")
+    };
+    let with = |look: &(dyn Fn(&mut Socket) -> std::io::Result<Vec<conntrack::Flow>> + Sync)| {
+        namespace::visit(&host.path(), || look(&mut Socket::open(Family::Netfilter)?)).unwrap()
+    };
+    leads_to("127.0.0.2:80");
+    assert_eq!(connect(), 0);
+    let listed = with(&conntrack::dump);
+    assert_eq!(listed.len(), 1);
+    leads_to("127.0.0.3:80");
+    assert_eq!(connect(), 1, "the same port, and another server");
+    let left = with(&|socket| {
+        conntrack::forget(socket, &listed.iter().collect::<Vec<_>>())?;
+        conntrack::dump(socket)
+    });
+    assert_eq!(left.len(), 1, "the new connection's flow is there");
+    let left = with(&|socket| {
+        conntrack::forget(socket, &left.iter().collect::<Vec<_>>())?;
+        conntrack::dump(socket)
+    });
+    assert!(left.is_empty(), "what is listed is forgotten");
+}

@@ -322,7 +322,8 @@ fn connections(lab: &Lab, die: Die) -> Result<()> {
     // Whatever it is on now, it can be put on and taken off.
     let taken_off = host.try_docker(&["network", "disconnect", "other", "moving"])?;
     let said = String::from_utf8_lossy(&taken_off.stderr);
-    ensure!(taken_off.status.success() || said.contains("is not connected to network"), "{said}");
+    let is_off = ["is not connected to network", "network other not found"];
+    ensure!(taken_off.status.success() || is_off.iter().any(|text| said.contains(text)), "{said}");
     host.dk("network connect other moving")?;
     host.dk("network disconnect other moving")?;
     host.dk("rm -f moving").map(drop)

@@ -54,8 +54,25 @@ fn under_load(lab: &Lab, change: fn(&Lab) -> Result<()>) -> Result<()> {
     }
     changed.and(worst).with_context(|| {
         let tails = lab.hosts.iter().map(|host| format!("{}:\n{}\n", host.name, host.log_tail(12)));
-        tails.collect::<String>()
+        let tails = tails.collect::<String>();
+        format!("{tails}{}", seen_by_caller(host).unwrap_or_else(|error| format!("{error:#}")))
     })
+}
+
+/// For who reads a failure: where the caller's packets go, and where the tasks are.
+fn seen_by_caller(host: &lab::Host) -> Result<String> {
+    let neighbours =
+        From::Container(host, "caller").command("ip")?.args(["-s", "neigh"]).output()?;
+    let mut seen = String::from_utf8_lossy(&neighbours.stdout).into_owned();
+    let tasks = host.api("GET", "/tasks", "")?.1;
+    for task in serde_json::from_str::<Vec<serde_json::Value>>(&tasks)? {
+        let (status, id) = (&task["Status"], &task["ID"]);
+        let on = &task["NetworksAttachments"];
+        let addresses: Vec<_> =
+            on.as_array().into_iter().flatten().map(|one| &one["Addresses"]).collect();
+        seen += &format!("{id} {} {} {addresses:?}\n", status["State"], status["Timestamp"]);
+    }
+    Ok(seen)
 }
 
 fn update(lab: &Lab, order: &str, version: u32) -> Result<()> {

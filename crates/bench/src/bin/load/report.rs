@@ -1,13 +1,18 @@
 //! What a client saw: counts, reasons and delays.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Failures that are told one by one.
+const FAILURES_TOLD_MAX: usize = 8;
 
 #[derive(Default)]
 pub struct Report {
     pub answered: u64,
     /// Reasons, and how often each.
     pub failed: BTreeMap<String, u64>,
+    /// The first of them: the second of the day (UTC) at which each ended, and how long it took.
+    pub failures: Vec<String>,
     /// Who answered, and how often.
     pub by: BTreeMap<String, u64>,
     pub delays: Vec<Duration>,
@@ -26,6 +31,15 @@ impl Report {
 
     pub fn fail(&mut self, reason: impl ToString) {
         *self.failed.entry(reason.to_string()).or_default() += 1;
+    }
+
+    pub fn fail_after(&mut self, reason: impl ToString, delay: Duration) {
+        if self.failures.len() < FAILURES_TOLD_MAX {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let at = (now.as_secs_f64() % 86_400.0, delay.as_secs_f64());
+            self.failures.push(format!("{:.3} after {:.3} s: {}", at.0, at.1, reason.to_string()));
+        }
+        self.fail(reason);
     }
 
     pub fn merge(&mut self, other: Report) {
@@ -52,6 +66,7 @@ impl Report {
             "answered": self.answered,
             "failed": self.failed.values().sum::<u64>(),
             "reasons": self.failed,
+            "failures": self.failures,
             "by": self.by,
             "rate": rate,
             "p50": at(0.5),

@@ -58,11 +58,11 @@ async fn work(keep: bool, rate: u32, to: SocketAddr, end: Instant, report: Rc<Re
             Ok(Ok(by)) => report.answer(&by, begun.elapsed()),
             Ok(Err(error)) => {
                 held = None;
-                report.fail(error);
+                report.fail_after(error, begun.elapsed());
             }
             Err(_) => {
                 held = None;
-                report.fail("no answer");
+                report.fail_after("no answer", begun.elapsed());
             }
         }
     }
