@@ -178,7 +178,7 @@ impl Agent {
             Event::Health { task, healthy } => self.with(&task, now, |life| life.health(healthy)),
             Event::Peers { network, mut names, failed } => {
                 names.remove(&self.config.gossip_name);
-                self.told.peers(now, network, names, failed);
+                self.told.peers(now, network, names, failed, &self.rows);
             }
             Event::Synced { network } => drop(self.synced.insert(network)),
             Event::Applied { by, rows } => {

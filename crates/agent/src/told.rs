@@ -14,7 +14,9 @@ use crate::rows::Rows;
 /// A node that is up and says nothing is awaited for so long; one that is cut off is down sooner.
 pub const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// What leaves waits so long for a node whose daemon is stopped, restarted or replaced, from the
-/// moment that it was missed: until it is back its kernel sends where it was told to last.
+/// moment that it was missed: until it is back its kernel sends where it was told to last. Not for
+/// one of the Docker Engine, whose containers end with their daemon or when the next one starts:
+/// what would send there is about to be gone, and a stop would take a minute for nothing.
 pub const AWAY_MAX: Duration = Duration::from_secs(60);
 /// A node that comes back has another name, and is on its networks a moment later.
 const RETURN_MAX: Duration = Duration::from_secs(1);
@@ -33,15 +35,38 @@ pub struct Told {
 #[derive(Default)]
 struct Peers {
     /// And since when.
-    here: BTreeMap<String, Instant>,
+    here: BTreeMap<String, Here>,
     /// Those that failed, and until when they are awaited.
     away: BTreeMap<String, Instant>,
 }
 
+#[derive(Clone, Copy)]
+struct Here {
+    since: Instant,
+    /// Known only while the node is up.
+    engine: NodeEngine,
+}
+
 impl Peers {
-    fn change(&mut self, now: Instant, names: BTreeSet<String>, failed: BTreeSet<String>) {
-        let since = |name: &String| self.here.get(name).copied().unwrap_or(now);
-        self.here = names.into_iter().map(|name| (name.clone(), since(&name))).collect();
+    fn change(
+        &mut self,
+        now: Instant,
+        names: BTreeSet<String>,
+        failed: BTreeSet<String>,
+        rows: &Rows,
+    ) {
+        let before = std::mem::take(&mut self.here);
+        let docker = |name: &String| {
+            before.get(name).is_some_and(|here| here.engine == NodeEngine::Docker)
+        };
+        let here = |name: &String| match before.get(name) {
+            Some(here) if !rows.is_up(name) => *here,
+            here => {
+                let since = here.map_or(now, |here| here.since);
+                Here { since, engine: rows.engine(name) }
+            }
+        };
+        self.here = names.into_iter().map(|name| (name.clone(), here(&name))).collect();
         self.away.retain(|name, until| {
             if !failed.contains(name) {
                 *until = (*until).min(now + RETURN_MAX);
@@ -49,7 +74,8 @@ impl Peers {
             failed.contains(name) || (*until > now && !self.here.contains_key(name))
         });
         for name in failed {
-            self.away.entry(name).or_insert(now + AWAY_MAX);
+            let until = if docker(&name) { now } else { now + AWAY_MAX };
+            self.away.entry(name).or_insert(until);
         }
     }
 }
@@ -70,8 +96,9 @@ impl Told {
         network: NetworkId,
         names: BTreeSet<String>,
         failed: BTreeSet<String>,
+        rows: &Rows,
     ) {
-        self.peers.entry(network).or_default().change(now, names, failed);
+        self.peers.entry(network).or_default().change(now, names, failed, rows);
         self.peers.retain(|_, peers| !peers.here.is_empty() || !peers.away.is_empty());
     }
 
@@ -119,8 +146,8 @@ impl Told {
         let (network, key, value) = row;
         let row = self.rows.get(&row_print(network, key, value))?;
         let peers = self.peers.get(&row.network)?;
-        let here = peers.here.iter().filter(|(peer, _)| rows.is_up(peer)).map(|(peer, since)| {
-            let told = row.announced.max(*since);
+        let here = peers.here.iter().filter(|(peer, _)| rows.is_up(peer)).map(|(peer, here)| {
+            let told = row.announced.max(here.since);
             match rows.engine(peer) {
                 NodeEngine::Docker => told + news,
                 NodeEngine::Skep if row.applied.contains(peer) => row.changed + IN_FLIGHT,

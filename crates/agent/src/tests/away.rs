@@ -4,9 +4,15 @@ use super::*;
 
 /// A task that runs beside another node, whose daemon is then missed.
 fn missed() -> World {
-    let mut world = beside(true);
+    missed_beside(true)
+}
+
+fn missed_beside(skep: bool) -> World {
+    let mut world = beside(skep);
     let started = world.staged(Stage::Start);
-    let _ = applied(&mut world, &started);
+    if skep {
+        let _ = applied(&mut world, &started);
+    }
     let _ = world.pass(Duration::from_secs(5));
     let _ = world.step(Event::MemberDown { name: "bbbbbbbbbbbb".into() });
     peers(&mut world, &[], &["bbbbbbbbbbbb"]);
@@ -45,6 +51,18 @@ fn a_silent_host_is_not_awaited() {
     assert!(!leaves(&mut world, Duration::from_secs(5)));
     let silent = world.step(Event::HostSilent { name: "bbbbbbbbbbbb".into() });
     assert!(short(&silent).contains(&"shutdown".into()));
+}
+
+#[test]
+fn a_node_of_the_docker_engine_whose_containers_end_with_its_daemon_is_not_awaited() {
+    let mut world = missed_beside(false);
+    // Gossip speaks of a failed node again whenever another one comes or goes.
+    peers(&mut world, &[], &["bbbbbbbbbbbb"]);
+    let _ = world.pass(Duration::from_secs(1));
+    peers(&mut world, &["cccccccccccc"], &["bbbbbbbbbbbb"]);
+    peers(&mut world, &[], &["bbbbbbbbbbbb"]);
+    let _ = world.assign("1", "2", vec![task(TaskState::Shutdown)]);
+    assert!(leaves(&mut world, Duration::from_secs(1)));
 }
 
 #[test]
