@@ -55,6 +55,8 @@ pub enum Error {
 pub struct Client {
     program: PathBuf,
     exec_root: PathBuf,
+    /// The zones that were set here. Held during a call that sets or drops zones.
+    zones: Mutex<BTreeSet<String>>,
     link: Mutex<Link>,
 }
 
@@ -80,6 +82,7 @@ impl Client {
         Self {
             program: program.to_owned(),
             exec_root: exec_root.to_owned(),
+            zones: Mutex::default(),
             link: Mutex::default(),
         }
     }
@@ -116,11 +119,27 @@ impl Client {
     /// Replaces the names of a network, for all sandboxes on it at once.
     pub fn set_zone(&self, network: &str, zone: &Zone) -> Result<(), Error> {
         let request = Request::SetZone { id: network.to_owned(), zone: zone.clone() };
+        let mut zones = self.zones();
+        zones.insert(network.to_owned());
         self.call(&request, None).map(drop)
     }
 
     pub fn remove_zone(&self, network: &str) -> Result<(), Error> {
-        self.call(&Request::RemoveZone { id: network.to_owned() }, None).map(drop)
+        let mut zones = self.zones();
+        self.call(&Request::RemoveZone { id: network.to_owned() }, None)?;
+        zones.remove(network);
+        Ok(())
+    }
+
+    /// Has the process drop the zones that an earlier daemon set, this one has not, and no sandbox
+    /// sees: those of networks that were removed in between.
+    pub fn drop_old_zones(&self) -> Result<(), Error> {
+        let zones = self.zones();
+        self.call(&Request::KeepZones { ids: zones.clone() }, None).map(drop)
+    }
+
+    fn zones(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes these relays run and no others; gives those that could not be opened, with the reason.

@@ -154,6 +154,7 @@ impl Control {
             Request::RemoveSandbox { id } => self.remove_sandbox(id),
             Request::SetZone { id, zone } => self.set_zone(id, Some(zone)),
             Request::RemoveZone { id } => self.set_zone(id, None),
+            Request::KeepZones { ids } => self.keep_zones(&ids),
             Request::SetRelays { relays } => self.set_relays(relays),
             Request::Sandboxes => {
                 let state = self.keeper.state();
@@ -257,6 +258,21 @@ impl Control {
         if let Some(used) = last {
             let _ = used.blocking_recv();
         }
+    }
+
+    /// Networks that were removed while no daemon ran are nobody's to remove: they go when nothing
+    /// sees them any more. Nobody is told, for nobody sees them.
+    fn keep_zones(&self, ids: &BTreeSet<String>) -> Response {
+        let mut state = self.keeper.state();
+        let State { sandboxes, zones, .. } = &mut *state;
+        let seen: BTreeSet<&String> =
+            sandboxes.values().flat_map(|held| &held.sandbox.zones).collect();
+        let before = zones.len();
+        zones.retain(|id, _| ids.contains(id) || seen.contains(id));
+        if zones.len() != before {
+            self.keeper.mark();
+        }
+        Response::Done
     }
 
     fn tell(&self, command: Command) {

@@ -51,11 +51,27 @@ pub struct Relay {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Hello,
-    SetSandbox { id: String, sandbox: Sandbox },
-    RemoveSandbox { id: String },
-    SetZone { id: String, zone: Zone },
-    RemoveZone { id: String },
-    SetRelays { relays: BTreeSet<Relay> },
+    SetSandbox {
+        id: String,
+        sandbox: Sandbox,
+    },
+    RemoveSandbox {
+        id: String,
+    },
+    SetZone {
+        id: String,
+        zone: Zone,
+    },
+    RemoveZone {
+        id: String,
+    },
+    /// Drops every zone but these and those that a sandbox sees.
+    KeepZones {
+        ids: BTreeSet<String>,
+    },
+    SetRelays {
+        relays: BTreeSet<Relay>,
+    },
     Sandboxes,
     Counters,
 }
@@ -68,6 +84,7 @@ impl Request {
             Request::RemoveSandbox { .. } => "remove sandbox",
             Request::SetZone { .. } => "set zone",
             Request::RemoveZone { .. } => "remove zone",
+            Request::KeepZones { .. } => "keep zones",
             Request::SetRelays { .. } => "set relays",
             Request::Sandboxes => "sandboxes",
             Request::Counters => "counters",

@@ -57,6 +57,31 @@ fn a_killed_process_comes_back_with_the_same_ports_and_names() {
 }
 
 #[test]
+fn zones_of_networks_that_were_removed_while_no_daemon_ran_are_dropped() {
+    let (process, namespace) = (Process::start(), Namespace::new("zones"));
+    for network in ["net1", "net2", "net3"] {
+        process.client.set_zone(network, &zone("10.0.1.5")).unwrap();
+    }
+    let seen = |name: &str| Sandbox { zones: vec![name.into()], ..sandbox(&namespace) };
+    let answers = |client: &Client, name: &str| {
+        let ports = client.set_sandbox("two", &seen(name)).unwrap();
+        let answered = ask(&namespace, ports.udp, &question("web", 1))[3] & 15 == 0;
+        client.remove_sandbox("two").unwrap();
+        answered
+    };
+    process.client.set_sandbox("one", &seen("net1")).unwrap();
+    // The next daemon knows the second network, and that the first one's sandbox is there.
+    let next = Client::new(&program(), process.root.path());
+    next.set_zone("net2", &zone("10.0.1.5")).unwrap();
+    assert!(answers(&next, "net3"), "it is still there");
+    next.drop_old_zones().unwrap();
+    assert_eq!(["net1", "net2", "net3"].map(|name| answers(&next, name)), [true, true, false]);
+    next.remove_sandbox("one").unwrap();
+    next.drop_old_zones().unwrap();
+    assert!(!answers(&next, "net1"), "nothing sees it any more");
+}
+
+#[test]
 fn a_process_that_another_client_has_replaced_is_waited_for() {
     let process = Process::start();
     let dead = process.id().unwrap();

@@ -94,10 +94,14 @@ impl Names {
     ) {
         let gone: Vec<_> =
             self.sandboxes.keys().filter(|id| !sandboxes.contains_key(*id)).cloned().collect();
+        let some = !gone.is_empty();
         for id in gone {
             if self.client.remove_sandbox(&id).is_ok() {
                 self.sandboxes.remove(&id);
             }
+        }
+        if some {
+            self.drop_old_zones();
         }
         let gone: Vec<_> =
             self.zones.keys().filter(|id| !zones.contains_key(*id)).cloned().collect();
@@ -136,7 +140,16 @@ impl Names {
         }
         self.sandboxes.clear();
         self.zones.clear();
-        self.connection = connection;
+        self.drop_old_zones();
+        // A process of an earlier version ends the connection over a call that it does not know.
+        self.connection = self.client.ensure().unwrap_or(connection);
+    }
+
+    /// What it keeps costs a little memory and is tried again with the next sandbox that goes.
+    fn drop_old_zones(&self) {
+        if let Err(error) = self.client.drop_old_zones() {
+            tracing::debug!(%error, "zones of networks that are gone are kept");
+        }
     }
 }
 
