@@ -1,8 +1,9 @@
 //! NetworkDB: which node is on which network, and the rows they announced there.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
@@ -11,7 +12,7 @@ use wire::networkdb as pb;
 
 use crate::event::{Effect, Member};
 use crate::io::Io;
-use crate::queue::Queue;
+use crate::queue::{Echoes, Queue};
 use crate::rows::Rows;
 
 /// How long others may still hear of a deleted row (NetworkDB's `reapEntryInterval`).
@@ -51,7 +52,7 @@ pub(crate) const DELETE: i32 = 3;
 
 /// Another node, for longer than memberlist remembers it.
 pub(crate) struct Peer {
-    pub member: Member,
+    pub member: Arc<Member>,
     pub state: Presence,
     pub ltime: u64,
     changed: Instant,
@@ -80,14 +81,22 @@ pub(crate) struct Entry {
     pub value: Vec<u8>,
     /// Set once it is deleted: when it may be forgotten.
     pub reap_at: Option<Instant>,
+    /// Counts how often others tell it while this node still does.
+    pub echoes: Option<Echoes>,
 }
 
 pub(crate) type RowKey = (String, String);
+
+/// Push/pulls as they were sent last: a failed node is tried every second, and what it would be
+/// told is large and seldom new. By whether it joins, with the versions of nodes and networks.
+pub(crate) type Said = BTreeMap<bool, ((u64, u64), Arc<[u8]>)>;
 
 #[derive(Default)]
 pub(crate) struct Network {
     pub attachments: BTreeMap<String, Attachment>,
     pub rows: Rows,
+    /// Other active nodes that are on it, until that changes.
+    pub partners: OnceCell<Vec<Arc<Member>>>,
     /// Present while this node is on the network.
     pub ours: Option<Ours>,
 }
@@ -96,7 +105,7 @@ pub(crate) struct Network {
 #[derive(Default)]
 pub(crate) struct Ours {
     /// Rows just announced here, for everyone at once.
-    pub fresh: Vec<(String, Vec<u8>)>,
+    pub fresh: Vec<(String, Arc<[u8]>)>,
     pub flush_at: Option<Instant>,
     /// This node's rows, then what it heard: told to a few at a time.
     pub own: Queue,
@@ -145,6 +154,8 @@ pub(crate) struct Database {
     pub differed: u32,
     /// Their digest, until they change.
     pub attached: Cell<Option<(u64, u64)>>,
+    /// What a push/pull says, until it changes.
+    pub said: RefCell<Said>,
     /// Networks whose nodes changed with the message that is being read.
     pub peers_to_tell: BTreeSet<NetworkId>,
     /// What others were told to be applied, to be said once more: a packet may be lost.
@@ -166,6 +177,7 @@ impl Database {
             changed: Instant::default(),
             differed: 0,
             attached: Cell::new(None),
+            said: RefCell::default(),
             peers_to_tell: BTreeSet::new(),
             applied: BTreeMap::new(),
         }
@@ -184,7 +196,7 @@ impl Database {
         let returned = known.is_some_and(|peer| peer.state != Presence::Active);
         let ltime = known.map_or(0, |peer| peer.ltime);
         let peer = Peer {
-            member: member.clone(),
+            member: Arc::new(member.clone()),
             state: Presence::Active,
             ltime,
             changed: io.now,
@@ -201,7 +213,8 @@ impl Database {
 
     pub fn node_updated(&mut self, io: &mut Io<'_>, member: Member) {
         if let Some(peer) = self.peers.get_mut(&member.name) {
-            peer.member = member.clone();
+            peer.member = Arc::new(member.clone());
+            self.networks.values_mut().for_each(|network| drop(network.partners.take()));
         }
         io.effect(Effect::NodeUp(member));
     }
@@ -224,6 +237,7 @@ impl Database {
             self.drop_rows_of(io, &network, name);
             if let Some(known) = self.networks.get_mut(&network) {
                 known.attachments.remove(name);
+                self.said.take();
             }
             self.peers_changed(io, &network);
         }
@@ -239,7 +253,7 @@ impl Database {
         peer.state = presence;
         peer.changed = io.now;
         if was_active {
-            io.effect(Effect::NodeDown(peer.member.clone()));
+            io.effect(Effect::NodeDown(Member::clone(&peer.member)));
         }
         true
     }
@@ -259,9 +273,9 @@ impl Database {
         }
     }
 
-    pub fn failed(&self) -> Vec<Member> {
+    pub fn failed(&self) -> impl Iterator<Item = &Member> {
         let failed = |peer: &&Peer| peer.state == Presence::Failed;
-        self.peers.values().filter(failed).map(|peer| peer.member.clone()).collect()
+        self.peers.values().filter(failed).map(|peer| &*peer.member)
     }
 
     /// A daemon may be stopped, replaced or too busy while the tasks of its host live on: whoever
@@ -277,7 +291,7 @@ impl Database {
                 io.effect(Effect::AskHost { name, to: peer.member.address });
             } else {
                 io.count("hosts_silent");
-                io.effect(Effect::HostSilent(peer.member.clone()));
+                io.effect(Effect::HostSilent(Member::clone(&peer.member)));
             }
         }
     }
@@ -316,7 +330,7 @@ impl Database {
         if event.r#type == LEAVE {
             self.node_left(io, &event.node_name);
         } else if peer.state == Presence::Left {
-            let member = peer.member.clone();
+            let member = Member::clone(&peer.member);
             self.node_up(io, member);
         }
         if spread {
@@ -360,8 +374,9 @@ impl Database {
     pub fn reap(&mut self, io: &mut Io<'_>) {
         let now = io.now;
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        self.said.take();
         for network in self.networks.values_mut() {
-            network.rows.take(|entry| due(entry.reap_at));
+            network.rows.reap(now);
             network.attachments.retain(|_, attachment| !due(attachment.reap_at));
         }
         self.networks.retain(|_, it| it.ours.is_some() || !it.attachments.is_empty());

@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-
-use model::Instant;
-use rand::Rng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use wire::memberlist::StreamMessage;
+use std::sync::Arc;
 
 use crate::event::{DialId, Effect, StreamId};
+use model::Instant;
+use rand::Rng;
+use rand::seq::{SliceRandom, index};
+use rand_chacha::ChaCha8Rng;
 
 /// A result in plain bytes; it is sealed on its way out.
 pub(crate) enum Out {
-    Packet { to: SocketAddr, messages: Vec<Vec<u8>> },
-    Dial { dial: DialId, to: SocketAddr, message: StreamMessage, reply: bool },
-    Reply { stream: StreamId, message: StreamMessage },
+    Packet { to: SocketAddr, messages: Vec<Arc<[u8]>> },
+    Dial { dial: DialId, to: SocketAddr, message: Arc<[u8]>, reply: bool },
+    Reply { stream: StreamId, message: Arc<[u8]> },
     Effect(Effect),
 }
 
@@ -27,7 +26,7 @@ pub(crate) struct Io<'s> {
 }
 
 impl Io<'_> {
-    pub fn send(&mut self, to: SocketAddr, messages: Vec<Vec<u8>>) {
+    pub fn send(&mut self, to: SocketAddr, messages: Vec<Arc<[u8]>>) {
         self.out.push(Out::Packet { to, messages });
     }
 
@@ -46,6 +45,12 @@ impl Io<'_> {
         // The picked ones stand at the end.
         candidates.drain(..candidates.len() - picked);
         candidates
+    }
+
+    /// The same of a list that stays; only those that are picked are looked at.
+    pub fn pick_of<'c, T>(&mut self, candidates: &'c [T], count: usize) -> Vec<&'c T> {
+        let picked = index::sample(self.dice, candidates.len(), count.min(candidates.len()));
+        picked.into_iter().map(|at| &candidates[at]).collect()
     }
 
     /// A number below `bound`.

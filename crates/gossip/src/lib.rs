@@ -11,6 +11,7 @@ mod database;
 mod network;
 mod row;
 mod rows;
+mod inplace;
 mod sync;
 mod receive;
 mod io;
@@ -293,13 +294,12 @@ impl Gossip {
         let mut to = Vec::new();
         if timers.push_pull <= now {
             timers.push_pull = now + swim.push_pull_interval();
-            let others = swim.others_alive().into_iter().map(|member| member.address).collect();
-            to.extend(io.pick(others, 1).into_iter().map(|to| (to, false)));
+            to.extend(swim.pick_alive(&mut io, 1).first().map(|member| (member.address, false)));
         }
         if timers.retry <= now {
             timers.retry = now + RETRY_INTERVAL;
             database.ask_hosts(&mut io);
-            let failed = io.pick(database.failed(), 1);
+            let failed = io.pick(database.failed().collect(), 1);
             to.extend(failed.into_iter().map(|member| (member.address, true)));
         }
         let rejoin = timers.rejoin <= now;
@@ -322,7 +322,12 @@ impl Gossip {
         let mut io = Io { now, dice, out, counters };
         swim.expire_suspects(&mut io);
         if let Some(ping) = swim.probe(&mut io) {
-            dials.open(&mut io, ping.to, ping.message, Purpose::Ping { seq: ping.seq });
+            dials.open(
+                &mut io,
+                ping.to,
+                ping.message.encode().into(),
+                Purpose::Ping { seq: ping.seq },
+            );
         }
     }
 
@@ -376,16 +381,16 @@ impl Gossip {
                 (Out::Effect(effect), _) => effect,
                 (Out::Packet { to, messages }, Some(cipher)) => Effect::SendPacket {
                     to,
-                    bytes: seal_packet(cipher, nonce, &compound(messages)),
+                    bytes: seal_packet(cipher, nonce, &compound(&messages)),
                 },
                 (Out::Dial { dial, to, message, reply }, Some(cipher)) => Effect::OpenStream {
                     dial,
                     to,
-                    bytes: seal_frame(cipher, nonce, &message.encode()),
+                    bytes: seal_frame(cipher, nonce, &message),
                     reply,
                 },
                 (Out::Reply { stream, message }, Some(cipher)) => {
-                    let bytes = seal_frame(cipher, nonce, &message.encode());
+                    let bytes = seal_frame(cipher, nonce, &message);
                     Effect::ReplyStream { stream, bytes }
                 }
                 (Out::Reply { stream, .. }, None) => Effect::CloseStream { stream },

@@ -1,6 +1,7 @@
 //! NetworkDB's networks: which node is where, as announced by each node itself.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
@@ -38,8 +39,9 @@ impl Database {
     /// Those on the network hear of the arrival at once: until they have, they refuse its rows.
     fn tell_arrival(&self, io: &mut Io<'_>, id: &NetworkId) {
         let Some((_, event)) = self.events.last() else { return };
-        for partner in io.pick(self.partners(id).collect(), ARRIVAL_NODES) {
-            io.send(partner.address, vec![Message::User(event.clone()).encode()]);
+        let message: Arc<[u8]> = Message::User(event.clone()).encode().into();
+        for partner in io.pick_of(self.partners(id), ARRIVAL_NODES) {
+            io.send(partner.address, vec![message.clone()]);
         }
     }
 
@@ -71,6 +73,7 @@ impl Database {
         let attachment = Attachment { ltime: event.l_time, leaving: what == LEAVE, reap_at };
         let network = self.networks.entry(id.clone()).or_default();
         network.attachments.insert(self.name.clone(), attachment);
+        self.said.take();
     }
 
     /// Someone may have dropped what this node announced.
@@ -92,11 +95,10 @@ impl Database {
             self.announce_network(&id, JOIN, None);
             let Some(network) = self.networks.get_mut(&id) else { continue };
             let Some(ours) = &mut network.ours else { continue };
-            for ((table, key), entry) in network.rows.iter() {
+            for (table, key, entry) in network.rows.sorted() {
                 if entry.owner == self.name && entry.reap_at.is_none() {
-                    let event = row_event(io.now, &id, table, key, entry, CREATE);
-                    ours.fresh
-                        .push((subject(table, key), envelope(pb::MessageType::TableEvent, &event)));
+                    let message = row_message(io.now, &id, table, key, entry, CREATE);
+                    ours.fresh.push((subject(table, key), message.into()));
                 }
             }
             if !ours.fresh.is_empty() {
@@ -142,6 +144,7 @@ impl Database {
             .or_default()
             .attachments
             .insert(event.node_name.clone(), attachment);
+        self.said.take();
         if leaving {
             self.drop_rows_of(io, &id, &event.node_name);
         }
@@ -191,6 +194,7 @@ impl Database {
     pub fn peers_changed(&mut self, io: &mut Io<'_>, id: &NetworkId) {
         self.changed = io.now;
         self.attached.set(None);
+        self.networks.get_mut(id).map(|network| network.partners.take());
         self.peers_to_tell.insert(id.clone());
     }
 
@@ -206,7 +210,7 @@ impl Database {
     /// A node that has just started meets the others only after it joined its networks. Until it
     /// has their tables, what it announces is older to them than what they have of it.
     fn sync_with_first_partner(&mut self, io: &mut Io<'_>, id: &NetworkId) {
-        let met = self.partners(id).next().is_some();
+        let met = !self.partners(id).is_empty();
         let Some(ours) = self.networks.get_mut(id).and_then(|it| it.ours.as_mut()) else { return };
         if met && !ours.met {
             ours.met = true;
@@ -215,38 +219,45 @@ impl Database {
         }
     }
 
-    /// Active nodes on a network, this one included when it is there.
-    fn failed_of(&self, id: &NetworkId) -> Vec<String> {
+    /// Other nodes on a network in the order of their names. Both lists are in that order: walking
+    /// along them is far cheaper than looking every name up.
+    fn attached(&self, id: &NetworkId) -> impl Iterator<Item = &Peer> {
         let attached = self.networks.get(id).into_iter().flat_map(|it| &it.attachments);
-        let failed =
-            |name: &String| self.peers.get(name).is_some_and(|peer| peer.state == Presence::Failed);
-        let names = attached.filter(|(_, attachment)| !attachment.leaving).map(|(name, _)| name);
-        names.filter(|name| failed(name)).cloned().collect()
+        let mut names = attached.filter(|(_, it)| !it.leaving).map(|(name, _)| name).peekable();
+        self.peers.iter().filter_map(move |(name, peer)| {
+            while names.next_if(|other| *other < name).is_some() {}
+            names.next_if_eq(&name).map(|_| peer)
+        })
     }
 
+    fn failed_of(&self, id: &NetworkId) -> Vec<String> {
+        let failed = self.attached(id).filter(|peer| peer.state == Presence::Failed);
+        failed.map(|peer| peer.member.name.clone()).collect()
+    }
+
+    /// Active nodes on a network, this one included when it is there.
     pub fn peers_of(&self, id: &NetworkId) -> Vec<(String, IpAddr)> {
-        let Some(network) = self.networks.get(id) else { return Vec::new() };
-        let attached = network.attachments.iter().filter(|(_, attachment)| !attachment.leaving);
-        attached
-            .filter_map(|(name, _)| {
-                if *name == self.name {
-                    return network.ours.is_some().then(|| (name.clone(), self.advertise));
-                }
-                let peer = self.peers.get(name)?;
-                let active = peer.state == Presence::Active;
-                active.then(|| (name.clone(), peer.member.address.ip()))
-            })
-            .collect()
+        let partners = self.partners(id);
+        let mut peers = Vec::with_capacity(partners.len() + 1);
+        peers.extend(partners.iter().map(|it| (it.name.clone(), it.address.ip())));
+        let here = |network: &Network| {
+            network.attachments.get(&self.name).is_some_and(|it| !it.leaving)
+                && network.ours.is_some()
+        };
+        if self.networks.get(id).is_some_and(here) {
+            let at = peers.partition_point(|(name, _)| *name < self.name);
+            peers.insert(at, (self.name.clone(), self.advertise));
+        }
+        peers
     }
 
     /// Other active nodes on a network.
-    pub fn partners(&self, id: &NetworkId) -> impl Iterator<Item = &Member> {
-        let attached = self.networks.get(id).into_iter().flat_map(|it| &it.attachments);
-        attached
-            .filter(|(_, attachment)| !attachment.leaving)
-            .filter_map(|(name, _)| self.peers.get(name))
-            .filter(|peer| peer.state == Presence::Active)
-            .map(|peer| &peer.member)
+    pub fn partners(&self, id: &NetworkId) -> &[Arc<Member>] {
+        let Some(network) = self.networks.get(id) else { return &[] };
+        network.partners.get_or_init(|| {
+            let active = self.attached(id).filter(|peer| peer.state == Presence::Active);
+            active.map(|peer| peer.member.clone()).collect()
+        })
     }
 
     pub fn await_sync_with(&mut self, io: &mut Io<'_>, name: &str) {

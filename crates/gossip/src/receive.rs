@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use model::{Instant, NetworkId};
 use prost::Message as _;
-use wire::memberlist::{Message, StreamMessage, open_frame, open_packet, unpack};
+use wire::memberlist::{Malformed, Message, StreamMessage, open_frame, open_packet, unpack};
 use wire::networkdb as pb;
 
 use crate::Gossip;
 use crate::event::{DialId, Effect, StreamId};
+use crate::inplace::{Heard, open_compound, open_envelope};
 use crate::io::{Io, Out};
 use crate::sync::{self, Purpose};
 
@@ -77,38 +78,40 @@ impl Gossip {
         depth: usize,
         out: &mut Vec<Out>,
     ) {
-        let message = pb::GossipMessage::decode(bytes);
-        let Some((message, depth)) = message.ok().zip(depth.checked_sub(1)) else {
+        let Some(((kind, data), depth)) = open_envelope(bytes).zip(depth.checked_sub(1)) else {
             return self.counters.add("malformed", 1);
         };
-        let data = message.data.as_slice();
         let Self { dice, database, counters, .. } = self;
         let mut io = Io { now, dice, out, counters };
-        let read = match pb::MessageType::try_from(message.r#type) {
+        let read = match pb::MessageType::try_from(kind) {
             Ok(pb::MessageType::NodeEvent) => pb::NodeEvent::decode(data)
-                .map(|event| database.heard_node_event(&mut io, &event, true)),
+                .map(|event| database.heard_node_event(&mut io, &event, true))
+                .map_err(|_| Malformed),
             Ok(pb::MessageType::NetworkEvent) => pb::NetworkEvent::decode(data)
-                .map(|event| database.heard_network_event(&mut io, &event, true)),
-            Ok(pb::MessageType::TableEvent) => {
-                pb::TableEvent::decode(data).map(|event| database.heard_row(&mut io, event, bulk))
+                .map(|event| database.heard_network_event(&mut io, &event, true))
+                .map_err(|_| Malformed),
+            Ok(pb::MessageType::TableEvent) => Heard::read(data)
+                .map(|event| database.heard_row(&mut io, &event, bulk))
+                .ok_or(Malformed),
+            Ok(pb::MessageType::Compound) => {
+                open_compound(data, |part| self.receive_user(now, part, bulk, depth, out))
+                    .ok_or(Malformed)
             }
-            Ok(pb::MessageType::Compound) => pb::CompoundMessage::decode(data).map(|compound| {
-                for part in compound.messages {
-                    self.receive_user(now, &part.payload, bulk, depth, out);
-                }
-            }),
             Ok(pb::MessageType::BulkSync) => pb::BulkSyncMessage::decode(data)
-                .map(|sync| self.receive_bulk_sync(now, sync, depth, out)),
-            Ok(pb::MessageType::Digest) => {
-                pb::Digest::decode(data).map(|digest| self.receive_digest(now, &digest, out))
-            }
-            Ok(pb::MessageType::Applied) => pb::Applied::decode(data).map(|applied| {
-                let by = applied.node_name;
-                match database.peers.contains_key(&by) {
-                    true => io.effect(Effect::Applied { by, rows: applied.rows }),
-                    false => io.count("applied_by_stranger"),
-                }
-            }),
+                .map(|sync| self.receive_bulk_sync(now, sync, depth, out))
+                .map_err(|_| Malformed),
+            Ok(pb::MessageType::Digest) => pb::Digest::decode(data)
+                .map(|digest| self.receive_digest(now, &digest, out))
+                .map_err(|_| Malformed),
+            Ok(pb::MessageType::Applied) => pb::Applied::decode(data)
+                .map(|applied| {
+                    let by = applied.node_name;
+                    match database.peers.contains_key(&by) {
+                        true => io.effect(Effect::Applied { by, rows: applied.rows }),
+                        false => io.count("applied_by_stranger"),
+                    }
+                })
+                .map_err(|_| Malformed),
             Ok(pb::MessageType::PushPull | pb::MessageType::Invalid) | Err(_) => {
                 return self.counters.add("message_unknown", 1);
             }
@@ -197,7 +200,8 @@ impl Gossip {
                 self.receive_user(now, &bytes, false, DEPTH_MAX + 1, out);
             }
             StreamMessage::Ping(ping) if ping.node.is_empty() || ping.node == self.swim.name => {
-                out.push(Out::Reply { stream, message: StreamMessage::Ack { seq: ping.seq } });
+                let message = StreamMessage::Ack { seq: ping.seq }.encode().into();
+                out.push(Out::Reply { stream, message });
             }
             StreamMessage::Ping(_) => {
                 self.counters.add("ping_for_another", 1);

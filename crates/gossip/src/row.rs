@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
-use wire::networkdb as pb;
 
 use crate::database::*;
 use crate::event::{Effect, Row};
+use crate::inplace::Heard;
 use crate::io::Io;
+use crate::queue::Echoes;
+
+/// Among fewer nodes every one tells a row as often as memberlist does.
+const ECHOES_COUNT_FROM: usize = 64;
 
 impl Database {
     pub fn put_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey, value: Vec<u8>) {
@@ -19,15 +23,14 @@ impl Database {
         if network.ours.is_none() {
             return io.count("row_elsewhere");
         }
-        let old = network.rows.remove(&key);
-        let alive = old.as_ref().filter(|entry| entry.reap_at.is_none());
+        let alive = network.rows.get(&key.0, &key.1).filter(|entry| entry.reap_at.is_none());
         if alive.is_some_and(|entry| entry.owner == self.name && entry.value == value) {
-            old.and_then(|entry| network.rows.insert(key, entry));
             return;
         }
         let what = if alive.is_some() { UPDATE } else { CREATE };
         let before = alive.map(|entry| entry.value.clone());
-        let entry = Entry { owner: self.name.clone(), ltime: 0, value, reap_at: None };
+        let entry =
+            Entry { owner: self.name.clone(), ltime: 0, value, reap_at: None, echoes: None };
         let now = Some(entry.value.clone());
         io.effect(row_changed(id, &key.0, &key.1, &self.name, before, now));
         network.rows.insert(key.clone(), entry);
@@ -37,7 +40,7 @@ impl Database {
     pub fn delete_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey) {
         let Some(network) = self.networks.get_mut(id) else { return };
         let own = |entry: &&Entry| entry.owner == self.name && entry.reap_at.is_none();
-        let Some(entry) = network.rows.get(&key).filter(own) else { return };
+        let Some(entry) = network.rows.get(&key.0, &key.1).filter(own) else { return };
         let value = entry.value.clone();
         network.rows.change(&key, |entry| entry.reap_at = Some(io.now + TOMBSTONE));
         io.effect(row_changed(id, &key.0, &key.1, &self.name, Some(value), None));
@@ -50,49 +53,62 @@ impl Database {
         let Some(network) = self.networks.get_mut(id) else { return };
         let time = self.table_clock;
         let Some(entry) = network.rows.change(key, |entry| entry.ltime = time) else { return };
-        let event = row_event(io.now, id, &key.0, &key.1, entry, what);
+        let message = row_message(io.now, id, &key.0, &key.1, entry, what);
         if let Some(ours) = &mut network.ours {
-            let message = envelope(pb::MessageType::TableEvent, &event);
-            ours.fresh.push((subject(&key.0, &key.1), message));
+            ours.fresh.push((subject(&key.0, &key.1), message.into()));
             ours.flush_at.get_or_insert(io.now + FLUSH_DELAY);
             ours.changed = io.now;
         }
     }
 
     /// A row of another node, from a packet or out of a bulk sync.
-    pub fn heard_row(&mut self, io: &mut Io<'_>, event: pb::TableEvent, bulk: bool) {
-        let id = NetworkId::new(event.network_id.clone());
-        let Some(network) = self.networks.get(&id) else { return };
-        if network.ours.is_none() || !self.witness_table(io, event.l_time) {
+    pub fn heard_row(&mut self, io: &mut Io<'_>, event: &Heard<'_>, bulk: bool) {
+        let Some(network) = self.networks.get(event.network).filter(|it| it.ours.is_some()) else {
+            return;
+        };
+        let mine = |entry: &Entry| entry.owner == self.name;
+        let entry = network.rows.get(event.table, event.key).filter(|entry| !mine(entry));
+        if let Some(entry) = entry.filter(|entry| entry.ltime >= event.ltime)
+            && event.owner != self.name
+        {
+            // Most of what is heard is known.
+            if let Some(echoes) = entry.echoes.as_ref().filter(|_| entry.ltime == event.ltime) {
+                echoes.heard();
+            }
             return;
         }
-        let key = (event.table_name.clone(), event.key.clone());
-        if event.node_name == self.name {
-            return self.heard_own_row(io, &id, key, &event);
+        if !self.witness_table(io, event.ltime) {
+            return;
+        }
+        let id = NetworkId::from(event.network);
+        let key = (event.table.to_owned(), event.key.to_owned());
+        if event.owner == self.name {
+            return self.heard_own_row(io, &id, key, event);
         }
         let Some(network) = self.networks.get_mut(&id) else { return };
-        let owner = network.attachments.get(&event.node_name);
+        let owner = network.attachments.get(event.owner);
         if owner.is_none_or(|attachment| attachment.leaving) {
             return io.count("row_of_stranger");
         }
-        let deleted = event.r#type == DELETE;
-        let reap_after = match event.residual_reap_time {
+        let deleted = event.kind == DELETE;
+        let reap_after = match event.reap_after {
             seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
             _ => TOMBSTONE,
         };
         let held = |owner: &String| {
             network.attachments.get(owner).is_some_and(|attachment| !attachment.leaving)
-                && is_another(&self.peers, owner, &event.node_name)
+                && is_another(&self.peers, owner, event.owner)
         };
-        match network.rows.get(&key) {
+        let known = network.rows.get(&key.0, &key.1);
+        match known {
             Some(entry) if entry.owner == self.name && entry.reap_at.is_none() => {
                 // Two nodes claim one key: this one is here to say that it is its own.
-                if event.l_time >= entry.ltime {
+                if event.ltime >= entry.ltime {
                     self.announce_row(io, &id, &key, UPDATE);
                 }
                 return;
             }
-            Some(entry) if entry.ltime >= event.l_time => return,
+            Some(entry) if entry.ltime >= event.ltime => return,
             Some(entry) if entry.reap_at.is_none() && held(&entry.owner) => {
                 return io.count("row_of_another");
             }
@@ -103,45 +119,48 @@ impl Database {
         if event.value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
             return io.count("row_too_large");
         }
-        let unknown_delete = deleted && network.rows.get(&key).is_none();
+        let unknown_delete = deleted && known.is_none();
         let entry = Entry {
-            owner: event.node_name.clone(),
-            ltime: event.l_time,
-            value: event.value.clone(),
+            owner: event.owner.to_owned(),
+            ltime: event.ltime,
+            value: event.value.to_vec(),
             reap_at: deleted.then_some(io.now + reap_after),
+            echoes: Some(Echoes::default())
+                .filter(|_| network.attachments.len() > ECHOES_COUNT_FROM && !bulk),
         };
-        let new = (!deleted).then(|| event.value.clone());
+        let echoes = entry.echoes.clone();
+        // Not the bytes that came: they may hold more than was read.
+        let message = row_message(io.now, &id, &key.0, &key.1, &entry, event.kind);
+        let new = (!deleted).then(|| event.value.to_vec());
         let old = network.rows.insert(key.clone(), entry);
         let old = old.filter(|entry| entry.reap_at.is_none()).map(|entry| entry.value);
         // One that is announced anew is told too: its owner, restarted, asks who follows it.
         if old.is_some() || new.is_some() {
-            io.effect(row_changed(&id, &key.0, &key.1, &event.node_name, old, new));
+            io.effect(row_changed(&id, &key.0, &key.1, event.owner, old, new));
         }
         // A deletion that is about to be forgotten would only come back round and round.
         let spread = !unknown_delete || reap_after > TOMBSTONE / 6;
         let Some(ours) = &mut network.ours else { return };
         ours.changed = io.now;
         if spread {
-            let message = envelope(pb::MessageType::TableEvent, &event);
-            ours.heard.push(subject(&key.0, &key.1), message);
+            match echoes {
+                Some(echoes) => {
+                    ours.heard.push_with_echoes(subject(&key.0, &key.1), message, &echoes)
+                }
+                None => ours.heard.push(subject(&key.0, &key.1), message),
+            }
         }
     }
 
     /// An echo of this node's own row, or a row of its earlier life.
-    fn heard_own_row(
-        &mut self,
-        io: &mut Io<'_>,
-        id: &NetworkId,
-        key: RowKey,
-        event: &pb::TableEvent,
-    ) {
-        let deleted = event.r#type == DELETE;
+    fn heard_own_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey, event: &Heard<'_>) {
+        let deleted = event.kind == DELETE;
         let Some(network) = self.networks.get_mut(id) else { return };
-        match network.rows.get(&key) {
+        match network.rows.get(&key.0, &key.1) {
             Some(entry) => {
                 let same =
                     entry.reap_at.is_some() == deleted && (deleted || entry.value == event.value);
-                if event.l_time > entry.ltime || (event.l_time == entry.ltime && !same) {
+                if event.ltime > entry.ltime || (event.ltime == entry.ltime && !same) {
                     let what = if entry.reap_at.is_some() { DELETE } else { UPDATE };
                     if entry.owner == self.name {
                         self.announce_row(io, id, &key, what);
@@ -153,8 +172,9 @@ impl Database {
                 let entry = Entry {
                     owner: self.name.clone(),
                     ltime: 0,
-                    value: event.value.clone(),
+                    value: event.value.to_vec(),
                     reap_at: Some(io.now + TOMBSTONE),
+                    echoes: None,
                 };
                 network.rows.insert(key.clone(), entry);
                 self.announce_row(io, id, &key, DELETE);
@@ -174,13 +194,11 @@ impl Database {
     /// The live rows of a table.
     pub fn rows(&self, id: &NetworkId, table: &str) -> BTreeMap<String, Row> {
         let Some(network) = self.networks.get(id) else { return BTreeMap::new() };
-        let from = (table.to_owned(), String::new());
         network
             .rows
-            .from(from)
-            .take_while(|((name, _), _)| name == table)
+            .of(table)
             .filter(|(_, entry)| entry.reap_at.is_none())
-            .map(|((_, key), entry)| {
+            .map(|(key, entry)| {
                 let owner_up = entry.owner == self.name
                     || self.peers.get(&entry.owner).is_some_and(|it| it.state == Presence::Active);
                 let owner = entry.owner.clone();
@@ -194,12 +212,11 @@ impl Database {
         let Some(network) = self.networks.get(id).filter(|it| it.ours.is_some()) else {
             return Vec::new();
         };
-        let event = |((table, key), entry): (&RowKey, &Entry)| {
+        let event = |(table, key, entry): (&str, &str, &Entry)| {
             let what = if entry.reap_at.is_some() { DELETE } else { CREATE };
-            let event = row_event(now, id, table, key, entry, what);
-            envelope(pb::MessageType::TableEvent, &event)
+            row_message(now, id, table, key, entry, what)
         };
-        network.rows.iter().map(event).collect()
+        network.rows.sorted().map(event).collect()
     }
 
     /// How many live rows a network has, and a number that differs when the rows do.
@@ -231,25 +248,19 @@ pub(crate) fn subject(table: &str, key: &str) -> String {
     format!("{table}/{key}")
 }
 
-pub(crate) fn row_event(
+/// A row as it is told.
+pub(crate) fn row_message(
     now: Instant,
     id: &NetworkId,
     table: &str,
     key: &str,
     entry: &Entry,
     what: i32,
-) -> pb::TableEvent {
+) -> Vec<u8> {
     let residual = entry.reap_at.map_or(0, |at| (at.since(now).as_secs() as i32).max(1));
-    pb::TableEvent {
-        r#type: what,
-        l_time: entry.ltime,
-        node_name: entry.owner.clone(),
-        network_id: id.to_string(),
-        table_name: table.to_owned(),
-        key: key.to_owned(),
-        value: entry.value.clone(),
-        residual_reap_time: residual,
-    }
+    let (owner, ltime, value) = (&entry.owner, entry.ltime, &entry.value);
+    let (network, reap_after) = (id.as_str(), residual);
+    Heard { kind: what, ltime, owner, network, table, key, value, reap_after }.message()
 }
 
 /// Whether the owner of a row is there and is not the host that now speaks of it, under a new name.

@@ -1,13 +1,23 @@
 //! The rows of one network, and a digest of the live ones that follows every change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
+
+use model::Instant;
 
 use crate::database::{Entry, RowKey, fnv};
 
+/// One table's rows. Most of what a node hears it knows, so that the look-up is what costs; who
+/// needs an order sorts.
+type Table = HashMap<String, Entry, BuildHasherDefault<DefaultHasher>>;
+
 #[derive(Default)]
 pub(crate) struct Rows {
-    by_key: BTreeMap<RowKey, Entry>,
+    tables: BTreeMap<String, Table>,
+    count: usize,
     digest: Digest,
+    /// No row may be forgotten sooner.
+    reap_at: Option<Instant>,
 }
 
 /// How many live rows there are, and a number that differs when they do: a sum, so that their order
@@ -19,23 +29,27 @@ pub(crate) struct Digest {
 }
 
 impl Digest {
-    fn enter(&mut self, key: &RowKey, entry: &Entry) {
+    fn enter(&mut self, table: &str, key: &str, entry: &Entry) {
         if entry.reap_at.is_none() {
             self.rows += 1;
-            self.sum = self.sum.wrapping_add(print(key, entry));
+            self.sum = self.sum.wrapping_add(print(table, key, entry));
         }
     }
 
-    fn leave(&mut self, key: &RowKey, entry: &Entry) {
+    fn leave(&mut self, table: &str, key: &str, entry: &Entry) {
         if entry.reap_at.is_none() {
             self.rows -= 1;
-            self.sum = self.sum.wrapping_sub(print(key, entry));
+            self.sum = self.sum.wrapping_sub(print(table, key, entry));
         }
     }
 }
 
-fn print(key: &RowKey, entry: &Entry) -> u64 {
-    fnv(&[key.0.as_bytes(), key.1.as_bytes(), &entry.ltime.to_be_bytes()])
+fn print(table: &str, key: &str, entry: &Entry) -> u64 {
+    fnv(&[table.as_bytes(), key.as_bytes(), &entry.ltime.to_be_bytes()])
+}
+
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 impl Rows {
@@ -44,68 +58,98 @@ impl Rows {
     }
 
     pub fn len(&self) -> usize {
-        self.by_key.len()
+        self.count
     }
 
-    pub fn get(&self, key: &RowKey) -> Option<&Entry> {
-        self.by_key.get(key)
+    pub fn get(&self, table: &str, key: &str) -> Option<&Entry> {
+        self.tables.get(table)?.get(key)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&RowKey, &Entry)> {
-        self.by_key.iter()
+    /// A table's rows in no order.
+    pub fn of(&self, table: &str) -> impl Iterator<Item = (&String, &Entry)> {
+        self.tables.get(table).into_iter().flatten()
     }
 
-    /// In the order of their keys, from this one on.
-    pub fn from(&self, key: RowKey) -> impl Iterator<Item = (&RowKey, &Entry)> {
-        self.by_key.range(key..)
+    /// All rows in the order of their tables and keys.
+    pub fn sorted(&self) -> impl Iterator<Item = (&str, &str, &Entry)> {
+        self.tables.iter().flat_map(|(table, rows)| {
+            let mut rows: Vec<_> = rows.iter().collect();
+            rows.sort_unstable_by_key(|(key, _)| *key);
+            rows.into_iter().map(move |(key, entry)| (table.as_str(), key.as_str(), entry))
+        })
     }
 
-    pub fn insert(&mut self, key: RowKey, entry: Entry) -> Option<Entry> {
-        self.digest.enter(&key, &entry);
-        let old = self.by_key.insert(key.clone(), entry);
-        if let Some(old) = &old {
-            self.digest.leave(&key, old);
+    pub fn insert(&mut self, (table, key): RowKey, entry: Entry) -> Option<Entry> {
+        self.digest.enter(&table, &key, &entry);
+        self.reap_at = sooner(self.reap_at, entry.reap_at);
+        let old = match self.tables.get_mut(&table) {
+            Some(rows) => match rows.get_mut(&key) {
+                Some(old) => Some(std::mem::replace(old, entry)),
+                None => rows.insert(key.clone(), entry),
+            },
+            None => self.tables.entry(table.clone()).or_default().insert(key.clone(), entry),
+        };
+        match &old {
+            Some(old) => self.digest.leave(&table, &key, old),
+            None => self.count += 1,
         }
         old
     }
 
-    pub fn remove(&mut self, key: &RowKey) -> Option<Entry> {
-        let old = self.by_key.remove(key)?;
-        self.digest.leave(key, &old);
-        Some(old)
-    }
-
     /// The row as it is after the change; `None` when there is none.
-    pub fn change(&mut self, key: &RowKey, change: impl FnOnce(&mut Entry)) -> Option<&Entry> {
-        let entry = self.by_key.get_mut(key)?;
-        self.digest.leave(key, entry);
+    pub fn change(
+        &mut self,
+        (table, key): &RowKey,
+        change: impl FnOnce(&mut Entry),
+    ) -> Option<&Entry> {
+        let entry = self.tables.get_mut(table)?.get_mut(key)?;
+        self.digest.leave(table, key, entry);
         change(entry);
-        self.digest.enter(key, entry);
+        self.digest.enter(table, key, entry);
+        self.reap_at = sooner(self.reap_at, entry.reap_at);
         Some(entry)
     }
 
-    /// Takes out the rows that are chosen.
+    /// Takes out the rows that are chosen, and gives them in the order of their keys.
     pub fn take(&mut self, chosen: impl Fn(&Entry) -> bool) -> Vec<(RowKey, Entry)> {
-        let taken: Vec<_> = self.by_key.extract_if(.., |_, entry| chosen(entry)).collect();
-        taken.iter().for_each(|(key, entry)| self.digest.leave(key, entry));
+        let mut taken = Vec::new();
+        for (table, rows) in &mut self.tables {
+            let gone = rows.extract_if(|_, entry| chosen(entry));
+            taken.extend(gone.map(|(key, entry)| ((table.clone(), key), entry)));
+        }
+        taken.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        self.tables.retain(|_, rows| !rows.is_empty());
+        taken.iter().for_each(|((table, key), entry)| self.digest.leave(table, key, entry));
+        self.count -= taken.len();
         taken
+    }
+
+    /// Forgets the deleted rows whose time has come.
+    pub fn reap(&mut self, now: Instant) {
+        if self.reap_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.take(|entry| entry.reap_at.is_some_and(|at| at <= now));
+        let left = self.tables.values().flat_map(HashMap::values);
+        self.reap_at = left.filter_map(|entry| entry.reap_at).min();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use model::Instant;
-
     use super::*;
 
     fn entry(ltime: u64, dead: bool) -> Entry {
         let reap_at = dead.then(|| Instant::from_nanos(ltime));
-        Entry { owner: "a".into(), ltime, value: Vec::new(), reap_at }
+        Entry { owner: "a".into(), ltime, value: Vec::new(), reap_at, echoes: None }
+    }
+
+    fn key(name: u64) -> RowKey {
+        ("t".to_owned(), name.to_string())
     }
 
     #[test]
     fn the_digest_is_that_of_the_rows_however_they_came_to_be() {
-        let key = |name: u64| ("t".to_owned(), name.to_string());
         let mut rows = Rows::default();
         for name in 0..9 {
             rows.insert(key(name), entry(name, name % 4 == 3));
@@ -114,7 +158,7 @@ mod tests {
         rows.insert(key(3), entry(21, false));
         rows.change(&key(2), |entry| entry.reap_at = Some(Instant::from_nanos(1)));
         rows.change(&key(4), |entry| entry.ltime = 22);
-        rows.remove(&key(5));
+        rows.take(|entry| entry.ltime == 5);
         rows.take(|entry| entry.ltime == 6);
         let mut plain = Rows::default();
         for (name, ltime) in [(8, 8), (4, 22), (3, 21), (1, 20), (0, 0)] {
@@ -122,7 +166,23 @@ mod tests {
         }
         assert_eq!(rows.digest(), plain.digest());
         assert_eq!(rows.digest().rows, 5);
+        assert_eq!(rows.len(), 7, "the deleted ones are still remembered");
         plain.change(&key(0), |entry| entry.ltime = 1);
         assert_ne!(rows.digest(), plain.digest());
+    }
+
+    #[test]
+    fn deleted_rows_are_forgotten_each_at_its_time() {
+        let mut rows = Rows::default();
+        (0..9).for_each(|name| drop(rows.insert(key(name), entry(name, name % 2 == 0))));
+        let left = |rows: &mut Rows, now| {
+            rows.reap(Instant::from_nanos(now));
+            rows.sorted().map(|(_, key, _)| key.parse().unwrap()).collect::<Vec<u64>>()
+        };
+        assert_eq!(left(&mut rows, 3), [1, 3, 4, 5, 6, 7, 8]);
+        rows.change(&key(7), |entry| entry.reap_at = Some(Instant::from_nanos(5)));
+        assert_eq!(left(&mut rows, 5), [1, 3, 5, 6, 8]);
+        assert_eq!(left(&mut rows, 8), [1, 3, 5]);
+        assert_eq!((rows.len(), rows.digest().rows), (3, 3));
     }
 }

@@ -1,10 +1,12 @@
 //! memberlist: who is there. Every change of a node's state goes through one of four functions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::Instant;
+use model::agenda::Agenda;
 use wire::memberlist::stream::State;
 use wire::memberlist::{Accusation, Alive, Message, NodeState, VSN};
 
@@ -16,6 +18,10 @@ use crate::suspicion::Suspicion;
 
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const GOSSIP_NODES: usize = 3;
+/// Packets for each of them and tick, while something was not told to as many yet.
+const PACKETS_PER_TICK: usize = 16;
+/// So many nodes are looked at to find a few of a kind.
+const PICKED_FROM: usize = 24;
 /// Failed nodes still hear what is said about them for so long, so that they can object.
 const GOSSIP_TO_DEAD: Duration = Duration::from_secs(30);
 const PUSH_PULL_INTERVAL: Duration = Duration::from_secs(30);
@@ -64,8 +70,10 @@ pub(crate) struct Swim {
     packet_bytes_max: usize,
     incarnation: u32,
     pub nodes: BTreeMap<String, Node>,
-    /// Those of them that are suspected.
-    suspects: BTreeSet<String>,
+    /// Those of them that are suspected, and when their respite is over.
+    suspects: Agenda,
+    /// Counts the changes of what is known of nodes.
+    pub version: u64,
     /// Everything that is told around, the layer above's events included.
     pub queue: Queue,
     pub prober: Prober,
@@ -84,7 +92,8 @@ impl Swim {
             packet_bytes_max: config.packet_bytes_max,
             incarnation: 0,
             nodes: BTreeMap::new(),
-            suspects: BTreeSet::new(),
+            suspects: Agenda::default(),
+            version: 0,
             queue: Queue::default(),
             prober: Prober::default(),
             notices: Vec::new(),
@@ -115,11 +124,31 @@ impl Swim {
         self.nodes.values().filter(|node| matches!(node.state, State::Alive | State::Suspect))
     }
 
-    pub fn others_alive(&self) -> Vec<&Member> {
-        self.alive().map(|node| &node.member).filter(|member| member.name != self.name).collect()
+    /// Up to so many other nodes that are there, at random.
+    pub fn pick_alive(&self, io: &mut Io<'_>, count: usize) -> Vec<&Member> {
+        let there = |node: &Node| matches!(node.state, State::Alive | State::Suspect);
+        self.pick(io, count, there)
+    }
+
+    /// Another node of ours.
+    pub fn pick_skep(&self, io: &mut Io<'_>) -> Option<&Member> {
+        let there = |node: &Node| {
+            matches!(node.state, State::Alive | State::Suspect) && node.member.is_skep()
+        };
+        self.pick(io, 1, there).into_iter().next()
+    }
+
+    /// Up to `count` other nodes of a kind. Of many nodes only a few are looked at, as memberlist
+    /// does: where most are of another kind it may be fewer than there are.
+    fn pick(&self, io: &mut Io<'_>, count: usize, kind: impl Fn(&Node) -> bool) -> Vec<&Member> {
+        let names = io.pick_of(&self.prober.order, PICKED_FROM);
+        let nodes = names.into_iter().filter_map(|name| self.nodes.get(name));
+        let others = nodes.filter(|node| node.member.name != self.name && kind(node));
+        others.take(count).map(|node| &node.member).collect()
     }
 
     fn announce(&mut self) {
+        self.version += 1;
         let alive = Message::Alive(Alive {
             incarnation: self.incarnation,
             node: self.name.clone(),
@@ -127,7 +156,7 @@ impl Swim {
             meta: self.meta.clone(),
             vsn: VSN,
         });
-        self.queue.push(self.name.clone(), alive.encode());
+        self.queue.push(self.name.as_str(), alive.encode());
     }
 
     /// A node says that it is there, or another says so of it.
@@ -181,7 +210,9 @@ impl Swim {
             let at = io.below(self.prober.order.len() + 1);
             self.prober.order.insert(at, alive.node.clone());
         }
-        self.queue.push(alive.node.clone(), Message::Alive(alive).encode());
+        self.version += 1;
+        let subject = alive.node.clone();
+        self.queue.push(subject, Message::Alive(alive).encode());
         match (was_there, same_meta) {
             (false, _) => self.notices.push(Notice::Up(member)),
             (true, false) => self.notices.push(Notice::Updated(member)),
@@ -213,7 +244,9 @@ impl Swim {
         }
         if let Some(suspicion) = &mut node.suspicion {
             if suspicion.confirm(accusation.from.clone()) {
-                self.queue.push(accusation.node.clone(), Message::Suspect(accusation).encode());
+                self.suspects.set(accusation.node.as_str(), suspicion.deadline());
+                let subject = accusation.node.clone();
+                self.queue.push(subject, Message::Suspect(accusation).encode());
             }
             return;
         }
@@ -224,10 +257,12 @@ impl Swim {
         node.state = State::Suspect;
         node.incarnation = accusation.incarnation;
         node.changed = io.now;
-        node.suspicion =
-            Some(Suspicion::new(io.now, accusation.from.clone(), count, PROBE_INTERVAL));
-        self.suspects.insert(accusation.node.clone());
-        self.queue.push(accusation.node.clone(), Message::Suspect(accusation).encode());
+        let suspicion = Suspicion::new(io.now, accusation.from.clone(), count, PROBE_INTERVAL);
+        self.suspects.set(accusation.node.as_str(), suspicion.deadline());
+        node.suspicion = Some(suspicion);
+        self.version += 1;
+        let subject = accusation.node.clone();
+        self.queue.push(subject, Message::Suspect(accusation).encode());
     }
 
     /// A node failed, or left when it says so itself.
@@ -248,6 +283,7 @@ impl Swim {
         let left = accusation.node == accusation.from;
         node.suspicion = None;
         self.suspects.remove(&accusation.node);
+        self.version += 1;
         node.incarnation = accusation.incarnation;
         node.state = if left { State::Left } else { State::Dead };
         node.changed = io.now;
@@ -347,29 +383,16 @@ impl Swim {
 
     /// Fails the suspects whose respite is over.
     pub fn expire_suspects(&mut self, io: &mut Io<'_>) {
-        let due = |node: &&Node| {
-            node.suspicion.as_ref().is_some_and(|suspicion| suspicion.deadline() <= io.now)
-        };
-        let failed: Vec<Accusation> = self
-            .suspected()
-            .filter(due)
-            .map(|node| Accusation {
-                incarnation: node.incarnation,
-                node: node.member.name.clone(),
-                from: self.name.clone(),
-            })
-            .collect();
-        for accusation in failed {
-            self.heard_dead(io, accusation);
+        for name in self.suspects.take_due(io.now) {
+            let Some(node) = self.nodes.get(&name) else { continue };
+            let incarnation = node.incarnation;
+            let from = self.name.clone();
+            self.heard_dead(io, Accusation { incarnation, node: name, from });
         }
     }
 
     pub fn next_suspect(&self) -> Option<Instant> {
-        self.suspected().filter_map(|node| Some(node.suspicion.as_ref()?.deadline())).min()
-    }
-
-    fn suspected(&self) -> impl Iterator<Item = &Node> {
-        self.suspects.iter().filter_map(|name| self.nodes.get(name))
+        self.suspects.first()
     }
 
     /// Tells a few nodes what is new.
@@ -377,30 +400,39 @@ impl Swim {
         if self.queue.is_empty() {
             return;
         }
-        let hears = |node: &&Node| {
-            node.member.name != self.name
-                && (matches!(node.state, State::Alive | State::Suspect)
-                    || io.now.since(node.changed) < GOSSIP_TO_DEAD)
+        let now = io.now;
+        let hears = |node: &Node| {
+            matches!(node.state, State::Alive | State::Suspect)
+                || now.since(node.changed) < GOSSIP_TO_DEAD
         };
-        let candidates =
-            self.nodes.values().filter(hears).map(|node| node.member.address).collect();
-        for to in io.pick(candidates, GOSSIP_NODES) {
-            let messages = self.take(0);
-            if messages.is_empty() {
+        for _ in 0..PACKETS_PER_TICK {
+            let hearers = self.pick(io, GOSSIP_NODES, hears);
+            let hearers: Vec<SocketAddr> = hearers.into_iter().map(|it| it.address).collect();
+            for to in &hearers {
+                let messages = self.take(0);
+                if messages.is_empty() {
+                    return;
+                }
+                io.send(*to, messages);
+            }
+            // After a cut between many nodes each has hundreds of things to say. What is new is told
+            // to several nodes at once even so: who objects to be taken for dead must not wait for
+            // a dozen seconds.
+            if !self.queue.has_told_less(hearers.len()) {
                 return;
             }
-            io.send(to, messages);
         }
     }
 
     /// Queued messages for the room that a packet has beside `used` bytes.
-    fn take(&mut self, used: usize) -> Vec<Vec<u8>> {
+    fn take(&mut self, used: usize) -> Vec<Arc<[u8]>> {
         let room = self.packet_bytes_max.saturating_sub(PACKET_OVERHEAD + used);
         self.queue.take(room, PART_OVERHEAD, self.nodes.len())
     }
 
     /// Sends messages, and what is queued in the room that is left.
-    pub fn send(&mut self, io: &mut Io<'_>, to: SocketAddr, mut messages: Vec<Vec<u8>>) {
+    pub fn send(&mut self, io: &mut Io<'_>, to: SocketAddr, messages: Vec<Vec<u8>>) {
+        let mut messages: Vec<Arc<[u8]>> = messages.into_iter().map(Arc::from).collect();
         let used: usize = messages.iter().map(|message| message.len() + PART_OVERHEAD).sum();
         let room = self.packet_bytes_max.saturating_sub(PACKET_OVERHEAD + used);
         let extra = self.take(used);
@@ -436,6 +468,8 @@ impl Swim {
                 && now.since(node.changed) > GOSSIP_TO_DEAD
         };
         let name = self.name.clone();
+        let before = self.nodes.len();
         self.nodes.retain(|_, node| node.member.name == name || !gone(node));
+        self.version += u64::from(self.nodes.len() != before);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Instant, NetworkId};
@@ -11,6 +12,7 @@ use wire::networkdb as pb;
 
 use crate::database::{APPLIED_AGAIN_MAX, Database, envelope};
 use crate::event::{DialId, Member};
+use crate::inplace::{compound_of, envelope_of};
 use crate::io::{Io, Out};
 use crate::swim::Swim;
 
@@ -20,8 +22,13 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 const SYNC_INTERVAL_DOCKER: Duration = Duration::from_secs(10);
 /// News is on its way for about so long.
 const QUIET: Duration = Duration::from_millis(500);
-/// Where it is never quiet, so many differences in a row are enough.
+/// Where it is never quiet, so many differences in a row are enough; among many nodes, where news is
+/// on its way nearly always, for each so many of them.
 const DIFFERENCES_MAX: u32 = 4;
+const DIFFERENCES_NODES: usize = 64;
+/// When many nodes missed something together, about so many exchange their tables at a time; what
+/// those learn reaches the others as news, and the others compare digests.
+const SYNCS: usize = 16;
 /// After a miss: soon, then each time twice as late.
 const SYNC_HURRIED: Duration = Duration::from_millis(700);
 /// Several syncs' worth of streams; a host that swallows connections holds one for 10 seconds.
@@ -29,6 +36,8 @@ const DIALS_MAX: usize = 128;
 /// The runner reports every dial within 10 seconds; this only bounds what a fault there could hold.
 const DIAL_KEPT: Duration = Duration::from_secs(60);
 const GOSSIP_NODES: usize = 3;
+/// So many nodes are looked at to find one of ours.
+const LOOKED_AT: usize = 8;
 /// Nodes that hear of a new row at once; the others hear by gossip.
 const FLUSH_NODES: usize = 64;
 /// Packets per network, node and tick: a burst of rows takes a few ticks, not minutes.
@@ -56,13 +65,7 @@ pub(crate) struct Dials {
 }
 
 impl Dials {
-    pub fn open(
-        &mut self,
-        io: &mut Io<'_>,
-        to: SocketAddr,
-        message: StreamMessage,
-        purpose: Purpose,
-    ) {
+    pub fn open(&mut self, io: &mut Io<'_>, to: SocketAddr, message: Arc<[u8]>, purpose: Purpose) {
         self.open.retain(|_, (_, began)| io.now.since(*began) < DIAL_KEPT);
         if self.open.len() >= DIALS_MAX {
             return io.count("dials_full");
@@ -80,9 +83,19 @@ impl Dials {
 }
 
 /// This node's side of a push/pull.
-pub(crate) fn push_pull(swim: &Swim, database: &Database, join: bool) -> StreamMessage {
+pub(crate) fn push_pull(swim: &Swim, database: &Database, join: bool) -> Arc<[u8]> {
+    let versions = (swim.version, database.network_clock);
+    let mut said = database.said.borrow_mut();
+    if let Some((known, message)) = said.get(&join)
+        && *known == versions
+    {
+        return message.clone();
+    }
     let user = envelope(pb::MessageType::PushPull, &database.attachments());
-    StreamMessage::PushPull { join, nodes: swim.states(), user }
+    let message = StreamMessage::PushPull { join, nodes: swim.states(), user };
+    let message: Arc<[u8]> = message.encode().into();
+    said.insert(join, (versions, message.clone()));
+    message
 }
 
 /// The other side's view of nodes and networks; the nodes were merged before.
@@ -125,6 +138,7 @@ pub(crate) fn send_table(
     unsolicited: bool,
 ) {
     let ours = database.networks.get(network).and_then(|it| it.ours.as_ref());
+    io.count("tables_sent");
     let incomplete = ours.is_none_or(|ours| ours.incomplete(io.now));
     let mut events = database.row_events(io.now, network).into_iter().peekable();
     let mut first = true;
@@ -143,19 +157,18 @@ pub(crate) fn send_table(
             unsolicited: unsolicited && first,
             node_name: database.name.clone(),
             networks: vec![network.to_string()],
-            payload: events_compound(messages),
+            payload: events_compound(&messages),
             incomplete,
         };
         let message = StreamMessage::User(envelope(pb::MessageType::BulkSync, &sync));
-        dials.open(io, to, message, Purpose::BulkSync { network: network.clone() });
+        let purpose = Purpose::BulkSync { network: network.clone() };
+        dials.open(io, to, message.encode().into(), purpose);
         first = false;
     }
 }
 
-fn events_compound(events: Vec<Vec<u8>>) -> Vec<u8> {
-    let messages =
-        events.into_iter().map(|payload| pb::compound_message::SimpleMessage { payload }).collect();
-    envelope(pb::MessageType::Compound, &pb::CompoundMessage { messages })
+fn events_compound(events: &[impl AsRef<[u8]>]) -> Vec<u8> {
+    envelope_of(pb::MessageType::Compound, &compound_of(events))
 }
 
 /// The bulk syncs that are due: one partner per network.
@@ -169,62 +182,60 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
         let factor = 1
             << (crate::database::HURRIED_SYNCS - ours.hurried.min(crate::database::HURRIED_SYNCS));
         ours.hurried = ours.hurried.saturating_sub(1);
-        let jitter = Duration::from_millis(io.below(300) as u64);
-        ours.sync_at =
-            Some(io.now + jitter + if hurried { SYNC_HURRIED * factor } else { SYNC_INTERVAL });
         let returned = std::mem::take(&mut ours.returned);
-        let partners: Vec<Member> = database.partners(&id).cloned().collect();
-        if partners.is_empty()
-            && !database.peers.is_empty()
-            && let Some(ours) = self::ours(database, &id)
-        {
-            // This node is the first one there.
-            ours.synced = true;
+        let mut partners: Vec<Arc<Member>> = database.partners(&id).to_vec();
+        let alone = partners.is_empty() && !database.peers.is_empty();
+        let known = partners.len();
+        let docker = !partners.iter().all(|partner| partner.is_skep());
+        if docker && !hurried {
+            // The others compare their digests every second.
+            partners.retain(|partner| !partner.is_skep());
         }
-        if !hurried
-            && !partners.iter().all(Member::is_skep)
-            && let Some(ours) = self::ours(database, &id)
-        {
-            ours.sync_at = Some(io.now + jitter + SYNC_INTERVAL_DOCKER);
-        }
-        let (back, others): (Vec<Member>, Vec<Member>) =
+        let (back, others): (Vec<Arc<Member>>, Vec<Arc<Member>>) =
             partners.into_iter().partition(|partner| returned.contains(&partner.name));
-        let chosen = io.pick(if back.is_empty() { others } else { back.clone() }, 1);
-        for partner in chosen {
-            if let Some(ours) = self::ours(database, &id) {
-                ours.returned.extend(
-                    back.iter().map(|it| it.name.clone()).filter(|name| *name != partner.name),
-                );
-            }
-            send_table(database, dials, io, partner.address, &id, true);
+        let chosen = io.pick(if back.is_empty() { others } else { back.clone() }, 1).pop();
+        let jitter = Duration::from_millis(io.below(300) as u64);
+        let Some(ours) = self::ours(database, &id) else { continue };
+        ours.sync_at = Some(
+            io.now
+                + jitter
+                + match (hurried, docker) {
+                    (true, _) => SYNC_HURRIED * factor,
+                    (false, true) => SYNC_INTERVAL_DOCKER,
+                    (false, false) => SYNC_INTERVAL,
+                },
+        );
+        // Where nobody is, this node is the first one there.
+        ours.synced |= alone;
+        let Some(partner) = chosen else { continue };
+        let back = back.into_iter().map(|it| it.name.clone());
+        ours.returned.extend(back.filter(|name| *name != partner.name));
+        let whole = !partner.is_skep() || !ours.synced || (hurried && io.below(known) < SYNCS);
+        match whole {
+            true => send_table(database, dials, io, partner.address, &id, true),
+            false => send_digest(database, io, partner.address, Some(&id)),
         }
     }
 }
 
 /// Tells one partner per network what this node knows, in a number.
 pub(crate) fn send_digests(database: &Database, swim: &Swim, io: &mut Io<'_>) {
-    let mut everyone = swim.others_alive();
-    everyone.retain(|member| member.is_skep());
-    let digest = digest(database, io.now, None);
-    send_digest(io, everyone, &digest);
+    if let Some(other) = swim.pick_skep(io) {
+        send_digest(database, io, other.address, None);
+    }
     for (id, network) in &database.networks {
         if network.ours.is_some() {
-            let partners: Vec<&Member> =
-                database.partners(id).filter(|partner| partner.is_skep()).collect();
-            if !partners.is_empty() {
-                let digest = self::digest(database, io.now, Some(id));
-                send_digest(io, partners, &digest);
+            let partners = io.pick_of(database.partners(id), LOOKED_AT);
+            if let Some(partner) = partners.into_iter().find(|partner| partner.is_skep()) {
+                send_digest(database, io, partner.address, Some(id));
             }
         }
     }
 }
 
-fn send_digest(io: &mut Io<'_>, partners: Vec<&Member>, digest: &pb::Digest) {
-    let message = envelope(pb::MessageType::Digest, digest);
-    for partner in io.pick(partners, 1) {
-        let message = wire::memberlist::Message::User(message.clone()).encode();
-        io.send(partner.address, vec![message]);
-    }
+fn send_digest(database: &Database, io: &mut Io<'_>, to: SocketAddr, network: Option<&NetworkId>) {
+    let message = envelope(pb::MessageType::Digest, &digest(database, io.now, network));
+    io.send(to, vec![wire::memberlist::Message::User(message).encode().into()]);
 }
 
 fn digest(database: &Database, now: Instant, network: Option<&NetworkId>) -> pb::Digest {
@@ -267,10 +278,16 @@ pub(crate) fn heard_digest(
         return None;
     }
     *differed += 1;
-    if !(mine.quiet && theirs.quiet) && *differed < DIFFERENCES_MAX {
+    let differed = *differed;
+    let nodes = id.as_ref().map_or(database.peers.len(), |id| database.partners(id).len());
+    let enough = DIFFERENCES_MAX * nodes.div_ceil(DIFFERENCES_NODES).max(1) as u32;
+    if !(mine.quiet && theirs.quiet) && differed < enough {
         return None;
     }
-    *differed = 0;
+    match &id {
+        Some(id) => ours(database, id)?.differed = 0,
+        None => database.differed = 0,
+    }
     io.count("digest_differed");
     match id {
         Some(id) => {
@@ -308,7 +325,7 @@ fn tell_applied(database: &Database, swim: &Swim, io: &mut Io<'_>, to: &str, row
         let message = pb::Applied { node_name: database.name.clone(), rows: rows.to_vec() };
         let message = envelope(pb::MessageType::Applied, &message);
         let message = wire::memberlist::Message::User(message).encode();
-        io.send(peer.member.address, vec![message]);
+        io.send(peer.member.address, vec![message.into()]);
     }
 }
 
@@ -328,12 +345,12 @@ pub(crate) fn flush_due(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
         .map(|(id, _)| id.clone())
         .collect();
     for id in due {
-        let partners = io.pick(database.partners(&id).collect(), FLUSH_NODES);
-        let partners: Vec<Member> = partners.into_iter().cloned().collect();
+        let partners = io.pick_of(database.partners(&id), FLUSH_NODES);
+        let partners: Vec<Arc<Member>> = partners.into_iter().cloned().collect();
         let Some(ours) = ours(database, &id) else { continue };
         ours.flush_at = None;
         let fresh = std::mem::take(&mut ours.fresh);
-        let mut latest: BTreeMap<&str, &[u8]> = BTreeMap::new();
+        let mut latest: BTreeMap<&str, &Arc<[u8]>> = BTreeMap::new();
         for (subject, event) in &fresh {
             latest.insert(subject, event);
         }
@@ -341,14 +358,14 @@ pub(crate) fn flush_due(database: &mut Database, swim: &Swim, io: &mut Io<'_>) {
         let mut size = 0;
         for event in latest.values() {
             if size + event.len() + EVENT_OVERHEAD > event_room(swim) && !packet.is_empty() {
-                tell(io, &partners, std::mem::take(&mut packet));
+                tell(io, &partners, &std::mem::take(&mut packet));
                 size = 0;
             }
             size += event.len() + EVENT_OVERHEAD;
-            packet.push(event.to_vec());
+            packet.push(Arc::clone(event));
         }
         if !packet.is_empty() {
-            tell(io, &partners, packet);
+            tell(io, &partners, &packet);
         }
         for (subject, event) in fresh {
             ours.own.push_told(subject, event, u32::from(!partners.is_empty()));
@@ -364,9 +381,10 @@ pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>)
         if idle {
             continue;
         }
-        let partners: Vec<&Member> = database.partners(&id).collect();
+        let partners = database.partners(&id);
         let nodes = partners.len() + 1;
-        let partners: Vec<Member> = io.pick(partners, GOSSIP_NODES).into_iter().cloned().collect();
+        let partners: Vec<Arc<Member>> =
+            io.pick_of(partners, GOSSIP_NODES).into_iter().cloned().collect();
         let Some(ours) = ours(database, &id) else { continue };
         for _ in 0..PACKETS_PER_TICK {
             let room = event_room(swim);
@@ -379,7 +397,7 @@ pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>)
             if events.is_empty() {
                 break;
             }
-            tell(io, &partners, events);
+            tell(io, &partners, &events);
         }
     }
 }
@@ -388,8 +406,9 @@ fn event_room(swim: &Swim) -> usize {
     swim.user_room().saturating_sub(COMPOUND_OVERHEAD)
 }
 
-fn tell(io: &mut Io<'_>, partners: &[Member], events: Vec<Vec<u8>>) {
+fn tell(io: &mut Io<'_>, partners: &[Arc<Member>], events: &[Arc<[u8]>]) {
     let message = wire::memberlist::Message::User(events_compound(events)).encode();
+    let message: Arc<[u8]> = message.into();
     for partner in partners {
         io.send(partner.address, vec![message.clone()]);
     }

@@ -1,5 +1,6 @@
 //! memberlist's bytes, protocol 2, as Docker Engine speaks it: messages, packets and stream frames.
 
+mod lzw;
 mod msgpack;
 pub mod packet;
 pub mod seal;

@@ -1,8 +1,6 @@
 //! The little of msgpack that memberlist uses: flat maps, in the old specification, where strings
 //! and bytes are both "raw". Written here because no crate writes the old form or reads raw bytes as text.
 
-use std::collections::BTreeMap;
-
 use super::Malformed;
 
 /// No struct of memberlist has more than seven fields; later ones may add some.
@@ -11,7 +9,7 @@ const FIELDS_MAX: u32 = 64;
 const DEPTH_MAX: u32 = 8;
 
 /// A map's field values by name.
-pub(super) struct Fields<'b>(BTreeMap<&'b [u8], Value<'b>>);
+pub(super) struct Fields<'b>(Vec<(&'b [u8], Value<'b>)>);
 
 #[derive(Clone, Copy)]
 enum Value<'b> {
@@ -24,25 +22,31 @@ enum Value<'b> {
 }
 
 impl<'b> Fields<'b> {
+    /// Of a name that is there twice the later one; there are too few to search otherwise.
+    fn get(&self, name: &str) -> Option<Value<'b>> {
+        let mut fields = self.0.iter().rev();
+        fields.find(|(known, _)| *known == name.as_bytes()).map(|(_, value)| *value)
+    }
+
     /// A number; absent and nil are 0, as in Go.
     pub fn number<N: TryFrom<u64> + Default>(&self, name: &str) -> Result<N, Malformed> {
-        match self.0.get(name.as_bytes()) {
+        match self.get(name) {
             None | Some(Value::Nil) => Ok(N::default()),
-            Some(Value::Number(number)) => N::try_from(*number).map_err(|_| Malformed),
+            Some(Value::Number(number)) => N::try_from(number).map_err(|_| Malformed),
             Some(_) => Err(Malformed),
         }
     }
 
     pub fn bool(&self, name: &str) -> Result<bool, Malformed> {
-        match self.0.get(name.as_bytes()) {
+        match self.get(name) {
             None | Some(Value::Nil) => Ok(false),
-            Some(Value::Bool(value)) => Ok(*value),
+            Some(Value::Bool(value)) => Ok(value),
             Some(_) => Err(Malformed),
         }
     }
 
     pub fn raw(&self, name: &str) -> Result<&'b [u8], Malformed> {
-        match self.0.get(name.as_bytes()) {
+        match self.get(name) {
             None | Some(Value::Nil) => Ok(&[]),
             Some(Value::Raw(bytes)) => Ok(bytes),
             Some(_) => Err(Malformed),
@@ -65,10 +69,10 @@ pub(super) fn read_map<'b>(input: &mut &'b [u8]) -> Result<Fields<'b>, Malformed
     if count > FIELDS_MAX {
         return Err(Malformed);
     }
-    let mut fields = BTreeMap::new();
+    let mut fields = Vec::with_capacity(count as usize);
     for _ in 0..count {
         let Value::Raw(name) = read_value(input, 0)? else { return Err(Malformed) };
-        fields.insert(name, read_value(input, 0)?);
+        fields.push((name, read_value(input, 0)?));
     }
     Ok(Fields(fields))
 }

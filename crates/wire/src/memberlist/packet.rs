@@ -1,6 +1,6 @@
 //! What wraps messages inside a packet: checksum, compression, several in one.
 
-use weezl::{BitOrder, LzwStatus, decode::Decoder, encode::Encoder};
+use weezl::{BitOrder, LzwStatus, decode::Decoder};
 
 use super::msgpack::{MapWriter, read_map};
 use super::{Malformed, Message, kind};
@@ -80,27 +80,27 @@ fn parts(plain: &[u8]) -> Result<Vec<&[u8]>, Malformed> {
 }
 
 /// Several messages as one; a single one stays as it is. At most [`PARTS_MAX`], each below 64 KiB.
-pub fn compound(mut messages: Vec<Vec<u8>>) -> Vec<u8> {
+pub fn compound(messages: &[impl AsRef<[u8]>]) -> Vec<u8> {
     debug_assert!(messages.len() <= PARTS_MAX);
-    if messages.len() == 1 {
-        return messages.remove(0);
+    if let [message] = messages {
+        return message.as_ref().to_vec();
     }
-    messages.truncate(PARTS_MAX);
-    let mut out = vec![kind::COMPOUND, messages.len() as u8];
-    for message in &messages {
-        out.extend_from_slice(&(message.len() as u16).to_be_bytes());
-    }
-    messages.iter().for_each(|message| out.extend_from_slice(message));
+    let messages = || messages.iter().take(PARTS_MAX).map(AsRef::as_ref);
+    let size: usize = messages().map(|message| message.len() + size_of::<u16>()).sum();
+    let mut out = Vec::with_capacity(size + 2);
+    out.extend([kind::COMPOUND, messages().count() as u8]);
+    messages().for_each(|message| out.extend((message.len() as u16).to_be_bytes()));
+    messages().for_each(|message| out.extend_from_slice(message));
     out
 }
 
 /// A message in LZW, as Go's `compress/lzw` with the least significant bit first and 8-bit literals.
-pub fn compress(message: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let packed = Encoder::new(BitOrder::Lsb, 8).encode(message).map_err(|_| Malformed)?;
+pub fn compress(message: &[u8]) -> Vec<u8> {
+    let packed = super::lzw::encode(message);
     let mut out = Vec::with_capacity(packed.len() + 16);
     out.push(kind::COMPRESS);
     MapWriter::new(&mut out, 2).number("Algo", 0u8).raw("Buf", &packed);
-    Ok(out)
+    out
 }
 
 /// The message inside a compression, if it is not larger than `limit`.

@@ -51,13 +51,11 @@ impl StreamMessage {
     /// The plain bytes, compressed when that pays.
     pub fn encode(&self) -> Vec<u8> {
         let plain = self.encode_plain();
-        if plain.len() >= COMPRESS_BYTES_MIN
-            && let Ok(packed) = compress(&plain)
-            && packed.len() < plain.len()
-        {
-            return packed;
+        if plain.len() < COMPRESS_BYTES_MIN {
+            return plain;
         }
-        plain
+        let packed = compress(&plain);
+        if packed.len() < plain.len() { packed } else { plain }
     }
 
     fn encode_plain(&self) -> Vec<u8> {
