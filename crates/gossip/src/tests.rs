@@ -46,8 +46,8 @@ struct World {
     timers: BTreeSet<(Instant, usize)>,
     /// Pairs that do not hear each other.
     cut: BTreeSet<(usize, usize)>,
-    /// Nodes below and from this one do not hear each other.
-    split: Option<usize>,
+    /// Nodes inside and outside do not hear each other.
+    split: std::ops::Range<usize>,
     loss: f64,
     under_way: BTreeMap<(Instant, u64), (usize, Event)>,
     count: u64,
@@ -67,7 +67,7 @@ impl World {
             due: Vec::new(),
             timers: BTreeSet::new(),
             cut: BTreeSet::new(),
-            split: None,
+            split: 0..0,
             loss: 0.0,
             under_way: BTreeMap::new(),
             count: 0,
@@ -137,7 +137,7 @@ impl World {
     }
 
     fn hears(&self, from: usize, to: usize) -> bool {
-        let apart = self.split.is_some_and(|split| (from < split) != (to < split));
+        let apart = self.split.contains(&from) != self.split.contains(&to);
         !apart && !self.cut.contains(&(from.min(to), from.max(to)))
     }
 
