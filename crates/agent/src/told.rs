@@ -56,9 +56,8 @@ impl Peers {
         rows: &Rows,
     ) {
         let before = std::mem::take(&mut self.here);
-        let docker = |name: &String| {
-            before.get(name).is_some_and(|here| here.engine == NodeEngine::Docker)
-        };
+        let docker =
+            |name: &String| before.get(name).is_some_and(|here| here.engine == NodeEngine::Docker);
         let here = |name: &String| match before.get(name) {
             Some(here) if !rows.is_up(name) => *here,
             here => {
