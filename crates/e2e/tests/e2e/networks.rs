@@ -14,6 +14,7 @@ fn local_networks() -> Result<()> {
             ("a published port answers", a_published_port_answers),
             ("a network has the addresses it was given", a_network_has_the_addresses_it_was_given),
             ("a running container joins and leaves", a_running_container_joins_and_leaves),
+            ("a network is named by its id", a_network_is_named_by_its_id),
             ("an internal network has no way out", an_internal_network_has_no_way_out),
             (
                 "networks of the host, of none and of another",
@@ -77,6 +78,30 @@ fn a_running_container_joins_and_leaves(lab: &Lab) -> Result<()> {
     ensure!(!links.contains("eth1"), "{links}");
     host.dk("rm -f mover")?;
     host.dk("network rm second").map(drop)
+}
+
+/// A network that was named by its id is known by its name, by which the container leaves it for good.
+fn a_network_is_named_by_its_id(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let id = host.dk("network create third")?;
+    host.dk(&format!("run -d --name by-id --network {id} httpd"))?;
+    let on = || {
+        let format = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+        host.docker(&["inspect", "-f", format, "by-id"])
+    };
+    ensure!(on()?.trim() == "third", "{}", on()?);
+    host.dk("network connect bridge by-id")?;
+    host.dk("network disconnect third by-id")?;
+    ensure!(on()?.trim() == "bridge", "{}", on()?);
+    host.dk("restart -t 0 by-id")?;
+    ensure!(on()?.trim() == "bridge", "after its next start: {}", on()?);
+    host.dk("stop -t 0 by-id")?;
+    host.dk(&format!("network connect {} by-id", &id[..12]))?;
+    ensure!(on()?.trim() == "bridge third", "at rest: {}", on()?);
+    host.dk("network disconnect third by-id")?;
+    ensure!(on()?.trim() == "bridge", "at rest: {}", on()?);
+    host.dk("rm -f by-id")?;
+    host.dk("network rm third").map(drop)
 }
 
 fn an_internal_network_has_no_way_out(lab: &Lab) -> Result<()> {

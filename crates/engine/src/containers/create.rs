@@ -42,7 +42,8 @@ impl Engine {
         validate::check_merged(&request.config)?;
         oci::check_security(&request.host_config, &self.config())?;
         self.check_others(&request.host_config)?;
-        let networks = endpoints::wanted(&request)?;
+        let networks = endpoints::wanted(&request)?.into_iter();
+        let networks = networks.map(|(name, asked)| (self.known_network(&name), asked)).collect();
         self.check_links(&request.host_config)?;
         let log = self.log_config(&request)?;
 

@@ -152,7 +152,10 @@ impl Engine {
         Ok(SandboxSpec {
             container: spec.id.clone(),
             container_name: spec.name.clone(),
-            endpoints: if mode == SandboxMode::Own { sandbox_endpoints(spec)? } else { Vec::new() },
+            endpoints: match mode {
+                SandboxMode::Own => sandbox_endpoints(spec, &self.known_network(mode_text))?,
+                _ => Vec::new(),
+            },
             mode,
             ports,
             ingress: spec.task.as_ref().map(|task| task.ingress.clone()).unwrap_or_default(),
@@ -192,7 +195,8 @@ fn parse_dns(own: Option<&[String]>, daemon: &[String]) -> Result<Vec<IpAddr>> {
         .collect()
 }
 
-fn sandbox_endpoints(spec: &Spec) -> Result<Vec<EndpointSpec>> {
+/// Those of the task, then the one of `--network`, then the others.
+fn sandbox_endpoints(spec: &Spec, first: &str) -> Result<Vec<EndpointSpec>> {
     let mut endpoints: Vec<EndpointSpec> = spec
         .task
         .iter()
@@ -206,10 +210,9 @@ fn sandbox_endpoints(spec: &Spec) -> Result<Vec<EndpointSpec>> {
             driver_opts: endpoint.driver_opts.clone(),
         })
         .collect();
-    let mode = spec.host_config.network_mode.as_deref().unwrap_or("bridge");
-    let first = spec.networks.iter().filter(|(name, _)| *name == mode);
-    let others = spec.networks.iter().filter(|(name, _)| *name != mode);
-    for (name, settings) in first.chain(others).filter(|(name, _)| *name != "none") {
+    let (before, others): (Vec<_>, Vec<_>) =
+        spec.networks.iter().partition(|(name, _)| *name == first);
+    for (name, settings) in before.into_iter().chain(others).filter(|(name, _)| *name != "none") {
         endpoints.push(endpoint(name, settings, None)?);
     }
     Ok(endpoints)
