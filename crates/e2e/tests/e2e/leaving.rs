@@ -11,7 +11,7 @@ use lab::host::wait_until;
 
 use crate::crash::{OPERATIONS, Operation, Rig, SETTLE_MAX, is};
 
-/// What a client sends to have an operation of [`OPERATIONS`] or of [`FURTHER`] done.
+/// What a client sends to have an operation of [`OPERATIONS`] done, or [`FURTHER`].
 const REQUESTS: [(&str, &str, &str); 7] = [
     (
         "create",
@@ -53,8 +53,8 @@ fn a_client_that_leaves_leaves_nothing_half_done() -> Result<()> {
     let rig = Rig::make(host)?;
     let mut failed = Vec::new();
     for (name, request, body) in REQUESTS {
-        let all = OPERATIONS.iter().chain([&FURTHER]);
-        let operation = all.into_iter().find(|operation| operation.name == name);
+        let mut all = [&FURTHER].into_iter().chain(&OPERATIONS);
+        let operation = all.find(|operation| operation.name == name);
         let operation = operation.context(name)?;
         for sent in [Sent::Half, Sent::Whole, Sent::WholeAndHeard] {
             let done = leave(&rig, operation, request, body, sent);
