@@ -91,16 +91,11 @@ impl Database {
             return io.count("row_of_stranger");
         }
         let deleted = event.kind == DELETE;
-        let reap_after = match event.reap_after {
-            seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
-            _ => TOMBSTONE,
-        };
         let held = |owner: &String| {
             network.attachments.get(owner).is_some_and(|attachment| !attachment.leaving)
                 && is_another(&self.peers, owner, event.owner)
         };
-        let known = network.rows.get(&key.0, &key.1);
-        match known {
+        match network.rows.get(&key.0, &key.1) {
             Some(entry) if entry.owner == self.name && entry.reap_at.is_none() => {
                 // Two nodes claim one key: this one is here to say that it is its own.
                 if event.ltime >= entry.ltime {
@@ -119,7 +114,25 @@ impl Database {
         if event.value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
             return io.count("row_too_large");
         }
-        let unknown_delete = deleted && known.is_none();
+        self.take_row(io, &id, key, event, bulk);
+    }
+
+    /// Takes over a row of another node, and tells it on.
+    fn take_row(
+        &mut self,
+        io: &mut Io<'_>,
+        id: &NetworkId,
+        key: RowKey,
+        event: &Heard<'_>,
+        bulk: bool,
+    ) {
+        let Some(network) = self.networks.get_mut(id) else { return };
+        let deleted = event.kind == DELETE;
+        let reap_after = match event.reap_after {
+            seconds if seconds > 0 => Duration::from_secs(seconds as u64).min(TOMBSTONE),
+            _ => TOMBSTONE,
+        };
+        let unknown_delete = deleted && network.rows.get(&key.0, &key.1).is_none();
         let entry = Entry {
             owner: event.owner.to_owned(),
             ltime: event.ltime,
@@ -130,13 +143,13 @@ impl Database {
         };
         let echoes = entry.echoes.clone();
         // Not the bytes that came: they may hold more than was read.
-        let message = row_message(io.now, &id, &key.0, &key.1, &entry, event.kind);
+        let message = row_message(io.now, id, &key.0, &key.1, &entry, event.kind);
         let new = (!deleted).then(|| event.value.to_vec());
         let old = network.rows.insert(key.clone(), entry);
         let old = old.filter(|entry| entry.reap_at.is_none()).map(|entry| entry.value);
         // One that is announced anew is told too: its owner, restarted, asks who follows it.
         if old.is_some() || new.is_some() {
-            io.effect(row_changed(&id, &key.0, &key.1, event.owner, old, new));
+            io.effect(row_changed(id, &key.0, &key.1, event.owner, old, new));
         }
         // A deletion that is about to be forgotten would only come back round and round.
         let spread = !unknown_delete || reap_after > TOMBSTONE / 6;
