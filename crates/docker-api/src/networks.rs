@@ -26,6 +26,8 @@ use crate::swarm;
 pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/networks", get(list))
+        // Docker has this one path with a slash at its end as well.
+        .route("/networks/", get(list))
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         .route("/networks/{id}", get(inspect).delete(remove))

@@ -198,10 +198,10 @@ impl Store {
     pub fn save(&self, names: &[String], out: impl Write) -> Result<()> {
         let mut images: BTreeMap<Digest, (Arc<Image>, Vec<Reference>)> = BTreeMap::new();
         for name in names {
-            let image = self.resolve(name)?;
-            let tags = self.tags_meant(name, &image);
-            let (_, all) = images.entry(image.id).or_insert_with(|| (image, Vec::new()));
-            all.extend(tags);
+            for (image, tag) in self.meant(name)? {
+                let (_, tags) = images.entry(image.id).or_insert_with(|| (image, Vec::new()));
+                tags.extend(tag);
+            }
         }
         let mut writer = Writer::new(out);
         self.write_archive(&mut writer, &images)?;
@@ -210,18 +210,18 @@ impl Store {
     }
 
     /// A name without a tag means every tag of its repository, in `docker save`.
-    fn tags_meant(&self, name: &str, image: &Image) -> Vec<Reference> {
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        match Reference::parse(name) {
-            Ok(reference)
-                if image.id.hex().starts_with(prefix)
-                    && self.read().names.get(&reference).is_none() =>
-            {
-                Vec::new()
-            }
-            Ok(reference) if reference.digest().is_none() => vec![reference.or_latest()],
-            _ => Vec::new(),
+    fn meant(&self, name: &str) -> Result<Vec<(Arc<Image>, Option<Reference>)>> {
+        let parsed = Reference::parse(name).ok();
+        let bare = parsed.as_ref().filter(|it| it.tag().is_none() && it.digest().is_none());
+        let tagged = bare.map(|bare| self.read().names.tags(bare)).unwrap_or_default();
+        if !tagged.is_empty() {
+            let known = |(tag, id)| Some((self.image(&id)?, Some(tag)));
+            return Ok(tagged.into_iter().filter_map(known).collect());
         }
+        let image = self.resolve(name)?;
+        // What is no name of an image was the beginning of its id.
+        let tag = parsed.filter(|it| it.tag().is_some() && self.read().names.get(it).is_some());
+        Ok(vec![(image, tag)])
     }
 
     fn write_archive(

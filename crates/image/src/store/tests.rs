@@ -399,6 +399,21 @@ fn a_saved_image_loads_elsewhere_as_the_same_image() {
 }
 
 #[test]
+fn a_name_without_a_tag_saves_every_tag_of_its_repository() {
+    let (_directory, from) = store();
+    let one = import(&from, &small(), "one:1").unwrap();
+    for tag in ["one:2", "one", "other"] {
+        from.tag(&one.id, &Reference::parse(tag).unwrap().or_latest()).unwrap();
+    }
+    let mut saved = Vec::new();
+    from.save(&["one".into()], &mut saved).unwrap();
+    let (_directory, to) = store();
+    to.load(saved.as_slice(), true, &crate::ProgressSender::nobody()).unwrap();
+    let loaded = to.resolve("one:2").unwrap();
+    assert_eq!(loaded.repo_tags, ["one:1", "one:2", "one:latest"]);
+}
+
+#[test]
 fn an_image_that_is_saved_by_its_id_gets_no_name_from_it() {
     let (_directory, from) = store();
     let one = import(&from, &small(), "one:1").unwrap();
