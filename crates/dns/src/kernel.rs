@@ -65,6 +65,9 @@ pub trait Caches: Send + Sync {
     /// which stay in the kernel, may not, and have nothing to say any more.
     fn sign(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
 
+    /// Takes the signature back: no cache speaks for the socket any more, whatever it holds.
+    fn silence(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+
     /// Puts one before the signed socket with this port of 127.0.0.11, in the namespace of the calling thread.
     fn attach(&self, port: u16) -> io::Result<Arc<dyn Cache>>;
 

@@ -17,6 +17,8 @@ use crate::socket::{Family, Socket};
 /// them all forgotten and those that it asks for again kept anew.
 const ENTRIES_MAX: usize = 256;
 const NUMBER: usize = size_of::<u64>();
+/// The priority of sockets that nobody signed.
+const UNSIGNED: i32 = 0;
 /// The key of an array's first element.
 const FIRST: [u8; 4] = [0; 4];
 
@@ -51,7 +53,7 @@ struct Keys {
 
 impl Default for KernelCaches {
     fn default() -> Self {
-        // Hashers are seeded by chance. Never 0, which is the priority of sockets that nobody signed.
+        // Hashers are seeded by chance. Never [`UNSIGNED`].
         let chance = std::hash::RandomState::new().build_hasher().finish();
         let signature = (chance as u32 >> 1 | 1 << 29) as i32;
         Self { signature, shared: OnceLock::new() }
@@ -76,6 +78,10 @@ impl KernelCaches {
 impl Caches for KernelCaches {
     fn sign(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         bpf::set_priority(socket, self.signature)
+    }
+
+    fn silence(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        bpf::set_priority(socket, UNSIGNED)
     }
 
     fn attach(&self, port: u16) -> io::Result<Arc<dyn Cache>> {
@@ -119,9 +125,11 @@ impl KernelCache {
     /// the one in the map: from the moment that this is another, none that were kept before are given.
     /// They are removed for their room, and for a second reason: a processor that sees half of the new
     /// number may take it for an older one, of which there must be no entries.
+    ///
+    /// Nor are there any of the generation that lasts while they are removed: a processor that finds an
+    /// entry just before that may read the next one in its memory, and would take it for what it looked for.
     fn forget(&self, kept: &mut Keys) -> io::Result<()> {
-        kept.generation += 1;
-        let told = self.generation.insert(&FIRST, &kept.generation.to_ne_bytes());
+        let told = self.next_generation(kept);
         let mut removed = Ok(());
         for key in std::mem::take(&mut kept.keys) {
             match self.entries.remove(&key) {
@@ -129,8 +137,15 @@ impl KernelCache {
                 _ => {}
             }
         }
+        // If the map stays behind, what is kept from now on is not given.
+        let _ = self.next_generation(kept);
         // Either alone is enough for what is asked from now on.
         if told.is_ok() { told } else { removed }
+    }
+
+    fn next_generation(&self, kept: &mut Keys) -> io::Result<()> {
+        kept.generation += 1;
+        self.generation.insert(&FIRST, &kept.generation.to_ne_bytes())
     }
 }
 

@@ -7,13 +7,14 @@
 //! ones can follow behind.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dns::Reply;
 use dns::kernel::{Cache, Caches, Kept};
+use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 use crate::netns;
@@ -60,11 +61,15 @@ pub(crate) struct Shortcut {
     kernel: Rc<Kernel>,
     netns: Arc<OwnedFd>,
     port: u16,
+    /// Where the process itself hears; open for as long as it is asked there.
+    socket: Weak<UdpSocket>,
     state: RefCell<State>,
 }
 
 struct State {
     cache: Option<Arc<dyn Cache>>,
+    /// No cache may speak any more.
+    silenced: bool,
     /// A visit of the namespace that is not over.
     visit: Option<JoinHandle<()>>,
     /// Questions since then that a cache would answer, or that one has missed.
@@ -76,11 +81,14 @@ struct State {
 }
 
 impl Shortcut {
-    pub fn new(kernel: Rc<Kernel>, netns: Arc<OwnedFd>, port: u16) -> Rc<Self> {
-        let now = Instant::now();
-        let (asked, pause) = (0, PAUSE);
-        let state = State { cache: None, visit: None, asked, since: now, next: now, pause };
-        Rc::new(Self { kernel, netns, port, state: RefCell::new(state) })
+    pub fn new(
+        kernel: Rc<Kernel>,
+        netns: Arc<OwnedFd>,
+        port: u16,
+        socket: &Rc<UdpSocket>,
+    ) -> Rc<Self> {
+        let state = RefCell::new(State::new(Instant::now()));
+        Rc::new(Self { kernel, netns, port, socket: Rc::downgrade(socket), state })
     }
 
     /// Takes a reply that was asked for more than once. A sandbox that never asks so has no cache.
@@ -90,7 +98,7 @@ impl Shortcut {
             return;
         }
         let mut state = self.state.borrow_mut();
-        if state.visit.as_ref().is_some_and(|visit| !visit.is_finished()) {
+        if state.silenced || state.visit.as_ref().is_some_and(|visit| !visit.is_finished()) {
             return;
         }
         let now = Instant::now();
@@ -137,10 +145,22 @@ impl Shortcut {
     /// Forgets what was kept: the names are about to change.
     pub fn clear(&self) {
         let mut state = self.state.borrow_mut();
-        if let Some(Err(error)) = state.cache.as_ref().map(|cache| cache.clear()) {
-            // Never seen: both ways of emptying it have failed.
-            tracing::error!(%error, "old answers may be given in a sandbox");
-            state.cache = None;
+        let Some(Err(error)) = state.cache.as_ref().map(|cache| cache.clear()) else { return };
+        // Somebody forbids bpf(2) since: what was kept is out of reach, but nobody needs to speak for it.
+        state.cache = None;
+        state.silenced = true;
+        let socket = self.socket.upgrade();
+        let silenced = socket.map_or(Ok(()), |socket| self.kernel.caches.silence(socket.as_fd()));
+        match silenced {
+            Ok(()) => tracing::warn!(
+                %error,
+                port = self.port,
+                "the names of a sandbox cannot be changed in the kernel; this process answers them alone"
+            ),
+            // Never seen.
+            Err(silent) => {
+                tracing::error!(%error, %silent, port = self.port, "old answers may be given in a sandbox");
+            }
         }
     }
 
@@ -155,11 +175,94 @@ impl Shortcut {
 }
 
 impl State {
+    fn new(now: Instant) -> Self {
+        Self {
+            cache: None,
+            silenced: false,
+            visit: None,
+            asked: 0,
+            since: now,
+            next: now,
+            pause: PAUSE,
+        }
+    }
+
     fn is_asked_often(&mut self, now: Instant) -> bool {
         if now.saturating_duration_since(self.since) > ASKED_WITHIN {
             (self.since, self.asked) = (now, 0);
         }
         self.asked += 1;
         self.asked >= ASKED_MIN
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A kernel that lets nobody change what it holds.
+    #[derive(Default)]
+    struct Forbidden {
+        silenced: AtomicU32,
+        attached: AtomicU32,
+    }
+
+    impl Caches for Forbidden {
+        fn sign(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn silence(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+            self.silenced.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn attach(&self, _: u16) -> io::Result<Arc<dyn Cache>> {
+            self.attached.fetch_add(1, Ordering::SeqCst);
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+
+        fn answered(&self) -> u64 {
+            0
+        }
+    }
+
+    impl Cache for Forbidden {
+        fn keep(&self, _: &[u8], _: &[u8]) -> Kept {
+            Kept::Not
+        }
+
+        fn clear(&self) -> io::Result<()> {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+
+        fn attach_again(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_emptied_is_silenced_and_none_comes_after_it() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let caches = Arc::new(Forbidden::default());
+            let netns = Arc::new(OwnedFd::from(File::open("/proc/self/ns/net").unwrap()));
+            let socket = Rc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            let shortcut = Shortcut::new(Kernel::new(caches.clone()), netns, 1, &socket);
+            shortcut.state.borrow_mut().cache = Some(caches.clone());
+            shortcut.clear();
+            shortcut.clear();
+            assert_eq!(caches.silenced.load(Ordering::SeqCst), 1);
+            for _ in 0..2 * ASKED_MIN {
+                shortcut.offer(&[1; 40], &Reply::default());
+            }
+            shortcut.close().await;
+            assert_eq!(caches.attached.load(Ordering::SeqCst), 0);
+        });
     }
 }

@@ -176,15 +176,15 @@ fn open(
     kernel: Rc<Kernel>,
 ) -> io::Result<Served> {
     let netns = Arc::new(netns);
+    let udp = Rc::new(UdpSocket::from_std(listeners.udp)?);
+    let tcp = TcpListener::from_std(listeners.tcp)?;
     let live = Rc::new(Live {
         names: RefCell::new(Rc::new(names)),
         prebuilt: RefCell::default(),
-        shortcut: Shortcut::new(kernel, netns.clone(), listeners.ports.udp),
+        shortcut: Shortcut::new(kernel, netns.clone(), listeners.ports.udp, &udp),
         servers: Servers::new(netns),
         counters,
     });
-    let udp = Rc::new(UdpSocket::from_std(listeners.udp)?);
-    let tcp = TcpListener::from_std(listeners.tcp)?;
     let tasks = [
         tokio::task::spawn_local(answer_packets(live.clone(), udp)).abort_handle(),
         tokio::task::spawn_local(answer_connections(live.clone(), tcp)).abort_handle(),

@@ -70,6 +70,10 @@ const KEY: i16 = HEAD - super::KEY_BYTES as i16;
 const FIRST: i16 = KEY - 8;
 /// The sum of the addresses and the protocol, kept for the reply.
 const PSEUDO_SUM: i16 = KEY - 16;
+/// The generation that was in use before the entry was looked up.
+const GENERATION: i16 = KEY - 24;
+/// The entry's reply, as long as the longest.
+const REPLY: i16 = GENERATION - REPLY_BYTES_MAX as i16;
 
 const UDP: u8 = 17;
 const DNS_PORT: u16 = 53;
@@ -89,6 +93,7 @@ pub fn assemble(maps: Maps, port: u16, signature: i32) -> Option<Vec<u8>> {
     code.copy(R6, R1);
     accept_questions_only(&mut code, port, pass);
     look_up(&mut code, maps, pass);
+    copy_reply(&mut code, maps, pass);
     socket_must_live(&mut code, signature, pass);
     write_headers(&mut code, pass);
     send_reply(&mut code, maps);
@@ -174,6 +179,11 @@ fn fold(code: &mut Assembler) {
 /// R9 becomes the entry, R8 the reply's length. Goes on only with one of the names in use.
 fn look_up(code: &mut Assembler, maps: Maps, pass: Label) {
     use Compare::{Equal, Greater, Less, NotEqual};
+    code.store_number(Size::Double, FRAME, FIRST, 0);
+    first_of(code, maps.generation, pass);
+    code.load(Size::Double, R1, R0, 0);
+    code.store(Size::Double, FRAME, GENERATION, R1);
+
     for at in (KEY..HEAD).step_by(8) {
         code.store_number(Size::Double, FRAME, at, 0);
     }
@@ -191,15 +201,27 @@ fn look_up(code: &mut Assembler, maps: Maps, pass: Label) {
     code.jump_if_number(Equal, R0, 0, pass);
     code.copy(R9, R0);
 
-    code.store_number(Size::Double, FRAME, FIRST, 0);
-    first_of(code, maps.generation, pass);
-    code.load(Size::Double, R1, R0, 0);
+    code.load(Size::Double, R1, FRAME, GENERATION);
     code.load(Size::Double, R2, R9, 0);
     code.jump_if(NotEqual, R1, R2, pass);
 
     code.load(Size::Word, R8, R9, 8);
     code.jump_if_number(Less, R8, MESSAGE_BYTES_MIN as i32, pass);
     code.jump_if_number(Greater, R8, REPLY_BYTES_MAX as i32, pass);
+}
+
+/// Takes the reply off the entry. The kernel gives the memory of a removed entry to the next one at
+/// once, whoever reads it: what was read is this question's reply only if the generation is still the
+/// one from before the look-up, for it changes before any entry is removed and again before the next is made.
+fn copy_reply(code: &mut Assembler, maps: Maps, pass: Label) {
+    for at in (0..REPLY_BYTES_MAX as i16).step_by(8) {
+        code.load(Size::Double, R1, R9, VALUE_HEADER as i16 + at);
+        code.store(Size::Double, FRAME, REPLY + at, R1);
+    }
+    first_of(code, maps.generation, pass);
+    code.load(Size::Double, R1, R0, 0);
+    code.load(Size::Double, R2, FRAME, GENERATION);
+    code.jump_if(Compare::NotEqual, R1, R2, pass);
 }
 
 /// Entries are worth what their process is worth. One that has died has no socket; its successor's,
@@ -280,8 +302,7 @@ fn send_reply(code: &mut Assembler, maps: Maps) {
     let counted = code.label();
     code.copy(R1, R6);
     code.set(R2, ETHERNET + HEADERS);
-    code.copy(R3, R9);
-    code.alu_number(Alu::Add, R3, VALUE_HEADER as i32);
+    code.stack_address(R3, REPLY);
     code.copy(R4, R8);
     code.set(R5, 0);
     code.call(STORE_BYTES);
