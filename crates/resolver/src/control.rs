@@ -14,6 +14,7 @@ use std::time::Duration;
 use dns::kernel::Caches;
 use dns::{Names, Zone};
 use rustix::fs::FlockOperation;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use crate::client::{Error, socket_path};
@@ -43,7 +44,7 @@ pub fn run(exec_root: &Path, caches: Arc<dyn Caches>) -> Result<(), Error> {
     tracing::trace!(target: "step", "resolver: alone");
     // Already a session's leader when started by hand.
     let _ = rustix::process::setsid();
-    raise_descriptor_limit();
+    raise_limits();
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).map_err(failed)?;
     tracing::trace!(target: "step", "resolver: listens");
@@ -64,10 +65,15 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Three descriptors per sandbox, four more for one with a cache in the kernel, and those towards the servers.
-fn raise_descriptor_limit() {
-    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+/// Before 5.11 the kernel counts such caches as locked memory, of which 64 KiB are usual: less than one takes.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        let _ = setrlimit(resource, limit);
+    }
+    // More than the maximum, where we may.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
 #[derive(Clone)]

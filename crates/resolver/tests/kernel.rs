@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use resolver::Sandbox;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::*;
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -99,6 +99,22 @@ fn a_question_asked_often_is_answered_without_the_process_and_is_counted() {
         }
     });
     assert_eq!(process.client.counters().unwrap()["answered"], before + OFTEN as u64);
+}
+
+#[test]
+fn older_kernels_let_the_process_have_as_many_caches_as_they_may() {
+    // As usual there.
+    let before = getrlimit(Resource::Memlock);
+    let usual = Rlimit { current: Some(64 << 10), maximum: before.maximum };
+    setrlimit(Resource::Memlock, usual).unwrap();
+    let process = Process::start();
+    setrlimit(Resource::Memlock, before).unwrap();
+    process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
+    let limits = format!("/proc/{}/limits", process.id().unwrap());
+    let limits = std::fs::read_to_string(limits).unwrap();
+    let locked = limits.lines().find(|line| line.starts_with("Max locked memory")).unwrap();
+    let words: Vec<&str> = locked.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{locked}");
 }
 
 #[test]
