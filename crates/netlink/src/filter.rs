@@ -1,5 +1,6 @@
 //! Traffic control, as far as one program at the entrance of the loopback device needs it.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::message::{Message, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -38,6 +39,11 @@ pub fn room() -> Message {
     ));
     message.put_str(TCA_KIND, "clsact");
     message
+}
+
+/// Whether a kernel that refuses [`room`] so will never make any: it has no `clsact`, or no traffic control at all.
+pub fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP))
 }
 
 /// Makes the program the filter of the loopback device, in place of one that is there already.

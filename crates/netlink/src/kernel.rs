@@ -30,7 +30,7 @@ pub struct Kernel {
     pub flows_ended: u64,
     /// What the last look could not see.
     pub unreadable: Vec<(Namespace, io::Error)>,
-    /// There was no room for filters on a new loopback device.
+    /// The kernel knows of no room for filters.
     no_room: bool,
 }
 
@@ -239,14 +239,14 @@ impl Kernel {
         // A file without its namespace, or one that nobody asked for any more.
         namespace::remove(&path)?;
         let mut space = namespace::create(&path, Space::open)?;
-        // Without room names are answered more slowly, by the resolver alone. A kernel that cannot make any
-        // looks for a module each time, and is not asked again.
+        // Without room names are answered more slowly, by the resolver alone. A kernel that knows of none looks
+        // for a module each time, and is not asked again.
         if matches!(ns, Namespace::Sandbox(_))
             && !self.no_room
             && let Err(error) = space.route.request(filter::room())
         {
             tracing::debug!(%error, "no filters on the loopback device");
-            self.no_room = true;
+            self.no_room = filter::is_unknown(&error);
         }
         self.spaces.insert(ns.clone(), space);
         Ok(())

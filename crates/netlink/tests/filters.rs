@@ -17,3 +17,12 @@ fn a_container_s_loopback_has_room_for_filters_and_the_host_s_has_none() {
     let room = stdout(&host.exec("tc qdisc show dev lo"));
     assert!(!room.contains("clsact"), "the host's own is left alone: {room}");
 }
+
+#[test]
+fn only_a_kernel_without_room_for_filters_is_not_asked_again() {
+    let refused = |errno| netlink::filter::is_unknown(&std::io::Error::from_raw_os_error(errno));
+    assert!(refused(libc::ENOENT) && refused(libc::EOPNOTSUPP));
+    for passing in [libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN, libc::EEXIST] {
+        assert!(!refused(passing), "{passing}");
+    }
+}
