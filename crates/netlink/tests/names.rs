@@ -106,3 +106,34 @@ fn a_cache_says_nothing_for_a_socket_that_was_silenced() {
         assert!(!is_answered());
     });
 }
+
+/// Pages of a pipe become the packet: nothing of the question lies where the kernel keeps headers.
+#[test]
+fn a_question_in_pages_of_its_own_is_answered_like_any_other() {
+    in_a_new_namespace(|| {
+        let caches = KernelCaches::default();
+        let server = UdpSocket::bind("127.0.0.11:0").unwrap();
+        caches.sign(server.as_fd()).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let cache = caches.attach(port).unwrap();
+        let mut table = netplan::Table::default();
+        let ports = netplan::ResolverPorts { udp: port, tcp: port };
+        table.chains.push(netplan::desired::sandbox::redirect_names(ports));
+        let mut firewall = Socket::open(Family::Netfilter).unwrap();
+        firewall.transaction(netlink::nft::replace(Some(&table))).unwrap();
+        let asker = UdpSocket::bind("127.0.0.1:0").unwrap();
+        asker.set_nonblocking(true).unwrap();
+        asker.connect("127.0.0.11:53").unwrap();
+        for (byte, length) in [(0, 170), (1, 12)] {
+            let (question, reply) = (message(byte, 40), message(byte, length));
+            assert_eq!(cache.keep(&question, &reply), Kept::Now);
+            let (out, into) = rustix::pipe::pipe().unwrap();
+            rustix::io::write(&into, &question).unwrap();
+            let flags = rustix::pipe::SpliceFlags::empty();
+            assert_eq!(rustix::pipe::splice(&out, None, &asker, None, 40, flags), Ok(40));
+            let mut got = [0xff; 512];
+            let length = asker.recv(&mut got).unwrap();
+            assert_eq!(got[..length], reply);
+        }
+    });
+}
