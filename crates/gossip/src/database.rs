@@ -12,7 +12,7 @@ use wire::networkdb as pb;
 
 use crate::event::{Effect, Member};
 use crate::io::Io;
-use crate::queue::{Echoes, Queue};
+use crate::queue::Queue;
 use crate::rows::Rows;
 
 /// How long others may still hear of a deleted row (NetworkDB's `reapEntryInterval`).
@@ -81,8 +81,6 @@ pub(crate) struct Entry {
     pub value: Vec<u8>,
     /// Set once it is deleted: when it may be forgotten.
     pub reap_at: Option<Instant>,
-    /// Counts how often others tell it while this node still does.
-    pub echoes: Option<Echoes>,
 }
 
 pub(crate) type RowKey = (String, String);
@@ -416,6 +414,15 @@ fn witness(io: &mut Io<'_>, clock: &mut u64, time: u64) -> bool {
 pub(crate) fn fnv(parts: &[&[u8]]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     parts.iter().fold(0xcbf2_9ce4_8422_2325, |hash, part| part.iter().fold(step(hash, &0xff), step))
+}
+
+/// Makes every bit of a hash depend on all of it, by MurmurHash3's last step. Of FNV-1a the last
+/// bytes only shift the number a little: in a sum two rows that were missed cancelled each other out.
+pub(crate) fn spread(mut hash: u64) -> u64 {
+    for factor in [0xff51_afd7_ed55_8ccd, 0xc4ce_b9fe_1a85_ec53] {
+        hash = (hash ^ hash >> 33).wrapping_mul(factor);
+    }
+    hash ^ hash >> 33
 }
 
 /// A row's content in a number, by which nodes tell each other what they have applied.

@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// memberlist's and NetworkDB's own factor.
 const RETRANSMIT_FACTOR: u32 = 4;
@@ -19,27 +18,10 @@ pub(crate) fn retransmit_limit(nodes: usize) -> u32 {
 /// The rank of a message: told least often first, then the newest.
 type Rank = (u32, Reverse<u64>);
 
-/// A message, what it is about, and how often others told it to this node.
+/// A message and what it is about.
 struct Item {
     subject: Arc<str>,
     message: Arc<[u8]>,
-    echoes: Option<Echoes>,
-}
-
-/// Counts the echoes of a message. Shared by the queue and by whoever knows an echo for one.
-#[derive(Clone, Default)]
-pub(crate) struct Echoes(Arc<AtomicU8>);
-
-impl Echoes {
-    pub fn heard(&self) {
-        // A core runs in one thread; that the count stays at its end is all that matters.
-        self.0.store(self.0.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
-    }
-
-    /// Two echoes are worth a telling: whoever hears them knows that many know already.
-    fn tellings(&self) -> u32 {
-        u32::from(self.0.swap(0, Ordering::Relaxed) / 2)
-    }
 }
 
 /// Messages by rank. A newer message about the same subject replaces the older one.
@@ -64,22 +46,7 @@ impl Queue {
         message: impl Into<Arc<[u8]>>,
         told: u32,
     ) {
-        self.insert(Item { subject: subject.into(), message: message.into(), echoes: None }, told);
-    }
-
-    /// Adds a message of which echoes are counted, in clusters of so many nodes that it is told far
-    /// more often than every node needs.
-    pub fn push_with_echoes(
-        &mut self,
-        subject: impl Into<Arc<str>>,
-        message: impl Into<Arc<[u8]>>,
-        echoes: &Echoes,
-    ) {
-        let echoes = Some(echoes.clone());
-        self.insert(Item { subject: subject.into(), message: message.into(), echoes }, 0);
-    }
-
-    fn insert(&mut self, item: Item, told: u32) {
+        let item = Item { subject: subject.into(), message: message.into() };
         let size = item.message.len();
         self.next += 1;
         let rank = (told, Reverse(self.next));
@@ -101,6 +68,49 @@ impl Queue {
     /// Messages for one packet of `room` bytes, each with `overhead` around it. A message that is
     /// larger than any packet goes out alone, for the network to fragment.
     pub fn take(&mut self, room: usize, overhead: usize, nodes: usize) -> Vec<Arc<[u8]>> {
+        let limit = retransmit_limit(nodes);
+        let taken = self.take_out(room, overhead, true).into_iter();
+        taken.map(|(rank, item)| self.put_back(rank, item, limit)).collect()
+    }
+
+    /// Up to so many packets for a few nodes, of several queues in the order of their weight. No
+    /// message is in two of them: told again to the same nodes it would reach nobody else, and each
+    /// telling is to be worth one to other nodes.
+    pub fn take_round<const N: usize>(
+        mut queues: [&mut Self; N],
+        room: usize,
+        overhead: usize,
+        nodes: usize,
+        packets_max: usize,
+    ) -> Vec<Vec<Arc<[u8]>>> {
+        let limit = retransmit_limit(nodes);
+        let mut told: [Vec<(Rank, Item)>; N] = std::array::from_fn(|_| Vec::new());
+        let mut packets = Vec::new();
+        while packets.len() < packets_max {
+            let (mut packet, mut used) = (Vec::new(), 0);
+            for (queue, told) in queues.iter_mut().zip(&mut told) {
+                if used >= room {
+                    break;
+                }
+                let taken = queue.take_out(room - used, overhead, packet.is_empty());
+                used += taken.iter().map(|(_, item)| item.message.len() + overhead).sum::<usize>();
+                packet.extend(taken.iter().map(|(_, item)| item.message.clone()));
+                told.extend(taken);
+            }
+            if packet.is_empty() {
+                break;
+            }
+            packets.push(packet);
+        }
+        for (queue, told) in queues.into_iter().zip(told) {
+            told.into_iter().for_each(|(rank, item)| drop(queue.put_back(rank, item, limit)));
+        }
+        packets
+    }
+
+    /// Takes the messages for the room in one packet out of the queue; only a packet of its own may
+    /// be larger.
+    fn take_out(&mut self, room: usize, overhead: usize, own: bool) -> Vec<(Rank, Item)> {
         let mut free = room;
         let mut taken = Vec::new();
         for (rank, item) in &self.messages {
@@ -108,7 +118,7 @@ impl Queue {
             if size <= free {
                 free -= size;
                 taken.push(*rank);
-            } else if size > room && taken.is_empty() {
+            } else if own && size > room && taken.is_empty() {
                 taken.push(*rank);
                 break;
             }
@@ -117,15 +127,13 @@ impl Queue {
                 break;
             }
         }
-        let limit = retransmit_limit(nodes);
-        taken.into_iter().filter_map(|rank| self.told(rank, limit)).collect()
+        taken.into_iter().filter_map(|rank| Some((rank, self.messages.remove(&rank)?))).collect()
     }
 
     /// Counts one telling and drops the message after its last.
-    fn told(&mut self, rank: Rank, limit: u32) -> Option<Arc<[u8]>> {
-        let item = self.messages.remove(&rank)?;
+    fn put_back(&mut self, rank: Rank, item: Item, limit: u32) -> Arc<[u8]> {
         let message = item.message.clone();
-        let next = (rank.0 + 1 + item.echoes.as_ref().map_or(0, Echoes::tellings), rank.1);
+        let next = (rank.0 + 1, rank.1);
         if next.0 < limit {
             if let Some(known) = self.subjects.get_mut(&item.subject) {
                 *known = next;
@@ -134,7 +142,7 @@ impl Queue {
         } else {
             self.subjects.remove(&item.subject);
         }
-        Some(message)
+        message
     }
 
     /// Whether a message was told less often.
@@ -164,17 +172,25 @@ mod tests {
     }
 
     #[test]
-    fn of_a_message_that_is_heard_from_others_less_is_told() {
-        for (heard, times) in [(0, 12), (1, 12), (2, 6), (6, 3)] {
-            let (mut queue, echoes) = (Queue::default(), Echoes::default());
-            queue.push_with_echoes("a", vec![1], &echoes);
-            let mut told = 0;
-            while !queue.is_empty() {
-                (0..heard).for_each(|_| echoes.heard());
-                told += queue.take(100, 2, 500).len();
-            }
-            assert_eq!(told, times, "{heard} echoes between two tellings");
+    fn in_one_round_the_same_nodes_are_told_nothing_twice() {
+        let (mut own, mut heard) = (Queue::default(), Queue::default());
+        (0..3u8).for_each(|number| own.push(number.to_string(), vec![number]));
+        (3..9u8).for_each(|number| heard.push(number.to_string(), vec![number]));
+        let mut round = |heard: &mut Queue, packets| {
+            Queue::take_round([&mut own, heard], 4, 1, 500, packets)
+                .iter()
+                .map(|packet| packet.iter().map(|message| message[0]).collect())
+                .collect::<Vec<Vec<u8>>>()
+        };
+        for _ in 0..12 {
+            let all = [vec![2, 1], vec![0, 8], vec![7, 6], vec![5, 4], vec![3]];
+            assert_eq!(round(&mut heard, 16), all);
         }
+        assert!(round(&mut heard, 16).is_empty());
+        // What found no room in a round comes first in the next one.
+        (0..5u8).for_each(|number| heard.push(number.to_string(), vec![number]));
+        assert_eq!(round(&mut heard, 2), [[4, 3], [2, 1]]);
+        assert_eq!(round(&mut heard, 1), [[0, 4]]);
     }
 
     #[test]

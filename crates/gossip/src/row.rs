@@ -9,10 +9,6 @@ use crate::database::*;
 use crate::event::{Effect, Row};
 use crate::inplace::Heard;
 use crate::io::Io;
-use crate::queue::Echoes;
-
-/// Among fewer nodes every one tells a row as often as memberlist does.
-const ECHOES_COUNT_FROM: usize = 64;
 
 impl Database {
     pub fn put_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey, value: Vec<u8>) {
@@ -29,8 +25,7 @@ impl Database {
         }
         let what = if alive.is_some() { UPDATE } else { CREATE };
         let before = alive.map(|entry| entry.value.clone());
-        let entry =
-            Entry { owner: self.name.clone(), ltime: 0, value, reap_at: None, echoes: None };
+        let entry = Entry { owner: self.name.clone(), ltime: 0, value, reap_at: None };
         let now = Some(entry.value.clone());
         io.effect(row_changed(id, &key.0, &key.1, &self.name, before, now));
         network.rows.insert(key.clone(), entry);
@@ -68,13 +63,8 @@ impl Database {
         };
         let mine = |entry: &Entry| entry.owner == self.name;
         let entry = network.rows.get(event.table, event.key).filter(|entry| !mine(entry));
-        if let Some(entry) = entry.filter(|entry| entry.ltime >= event.ltime)
-            && event.owner != self.name
-        {
+        if entry.is_some_and(|entry| entry.ltime >= event.ltime) && event.owner != self.name {
             // Most of what is heard is known.
-            if let Some(echoes) = entry.echoes.as_ref().filter(|_| entry.ltime == event.ltime) {
-                echoes.heard();
-            }
             return;
         }
         if !self.witness_table(io, event.ltime) {
@@ -114,18 +104,11 @@ impl Database {
         if event.value.len() > VALUE_BYTES_MAX || key.0.len() + key.1.len() > KEY_BYTES_MAX {
             return io.count("row_too_large");
         }
-        self.take_row(io, &id, key, event, bulk);
+        self.take_row(io, &id, key, event);
     }
 
     /// Takes over a row of another node, and tells it on.
-    fn take_row(
-        &mut self,
-        io: &mut Io<'_>,
-        id: &NetworkId,
-        key: RowKey,
-        event: &Heard<'_>,
-        bulk: bool,
-    ) {
+    fn take_row(&mut self, io: &mut Io<'_>, id: &NetworkId, key: RowKey, event: &Heard<'_>) {
         let Some(network) = self.networks.get_mut(id) else { return };
         let deleted = event.kind == DELETE;
         let reap_after = match event.reap_after {
@@ -138,10 +121,7 @@ impl Database {
             ltime: event.ltime,
             value: event.value.to_vec(),
             reap_at: deleted.then_some(io.now + reap_after),
-            echoes: Some(Echoes::default())
-                .filter(|_| network.attachments.len() > ECHOES_COUNT_FROM && !bulk),
         };
-        let echoes = entry.echoes.clone();
         // Not the bytes that came: they may hold more than was read.
         let message = row_message(io.now, id, &key.0, &key.1, &entry, event.kind);
         let new = (!deleted).then(|| event.value.to_vec());
@@ -156,12 +136,7 @@ impl Database {
         let Some(ours) = &mut network.ours else { return };
         ours.changed = io.now;
         if spread {
-            match echoes {
-                Some(echoes) => {
-                    ours.heard.push_with_echoes(subject(&key.0, &key.1), message, &echoes)
-                }
-                None => ours.heard.push(subject(&key.0, &key.1), message),
-            }
+            ours.heard.push(subject(&key.0, &key.1), message);
         }
     }
 
@@ -187,7 +162,6 @@ impl Database {
                     ltime: 0,
                     value: event.value.to_vec(),
                     reap_at: Some(io.now + TOMBSTONE),
-                    echoes: None,
                 };
                 network.rows.insert(key.clone(), entry);
                 self.announce_row(io, id, &key, DELETE);
@@ -250,7 +224,7 @@ impl Database {
         for id in self.networks.keys() {
             for (name, _) in self.peers_of(id) {
                 entries += 1;
-                sum = sum.wrapping_add(fnv(&[id.as_bytes(), name.as_bytes()]));
+                sum = sum.wrapping_add(spread(fnv(&[id.as_bytes(), name.as_bytes()])));
             }
         }
         (entries, sum)

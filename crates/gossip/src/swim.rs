@@ -138,13 +138,17 @@ impl Swim {
         self.pick(io, 1, there).into_iter().next()
     }
 
-    /// Up to `count` other nodes of a kind. Of many nodes only a few are looked at, as memberlist
-    /// does: where most are of another kind it may be fewer than there are.
+    /// Up to `count` other nodes of a kind. All are looked at only where most are of another kind.
     fn pick(&self, io: &mut Io<'_>, count: usize, kind: impl Fn(&Node) -> bool) -> Vec<&Member> {
+        let other = |node: &&Node| node.member.name != self.name && kind(node);
         let names = io.pick_of(&self.prober.order, PICKED_FROM);
         let nodes = names.into_iter().filter_map(|name| self.nodes.get(name));
-        let others = nodes.filter(|node| node.member.name != self.name && kind(node));
-        others.take(count).map(|node| &node.member).collect()
+        let picked: Vec<&Member> =
+            nodes.filter(other).take(count).map(|node| &node.member).collect();
+        if picked.len() == count || self.nodes.len() <= PICKED_FROM {
+            return picked;
+        }
+        io.pick(self.nodes.values().filter(other).map(|node| &node.member).collect(), count)
     }
 
     fn announce(&mut self) {

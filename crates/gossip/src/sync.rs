@@ -14,6 +14,7 @@ use crate::database::{APPLIED_AGAIN_MAX, Database, envelope};
 use crate::event::{DialId, Member};
 use crate::inplace::{compound_of, envelope_of};
 use crate::io::{Io, Out};
+use crate::queue::Queue;
 use crate::swim::Swim;
 
 /// NetworkDB's `bulkSyncInterval`.
@@ -22,12 +23,12 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 const SYNC_INTERVAL_DOCKER: Duration = Duration::from_secs(10);
 /// News is on its way for about so long.
 const QUIET: Duration = Duration::from_millis(500);
-/// Where it is never quiet, so many differences in a row are enough; among many nodes, where news is
-/// on its way nearly always, for each so many of them.
+/// Where it is never quiet, so many differences in a row are enough; twice as many among many nodes,
+/// where news is on its way nearly always.
 const DIFFERENCES_MAX: u32 = 4;
-const DIFFERENCES_NODES: usize = 64;
-/// When many nodes missed something together, about so many exchange their tables at a time; what
-/// those learn reaches the others as news, and the others compare digests.
+const NODES_MANY: usize = 64;
+/// When more than those missed something together, about so many exchange their tables at a time;
+/// what they learn reaches the others as news, and the others compare digests.
 const SYNCS: usize = 16;
 /// After a miss: soon, then each time twice as late.
 const SYNC_HURRIED: Duration = Duration::from_millis(700);
@@ -210,7 +211,8 @@ pub(crate) fn sync_due(database: &mut Database, dials: &mut Dials, io: &mut Io<'
         let Some(partner) = chosen else { continue };
         let back = back.into_iter().map(|it| it.name.clone());
         ours.returned.extend(back.filter(|name| *name != partner.name));
-        let whole = !partner.is_skep() || !ours.synced || (hurried && io.below(known) < SYNCS);
+        let others_do = hurried && known > NODES_MANY && io.below(known) >= SYNCS;
+        let whole = !others_do || !partner.is_skep() || !ours.synced;
         match whole {
             true => send_table(database, dials, io, partner.address, &id, true),
             false => send_digest(database, io, partner.address, Some(&id)),
@@ -224,13 +226,19 @@ pub(crate) fn send_digests(database: &Database, swim: &Swim, io: &mut Io<'_>) {
         send_digest(database, io, other.address, None);
     }
     for (id, network) in &database.networks {
-        if network.ours.is_some() {
-            let partners = io.pick_of(database.partners(id), LOOKED_AT);
-            if let Some(partner) = partners.into_iter().find(|partner| partner.is_skep()) {
-                send_digest(database, io, partner.address, Some(id));
-            }
+        if network.ours.is_some()
+            && let Some(partner) = pick_skep(io, database.partners(id))
+        {
+            send_digest(database, io, partner.address, Some(id));
         }
     }
+}
+
+/// One of ours; all are looked at only where most are Docker Engine nodes.
+fn pick_skep<'m>(io: &mut Io<'_>, partners: &'m [Arc<Member>]) -> Option<&'m Arc<Member>> {
+    let ours = |partner: &&Arc<Member>| partner.is_skep();
+    let picked = io.pick_of(partners, LOOKED_AT).into_iter().find(ours);
+    picked.or_else(|| io.pick(partners.iter().filter(ours).collect(), 1).pop())
 }
 
 fn send_digest(database: &Database, io: &mut Io<'_>, to: SocketAddr, network: Option<&NetworkId>) {
@@ -280,7 +288,7 @@ pub(crate) fn heard_digest(
     *differed += 1;
     let differed = *differed;
     let nodes = id.as_ref().map_or(database.peers.len(), |id| database.partners(id).len());
-    let enough = DIFFERENCES_MAX * nodes.div_ceil(DIFFERENCES_NODES).max(1) as u32;
+    let enough = DIFFERENCES_MAX * if nodes > NODES_MANY { 2 } else { 1 };
     if !(mine.quiet && theirs.quiet) && differed < enough {
         return None;
     }
@@ -386,17 +394,9 @@ pub(crate) fn gossip_rows(database: &mut Database, swim: &Swim, io: &mut Io<'_>)
         let partners: Vec<Arc<Member>> =
             io.pick_of(partners, GOSSIP_NODES).into_iter().cloned().collect();
         let Some(ours) = ours(database, &id) else { continue };
-        for _ in 0..PACKETS_PER_TICK {
-            let room = event_room(swim);
-            let mut events = ours.own.take(room, EVENT_OVERHEAD, nodes);
-            let used: usize = events.iter().map(|event| event.len() + EVENT_OVERHEAD).sum();
-            if used < room {
-                let more = ours.heard.take(room - used, EVENT_OVERHEAD, nodes);
-                events.extend(more);
-            }
-            if events.is_empty() {
-                break;
-            }
+        let queues = [&mut ours.own, &mut ours.heard];
+        let room = event_room(swim);
+        for events in Queue::take_round(queues, room, EVENT_OVERHEAD, nodes, PACKETS_PER_TICK) {
             tell(io, &partners, &events);
         }
     }

@@ -198,3 +198,18 @@ fn many_nodes_agree_ten_seconds_after_a_cut() {
         survive(&Plan { seed: seed as u64, nodes, rows, cuts });
     }
 }
+
+#[test]
+fn news_reaches_hundreds_of_nodes_without_a_table() {
+    let mut world = World::new(1);
+    world.forgetful = true;
+    let mut churn = long_together(&mut world, 300, 300);
+    world.run(seconds(2.0));
+    for _ in 0..5 {
+        churn.second(&mut world);
+        world.run(seconds(1.6));
+        check(&world, &churn.rows, "news");
+    }
+    let mended: u64 = (0..300).map(|node| world.counter(node, "digest_differed")).sum();
+    assert_eq!(mended, 0, "nobody missed anything");
+}
