@@ -1,6 +1,7 @@
 //! `docker inspect` of a container, with every field that dockerd prints.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::Engine;
 use engine::containers::{
@@ -11,12 +12,21 @@ use serde_json::{Map, Value, json};
 use super::{list, ports};
 use crate::ApiResult;
 
+/// How long an answer waits until a run that has ended is cleared away.
+const CLEARED_MAX: Duration = Duration::from_secs(2);
+
 /// The whole object; sizes only when asked for, they cost a walk over the files.
 pub(super) async fn inspect(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     size: bool,
 ) -> ApiResult<Value> {
+    if container.state().ended.is_some() {
+        // It still counts as running while its networks and mounts are let go, one after the other: as with the
+        // Docker Engine the answer waits for that, and for something that hangs not for long.
+        let cleared = async { container.ended().wait_for(|ended| *ended).await.is_ok() };
+        let _ = tokio::time::timeout(CLEARED_MAX, cleared).await;
+    }
     let mut object = container_json(engine, container);
     if size {
         let (own, all) = list::sizes(engine, container).await?;

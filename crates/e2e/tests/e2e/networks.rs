@@ -15,6 +15,7 @@ fn local_networks() -> Result<()> {
             ("a network has the addresses it was given", a_network_has_the_addresses_it_was_given),
             ("a running container joins and leaves", a_running_container_joins_and_leaves),
             ("a network is named by its id", a_network_is_named_by_its_id),
+            ("a container that runs has its address", a_container_that_runs_has_its_address),
             ("an internal network has no way out", an_internal_network_has_no_way_out),
             (
                 "networks of the host, of none and of another",
@@ -102,6 +103,32 @@ fn a_network_is_named_by_its_id(lab: &Lab) -> Result<()> {
     ensure!(on()?.trim() == "bridge", "at rest: {}", on()?);
     host.dk("rm -f by-id")?;
     host.dk("network rm third").map(drop)
+}
+
+/// One that has ended is on its network until it is told as ended.
+fn a_container_that_runs_has_its_address(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    for _ in 0..5 {
+        host.dk("run -d --name ending -v /www httpd")?;
+        std::thread::scope(|scope| {
+            let killed = scope.spawn(|| host.dk("kill ending"));
+            loop {
+                let (_, text) = host.api("GET", "/containers/ending/json", "")?;
+                let seen: serde_json::Value = serde_json::from_str(&text)?;
+                if seen["State"]["Running"] == false {
+                    break;
+                }
+                let address = &seen["NetworkSettings"]["Networks"]["bridge"]["IPAddress"];
+                ensure!(
+                    address.as_str().is_some_and(|it| !it.is_empty()),
+                    "runs without an address"
+                );
+            }
+            killed.join().unwrap_or_else(|_| anyhow::bail!("kill panicked")).map(drop)
+        })?;
+        host.dk("rm -v ending")?;
+    }
+    Ok(())
 }
 
 fn an_internal_network_has_no_way_out(lab: &Lab) -> Result<()> {
