@@ -57,11 +57,19 @@ fn lived_through(program: &std::path::Path) -> Result<()> {
     until_running(host, "app", 3)?;
     reach_each_other(&lab)?;
     let second = lab.host(2);
+    // One moment alone: MOMENT=update
+    let only = std::env::var("MOMENT").ok();
     for (name, number, change) in MOMENTS {
+        if only.as_ref().is_some_and(|word| !name.contains(word)) {
+            continue;
+        }
         let dying = lab.host(*number);
         through(&lab, name, |die| change(&lab, die), &|| {
             dying.kill().and_then(|()| dying.start())
         })?;
+    }
+    if only.is_some() {
+        return lab.down();
     }
     let away = if std::env::var_os("E2E_LONG").is_some() { 60 } else { 3 };
     let stopped = || {
