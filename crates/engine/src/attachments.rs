@@ -91,12 +91,12 @@ impl Engine {
         let wanted = wanted(spec, endpoint.network.clone(), endpoint.aliases.clone(), addresses);
         // The network controller says what is wrong with a name that nobody knows.
         let Some(place) = swarm.attach(wanted).await? else { return Ok(None) };
-        if container.spec().networks.contains_key(&endpoint.network) {
+        let (asked, name) = (&endpoint.network, &place.network_name);
+        if asked != name && container.spec().networks.contains_key(asked) {
             // What was asked for by its id is known by its name from here on.
-            let (asked, name) = (&endpoint.network, place.network_name.clone());
             container.change_spec(|spec| {
                 let settings = spec.networks.remove(asked).unwrap_or_default();
-                spec.networks.insert(name, settings);
+                spec.networks.insert(name.clone(), settings);
             })?;
         }
         endpoint.network = place.network.clone();

@@ -101,8 +101,13 @@ impl Engine {
 
     /// The full name of a network, local or of the swarm, from its name or id.
     fn network_name(&self, name_or_id: &str) -> Result<String> {
-        if let Some(name) = self.overlay_name(name_or_id) {
-            return Ok(name);
+        let overlays = self.network.overlays();
+        let named = overlays
+            .names
+            .iter()
+            .find(|(id, name)| id.as_str() == name_or_id || name.as_str() == name_or_id);
+        if let Some((_, name)) = named {
+            return Ok(name.clone());
         }
         match self.network.find(name_or_id) {
             Ok(network) => Ok(network.name),
@@ -112,19 +117,9 @@ impl Engine {
         }
     }
 
-    fn overlay_name(&self, name_or_id: &str) -> Option<String> {
-        let overlays = self.network.overlays();
-        let mut names = overlays.names.into_iter();
-        let named = names.find(|(id, name)| id.as_str() == name_or_id || name == name_or_id);
-        named.map(|(_, name)| name)
-    }
-
     /// The network's name where this node knows it, or the words by which it was asked for.
     pub(super) fn known_network(&self, name_or_id: &str) -> String {
-        if let Some(name) = self.overlay_name(name_or_id) {
-            return name;
-        }
-        self.network.find(name_or_id).map_or_else(|_| name_or_id.to_owned(), |found| found.name)
+        self.network_name(name_or_id).unwrap_or_else(|_| name_or_id.to_owned())
     }
 }
 
