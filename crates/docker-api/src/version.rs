@@ -50,33 +50,47 @@ where
         Poll::Ready(Ok(()))
     }
 
+    /// Answers also when the client has left meanwhile: hyper drops what it serves then, and a container must not stay
+    /// half-way between two states.
     fn call(&mut self, request: axum::http::Request<B>) -> Self::Future {
-        let mut inner = self.inner.clone();
-        let mut request: Request = request.map(axum::body::Body::new);
+        let request: Request = request.map(axum::body::Body::new);
+        // Begun here: of a client that has left already, what is returned is dropped before it is polled.
+        let answer = tokio::spawn(answer(self.inner.clone(), request));
         Box::pin(async move {
-            if let Some(clean) = cleaned(request.uri()) {
-                return Ok(moved(&clean));
-            }
-            let mut response = match strip(request.uri()) {
-                Err(error) => error.into_response(),
-                Ok((version, uri)) => {
-                    *request.uri_mut() = uri;
-                    request.extensions_mut().insert(version);
-                    to_its_end(async move { inner.call(request).await }).await
-                }
-            };
+            let mut response = ended(answer.await);
             name_the_server(&mut response);
             Ok(response)
         })
     }
 }
 
-/// Answers also when the client has left meanwhile: hyper drops what it serves then, and a container must not stay
-/// half-way between two states.
-async fn to_its_end(
-    answer: impl Future<Output = Result<Response, Infallible>> + Send + 'static,
-) -> Response {
-    match tokio::spawn(answer).await {
+/// For hyper itself: tower's adapter would make the call only when its future is polled.
+impl hyper::service::Service<axum::http::Request<hyper::body::Incoming>> for Negotiated {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn call(&self, request: axum::http::Request<hyper::body::Incoming>) -> Self::Future {
+        Service::call(&mut self.clone(), request)
+    }
+}
+
+async fn answer(mut inner: Router, mut request: Request) -> Result<Response, Infallible> {
+    if let Some(clean) = cleaned(request.uri()) {
+        return Ok(moved(&clean));
+    }
+    match strip(request.uri()) {
+        Err(error) => Ok(error.into_response()),
+        Ok((version, uri)) => {
+            *request.uri_mut() = uri;
+            request.extensions_mut().insert(version);
+            inner.call(request).await
+        }
+    }
+}
+
+fn ended(answer: Result<Result<Response, Infallible>, tokio::task::JoinError>) -> Response {
+    match answer {
         Ok(Ok(response)) => response,
         Err(error) => {
             tracing::error!(%error, "a request was not answered");
@@ -212,6 +226,26 @@ mod tests {
         go.notify_one();
         let patience = std::time::Duration::from_secs(10);
         tokio::time::timeout(patience, done.notified()).await.expect("given up half-way");
+    }
+
+    /// Hyper finds the client gone in the same step in which it has read the request.
+    #[tokio::test]
+    async fn a_request_whose_client_had_left_before_it_was_read_is_worked_off() {
+        use std::io::Write;
+        let done = std::sync::Arc::new(tokio::sync::Notify::new());
+        let told = done.clone();
+        let handler = move || async move { told.notify_one() };
+        let router = Router::new().route("/quick", axum::routing::post(handler));
+        let (mut client, server) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        client.write_all(b"POST /quick HTTP/1.1\r\nHost: docker\r\n\r\n").expect("written");
+        drop(client);
+        server.set_nonblocking(true).expect("nonblocking");
+        let server = tokio::net::UnixStream::from_std(server).expect("a stream");
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(hyper_util::rt::TokioIo::new(server), Negotiated::around(router))
+            .await;
+        let patience = std::time::Duration::from_secs(10);
+        tokio::time::timeout(patience, done.notified()).await.expect("never begun");
     }
 
     #[tokio::test]

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -249,9 +248,7 @@ async fn serve(listener: Listener, api: Api) {
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, api: Api) {
     let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_MAX);
-    let served = builder
-        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(api))
-        .await;
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), api).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }
