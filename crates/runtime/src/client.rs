@@ -1,7 +1,7 @@
 //! One container as the daemon knows it: the connection to its shim, and what came over it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -184,9 +184,7 @@ impl Handle {
     }
 
     async fn reach(&self) -> std::io::Result<UnixStream> {
-        let dir = crate::runtime::open_dir(&self.bundle)?;
-        let path = crate::runtime::fd_path(&dir, std::path::Path::new(SOCKET_FILE));
-        UnixStream::connect(path).await
+        reach(&self.bundle).await
     }
 
     /// The shim of a former daemon's container; `None` when it is gone.
@@ -194,19 +192,49 @@ impl Handle {
     /// # Errors
     /// When that cannot be found out: nobody may end the container for it.
     pub async fn find(&self) -> Result<Option<UnixStream>> {
-        use std::io::ErrorKind::{ConnectionRefused, NotFound};
-        match self.reach().await {
-            Ok(stream) => Ok(Some(stream)),
-            Err(e) if matches!(e.kind(), NotFound | ConnectionRefused) => Ok(None),
-            Err(e) => Err(Error::system(
-                format!("container {} runs on, but its shim cannot be asked", self.id),
-                e,
-            )),
-        }
+        found(self.reach().await).map_err(|e| {
+            Error::system(format!("container {} runs on, but its shim cannot be asked", self.id), e)
+        })
+    }
+}
+
+async fn reach(bundle: &Path) -> std::io::Result<UnixStream> {
+    let dir = crate::runtime::open_dir(bundle)?;
+    let path = crate::runtime::fd_path(&dir, Path::new(SOCKET_FILE));
+    UnixStream::connect(path).await
+}
+
+/// A shim that is gone is no error.
+fn found(reached: std::io::Result<UnixStream>) -> std::io::Result<Option<UnixStream>> {
+    use std::io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
+    match reached {
+        Ok(stream) => Ok(Some(stream)),
+        // Reset: it ended while this connection was in its queue.
+        Err(e) if matches!(e.kind(), NotFound | ConnectionRefused | ConnectionReset) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
 /// A poisoned lock only means that another task panicked; the maps are whole at every step.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_shim_that_ends_while_it_is_asked_is_gone() {
+        let bundle = tempfile::tempdir().expect("a folder");
+        let asked = || async { found(reach(bundle.path()).await).expect("known").is_some() };
+        assert!(!asked().await, "never there");
+        let listener = std::os::unix::net::UnixListener::bind(bundle.path().join(SOCKET_FILE));
+        let listener = listener.expect("bound");
+        assert!(asked().await, "there");
+        let ends = async { drop(listener) };
+        // The connection is made at the first poll, and looked at after the shim's end.
+        assert!(!tokio::join!(asked(), ends).0, "ended meanwhile");
+        assert!(!asked().await, "ended");
+    }
 }
