@@ -157,21 +157,24 @@ fn what_is_said_again_changes_nothing(lab: &Lab) -> Result<()> {
     let mut capture = host.inside(&[&words[..], &filter[..]].concat());
     let mut capture = capture.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_until(SOON, || Ok(file.exists()))?;
-    far.dk("run -d --name gone --network web --ip 10.77.0.80 httpd")?;
     let knows = || -> Result<bool> {
         let seen = host.try_docker(&["exec", "c1", "nslookup", "gone"])?.stdout;
         Ok(String::from_utf8_lossy(&seen).contains("10.77.0.80"))
     };
-    wait_until(SOON, knows)?;
-    far.dk("rm -f gone")?;
-    wait_until(SOON, || Ok(!knows()?))?;
+    // What is said of one container may come to the host by way of the others.
+    wait_until(SOON, || {
+        far.dk("run -d --name gone --network web --ip 10.77.0.80 httpd")?;
+        wait_until(SOON, knows)?;
+        far.dk("rm -f gone")?;
+        wait_until(SOON, || Ok(!knows()?))?;
+        Ok(payloads(&std::fs::read(&file)?).len() > 5)
+    })?;
     let outer = capture.id();
     for child in sh(&format!("cat /proc/{outer}/task/{outer}/children"))?.split_whitespace() {
         sh(&format!("kill -INT {child}"))?;
     }
     capture.wait()?;
     let heard = payloads(&std::fs::read(&file)?);
-    ensure!(heard.len() > 5, "{} packets", heard.len());
     within(&format!("/run/netns/{}", lab.router), || {
         let stranger = UdpSocket::bind("0.0.0.0:0")?;
         for packet in &heard {
