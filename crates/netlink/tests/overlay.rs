@@ -29,6 +29,7 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
     view.host.data_path = Some(ip(&format!("192.0.2.{n}")));
     view.host.uplink_mtu = 1500;
     view.host.bridge_netfilter = true;
+    view.host.bridge_hooks = std::path::Path::new("/proc/sys/net/bridge").exists();
     view.overlays.insert(WEB.into(), web(n));
     view.overlays.insert(INGRESS.into(), ingress(n, engines));
     let gateway = Bridge {

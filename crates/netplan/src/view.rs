@@ -47,6 +47,8 @@ pub struct Host {
     pub vxlan_port: u16,
     /// Bridged packets pass the IP hooks (`bridge-nf-call-iptables`).
     pub bridge_netfilter: bool,
+    /// The kernel has that switch (`br_netfilter` is loaded): it is on in each new namespace.
+    pub bridge_hooks: bool,
     /// MTU of the link that carries the data-path address.
     pub uplink_mtu: u32,
     /// The kernel has IPv6 and it is not switched off.
@@ -66,6 +68,7 @@ impl Default for Host {
             data_path: None,
             vxlan_port: 4789,
             bridge_netfilter: false,
+            bridge_hooks: false,
             uplink_mtu: 1500,
             ipv6: false,
             advertised: BTreeSet::new(),

@@ -208,8 +208,9 @@ impl Controller {
     /// Facts of the host that the plan depends on.
     pub(super) fn look_at_host(&mut self) {
         let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-        let switch = std::fs::read_to_string(path).unwrap_or_default();
-        self.state.host.bridge_netfilter = switch.trim() == "1";
+        let switch = std::fs::read_to_string(path).ok();
+        self.state.host.bridge_hooks = switch.is_some();
+        self.state.host.bridge_netfilter = switch.is_some_and(|switch| switch.trim() == "1");
         self.state.host.ipv6 = has_ipv6();
         // Once told to listen all the same, a link is no longer found by this: it is kept.
         let advertised = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();

@@ -12,6 +12,9 @@ use crate::view::{Host, Link, Overlay, OverlaySubnet, View};
 // Outer Ethernet 14, IPv4 20, UDP 8, VXLAN 8 (RFC 7348 section 5); IPv6 is 20 longer.
 const OVERHEAD_V4: u32 = 50;
 const OVERHEAD_V6: u32 = 70;
+/// Kernel documentation, networking/ip-sysctl.rst, "/proc/sys/net/bridge/*".
+const BRIDGE_HOOKS: [&str; 2] =
+    ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
 /// The least an IPv6 link may have; IPv4 works too.
 const MTU_MIN: u32 = 1280;
 
@@ -98,6 +101,10 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
     if overlay.subnets.iter().filter(|subnet| !subnet.subnet.is_v4()).count() > 1 {
         objects.sysctls.insert("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
+    }
+    // No rule of ours looks at bridged packets here, and each costs its way through the hooks.
+    for switch in BRIDGE_HOOKS.iter().filter(|_| view.host.bridge_hooks) {
+        objects.sysctls.insert((*switch).to_owned(), "0".to_owned());
     }
     Some(objects)
 }
