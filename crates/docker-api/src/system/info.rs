@@ -128,7 +128,7 @@ pub(super) async fn info(state: &ApiState) -> Value {
             .map(|pool| json!({ "Base": pool.base, "Size": pool.size }))
             .collect::<Vec<_>>(),
         "CDISpecDirs": [],
-        "Warnings": warnings(engine, &features),
+        "Warnings": warnings(engine, &features, &node.warnings),
     });
     if let (Some(all), Value::Object(limits)) = (object.as_object_mut(), limits(&features)) {
         all.extend(limits);
@@ -222,7 +222,8 @@ pub(super) fn as_before_1_25(info: &mut Value) {
     info["ExecutionDriver"] = json!("<not supported>");
 }
 
-fn warnings(engine: &engine::Engine, features: &Features) -> Vec<String> {
+/// The swarm's come last, and are in its own block as well.
+fn warnings(engine: &engine::Engine, features: &Features, swarm: &[String]) -> Vec<String> {
     let mut warnings = [engine.config().warnings.clone(), engine.network.warnings()].concat();
     for (present, what) in [
         (features.memory, "memory limit"),
@@ -237,6 +238,7 @@ fn warnings(engine: &engine::Engine, features: &Features) -> Vec<String> {
     if !sysctl("net/ipv4/ip_forward") {
         warnings.push("WARNING: IPv4 forwarding is disabled".into());
     }
+    warnings.extend_from_slice(swarm);
     warnings
 }
 

@@ -77,6 +77,24 @@ fn a_locked_manager_goes_on_with_its_tasks_under_a_new_name() -> Result<()> {
 }
 
 /// A node of this name is a ready one.
+/// Two managers fall with one of them, and `docker info` says so.
+#[test]
+fn an_even_number_of_managers_is_warned_of() -> Result<()> {
+    let lab = hosts(2)?;
+    let host = lab.host(1);
+    host.dk(&format!("swarm init --advertise-addr {}", host.address))?;
+    let warned = || -> Result<bool> {
+        Ok(host.docker(&["info", "-f", "{{json .Warnings}}"])?.contains("2-manager configuration"))
+    };
+    ensure!(!warned()?, "one manager");
+    let token = host.dk("swarm join-token -q manager")?;
+    let far = lab.host(2);
+    let join = format!("swarm join --advertise-addr {} --token {token}", far.address);
+    far.dk(&format!("{join} {}:2377", host.address))?;
+    wait_until(SETTLED_MAX, warned).context("two managers")?;
+    lab.down()
+}
+
 fn until_shown(manager: &Host, name: &str) -> Result<()> {
     wait_until(SETTLED_MAX, || {
         let nodes = manager.docker(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
