@@ -170,6 +170,22 @@ pub enum Effect {
     /// The host of a failed node does not answer either: nothing on it can be reached. Over when
     /// the node is up again.
     HostSilent(Member),
+    /// What became known of the way to a node, which is open as long as nothing else is said.
+    Path {
+        to: SocketAddr,
+        state: PathState,
+    },
+}
+
+/// Whether both protocols of the gossip lead to a node that lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathState {
+    #[default]
+    Open,
+    /// The node lives, for it answers by the other protocol or to other nodes, and not by these.
+    Blocked { udp: bool, tcp: bool },
+    /// It was blocked, and now the node does not answer anybody.
+    Unknown,
 }
 
 /// A node on the gossip.

@@ -13,11 +13,12 @@ mod row;
 mod rows;
 mod inplace;
 mod sync;
+mod paths;
 mod receive;
 mod io;
 
 pub use database::row_print;
-pub use event::{Config, DialId, Effect, Event, Key, Member, Row, StreamId};
+pub use event::{Config, DialId, Effect, Event, Key, Member, PathState, Row, StreamId};
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -31,6 +32,7 @@ use wire::memberlist::{Cipher, Message, NONCE_BYTES, compound, seal_frame, seal_
 
 use database::Database;
 use io::{Counters, Io, Out};
+use paths::Paths;
 use swim::{Notice, Swim};
 use sync::{Dials, Purpose};
 
@@ -62,6 +64,7 @@ pub struct Gossip {
     swim: Swim,
     database: Database,
     dials: Dials,
+    paths: Paths,
     counters: Counters,
     bootstrap: Vec<SocketAddr>,
     timers: Option<Timers>,
@@ -87,6 +90,7 @@ impl Gossip {
             swim: Swim::new(&config),
             database: Database::new(config.name, config.advertise.ip()),
             dials: Dials::default(),
+            paths: Paths::default(),
             counters: Counters::default(),
             bootstrap: Vec::new(),
             timers: None,
@@ -116,7 +120,8 @@ impl Gossip {
         let networks = self.database.networks.values().filter_map(|network| network.ours.as_ref());
         let rows = networks.flat_map(|ours| [ours.flush_at, ours.sync_at]).flatten().min();
         let again = self.database.reannounce_at;
-        let rest = [self.swim.prober.deadline(), self.swim.next_suspect(), rows, again];
+        let paths = self.paths.deadline();
+        let rest = [self.swim.prober.deadline(), self.swim.next_suspect(), rows, again, paths];
         Some(rest.into_iter().flatten().fold(soonest, Instant::min))
     }
 
@@ -155,6 +160,7 @@ impl Gossip {
             // Nodes that start together do not act together.
             now + interval.mul_f64(f64::from(self.dice.next_u32()) / f64::from(u32::MAX))
         };
+        self.paths.look_at = Some(spread(paths::LOOK_INTERVAL));
         self.timers = Some(Timers {
             gossip: spread(GOSSIP_INTERVAL),
             push_pull: spread(Duration::from_secs(30)),
@@ -215,14 +221,20 @@ impl Gossip {
 
     /// Carries what memberlist noticed to the tables, and the tables' events to memberlist's queue.
     fn carry(&mut self, now: Instant, out: &mut Vec<Out>) {
-        let Self { dice, swim, database, counters, .. } = self;
+        let Self { dice, swim, database, counters, paths, .. } = self;
         let mut io = Io { now, dice, out, counters };
         for notice in std::mem::take(&mut swim.notices) {
             match notice {
                 Notice::Up(member) => database.node_up(&mut io, member),
                 Notice::Updated(member) => database.node_updated(&mut io, member),
-                Notice::Failed(name) => database.node_failed(&mut io, &name),
-                Notice::Left(name) => database.node_left(&mut io, &name),
+                Notice::Failed(name) => {
+                    paths.forget(&mut io, swim.nodes.get(&name).map(|it| it.member.address));
+                    database.node_failed(&mut io, &name);
+                }
+                Notice::Left(name) => {
+                    paths.forget(&mut io, swim.nodes.get(&name).map(|it| it.member.address));
+                    database.node_left(&mut io, &name);
+                }
                 Notice::Accused => database.reannounce_soon(now),
             }
         }
@@ -270,6 +282,7 @@ impl Gossip {
             return self.postpone(now);
         }
         self.expire_and_probe(now, out);
+        self.try_paths(now, out);
         self.carry(now, out);
         let Self { dice, swim, database, dials, counters, timers, .. } = self;
         let Some(timers) = timers else { return };
@@ -361,6 +374,7 @@ impl Gossip {
             }
         }
         self.swim.prober.next = Some(later);
+        self.paths.look_at = self.paths.look_at.map(|at| at.max(later));
         self.database.reannounce_at = self.database.reannounce_at.map(|at| at.max(later));
         for network in self.database.networks.values_mut() {
             if let Some(ours) = &mut network.ours {

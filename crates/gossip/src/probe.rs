@@ -58,7 +58,7 @@ pub(crate) struct TcpPing {
 }
 
 impl Prober {
-    fn seq(&mut self) -> u32 {
+    pub fn seq(&mut self) -> u32 {
         self.next_seq = self.next_seq.wrapping_add(1);
         self.next_seq
     }
@@ -142,7 +142,7 @@ impl Swim {
         });
     }
 
-    fn source(&self) -> Source {
+    pub fn source(&self) -> Source {
         Source { address: Some(self.advertise), node: self.name.clone() }
     }
 
@@ -187,6 +187,12 @@ impl Swim {
             from: self.name.clone(),
         };
         self.heard_suspect(io, accusation);
+    }
+
+    /// Whom the question was for that is being waited for.
+    pub fn asked(&self, seq: u32) -> Option<SocketAddr> {
+        let current = self.prober.current.as_ref().filter(|probe| probe.seq == seq);
+        current.map(|probe| probe.member.address)
     }
 
     /// An answer to a ping of this node, its own or on behalf of another.

@@ -51,13 +51,27 @@ impl Gossip {
                 let asker = source.address.filter(|address| address.port() != 0).unwrap_or(from);
                 swim.heard_indirect_ping(&mut io, asker, seq, target, node, nack);
             }
-            Message::Ack { seq, .. } => swim.heard_ack(&mut io, seq),
+            Message::Ack { seq, .. } => self.receive_ack(now, from, seq, out),
             Message::Nack { seq } => swim.heard_nack(seq),
             Message::Suspect(accusation) => swim.heard_suspect(&mut io, accusation),
             Message::Alive(alive) => swim.heard_alive(&mut io, alive),
             Message::Dead(accusation) => swim.heard_dead(&mut io, accusation),
             Message::User(bytes) => self.receive_user(now, &bytes, false, DEPTH_MAX, out),
         }
+    }
+
+    fn receive_ack(&mut self, now: Instant, from: SocketAddr, seq: u32, out: &mut Vec<Out>) {
+        let Self { dice, swim, counters, paths, .. } = self;
+        let mut io = Io { now, dice, out, counters };
+        if paths.heard_ack(seq) {
+            return;
+        }
+        // What another node has heard for this one did not come by the direct way.
+        let asked = swim.asked(seq).filter(|to| to.ip() != from.ip().to_canonical());
+        if let Some(to) = asked {
+            paths.doubt(&mut io, to);
+        }
+        swim.heard_ack(&mut io, seq);
     }
 
     /// A node that asks and is not known here knows more: this one has just started again.
@@ -221,17 +235,20 @@ impl Gossip {
         bytes: &[u8],
         out: &mut Vec<Out>,
     ) {
-        let Some(purpose) = self.dials.close(dial) else { return };
+        let Some((purpose, from)) = self.dials.close(dial) else { return };
         match (self.open_stream(bytes), purpose) {
             (Some(StreamMessage::PushPull { nodes, user, .. }), Purpose::PushPull) => {
                 self.merge(now, nodes, &user, out);
             }
             (Some(StreamMessage::Ack { seq }), Purpose::Ping { seq: asked }) if seq == asked => {
-                let Self { dice, swim, counters, .. } = self;
+                let Self { dice, swim, counters, paths, .. } = self;
                 let mut io = Io { now, dice, out, counters };
                 io.count("probe_by_tcp");
+                paths.doubt(&mut io, from);
                 swim.heard_ack(&mut io, seq);
             }
+            // A frame that cannot be opened came this way as well.
+            (_, Purpose::Try { seq }) => self.paths.heard_tcp(from, seq, true),
             (Some(_), _) => self.counters.add("message_unknown", 1),
             (None, _) => {}
         }
@@ -269,9 +286,14 @@ impl Gossip {
         self.carry(now, out);
     }
 
-    pub(crate) fn stream_failed(&mut self, now: Instant, dial: DialId, _out: &mut [Out]) {
-        let Some(purpose) = self.dials.close(dial) else { return };
+    pub(crate) fn stream_failed(&mut self, now: Instant, dial: DialId, out: &mut Vec<Out>) {
+        let Some((purpose, to)) = self.dials.close(dial) else { return };
         self.counters.add("stream_failed", 1);
+        if let Purpose::Try { seq } = purpose {
+            return self.paths.heard_tcp(to, seq, false);
+        }
+        let Self { dice, counters, paths, .. } = self;
+        paths.doubt(&mut Io { now, dice, out, counters }, to);
         if let Purpose::BulkSync { network } = purpose
             && let Some(network) = self.database.networks.get_mut(&network)
             && let Some(ours) = &mut network.ours

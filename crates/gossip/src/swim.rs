@@ -119,6 +119,12 @@ impl Swim {
         self.announce();
     }
 
+    /// The name of the node at an address, as far as one is known.
+    pub fn name_at(&self, address: SocketAddr) -> Option<String> {
+        let found = self.alive().find(|node| node.member.address == address);
+        found.map(|node| node.member.name.clone())
+    }
+
     /// The nodes that count as there: alive or suspected.
     pub fn alive(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values().filter(|node| matches!(node.state, State::Alive | State::Suspect))

@@ -54,32 +54,49 @@ const APPLIED_OVERHEAD: usize = 192;
 /// Why a stream was opened.
 pub(crate) enum Purpose {
     PushPull,
-    BulkSync { network: NetworkId },
-    Ping { seq: u32 },
+    BulkSync {
+        network: NetworkId,
+    },
+    Ping {
+        seq: u32,
+    },
+    /// See [`crate::paths`].
+    Try {
+        seq: u32,
+    },
 }
 
 /// Streams that are under way.
 #[derive(Default)]
 pub(crate) struct Dials {
     next: u64,
-    open: BTreeMap<DialId, (Purpose, Instant)>,
+    open: BTreeMap<DialId, (Purpose, SocketAddr, Instant)>,
 }
 
 impl Dials {
-    pub fn open(&mut self, io: &mut Io<'_>, to: SocketAddr, message: Arc<[u8]>, purpose: Purpose) {
-        self.open.retain(|_, (_, began)| io.now.since(*began) < DIAL_KEPT);
+    /// Whether there was room for one more.
+    pub fn open(
+        &mut self,
+        io: &mut Io<'_>,
+        to: SocketAddr,
+        message: Arc<[u8]>,
+        purpose: Purpose,
+    ) -> bool {
+        self.open.retain(|_, (.., began)| io.now.since(*began) < DIAL_KEPT);
         if self.open.len() >= DIALS_MAX {
-            return io.count("dials_full");
+            io.count("dials_full");
+            return false;
         }
         self.next += 1;
         let dial = DialId(self.next);
         let reply = !matches!(purpose, Purpose::BulkSync { .. });
-        self.open.insert(dial, (purpose, io.now));
+        self.open.insert(dial, (purpose, to, io.now));
         io.out.push(Out::Dial { dial, to, message, reply });
+        true
     }
 
-    pub fn close(&mut self, dial: DialId) -> Option<Purpose> {
-        self.open.remove(&dial).map(|(purpose, _)| purpose)
+    pub fn close(&mut self, dial: DialId) -> Option<(Purpose, SocketAddr)> {
+        self.open.remove(&dial).map(|(purpose, to, _)| (purpose, to))
     }
 }
 

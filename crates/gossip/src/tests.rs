@@ -16,6 +16,7 @@ use crate::*;
 mod answers;
 mod forged;
 mod many;
+mod paths;
 mod silent;
 
 const TABLE: &str = ENDPOINT_TABLE;
@@ -48,6 +49,11 @@ struct World {
     cut: BTreeSet<(usize, usize)>,
     /// Nodes inside and outside do not hear each other.
     split: std::ops::Range<usize>,
+    /// Whose packets do not reach whom, and who cannot connect to whom.
+    no_udp: BTreeSet<(usize, usize)>,
+    no_tcp: BTreeSet<(usize, usize)>,
+    /// Connections that are not let through are refused at once rather than swallowed.
+    refusing: bool,
     loss: f64,
     under_way: BTreeMap<(Instant, u64), (usize, Event)>,
     count: u64,
@@ -68,6 +74,9 @@ impl World {
             timers: BTreeSet::new(),
             cut: BTreeSet::new(),
             split: 0..0,
+            no_udp: BTreeSet::new(),
+            no_tcp: BTreeSet::new(),
+            refusing: false,
             loss: 0.0,
             under_way: BTreeMap::new(),
             count: 0,
@@ -153,16 +162,18 @@ impl World {
         match effect {
             Effect::SendPacket { to, bytes } => {
                 let Some(to) = self.at(to) else { return };
-                if self.hears(from, to) && !self.dice.random_bool(self.loss) {
+                let open = self.hears(from, to) && !self.no_udp.contains(&(from, to));
+                if open && !self.dice.random_bool(self.loss) {
                     self.later(delay, to, Event::Packet { from: address(from), bytes });
                 }
             }
             Effect::OpenStream { dial, to, bytes, reply } => {
                 let Some(to) = self.at(to) else { return };
-                if !self.hears(from, to) {
+                let shut = self.no_tcp.contains(&(from, to));
+                if !self.hears(from, to) || shut && !self.refusing {
                     return self.later(seconds(10.0), from, Event::StreamFailed { dial });
                 }
-                if self.nodes[to].is_none() {
+                if self.nodes[to].is_none() || shut {
                     return self.later(delay, from, Event::StreamFailed { dial });
                 }
                 self.count += 1;

@@ -1,6 +1,7 @@
 //! The docker CLI against real daemons on lab hosts; each module is a part of the product.
 
 mod balancer;
+mod blocked;
 mod containers;
 mod cut;
 mod leaving;

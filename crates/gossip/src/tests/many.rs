@@ -211,5 +211,6 @@ fn news_reaches_hundreds_of_nodes_without_a_table() {
         check(&world, &churn.rows, "news");
     }
     let mended: u64 = (0..300).map(|node| world.counter(node, "digest_differed")).sum();
-    assert_eq!(mended, 0, "nobody missed anything");
+    // One telling in a thousand is late by chance; one in twenty was, when all went to the same nodes.
+    assert!(mended < 10, "{mended} missed something");
 }

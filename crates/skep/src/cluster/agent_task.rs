@@ -18,6 +18,7 @@ use super::executor::Executor;
 use super::gossiped::gossiped;
 use super::names_told::{Names, Zones};
 use super::overlays_applied::{answer_when_applied, apply_overlays};
+use super::paths::Paths;
 use super::saved::Folder;
 use super::task_records::{read_records, write_record};
 use transport::gossip;
@@ -102,6 +103,8 @@ pub struct View {
     /// Rows of the gossip that could not be read, and those that claimed what they may not.
     pub rows_dropped: AtomicU64,
     pub claims_refused: AtomicU64,
+    /// Where the gossip is blocked.
+    pub paths: Paths,
 }
 
 pub fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -246,6 +249,10 @@ impl Loop {
                 },
                 effect = gossip.recv() => match effect {
                     None => return,
+                    Some(::gossip::Effect::Path { to, state }) => {
+                        self.view.paths.note(to, state);
+                        None
+                    }
                     Some(effect) => gossiped(effect),
                 },
                 () = self.clock.sleep_until(deadline) => Some(Event::Deadline),

@@ -12,6 +12,7 @@ mod callers;
 mod credentials;
 mod names_told;
 mod outgoing;
+mod paths;
 mod overlays_applied;
 mod keys;
 mod ports_taken;
@@ -41,7 +42,7 @@ use futures_util::stream::{BoxStream, StreamExt};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use transport::gate::Counters;
-use wire::control::{Request, Response};
+use wire::control::{Call, Request, Response};
 use wire::swarmkit as pb;
 
 use clock::Clock;
@@ -242,7 +243,27 @@ impl Cluster {
         } else {
             info.error = node.manager_trouble().unwrap_or_default();
         }
+        info.warnings.extend(self.blocked_paths(&node, &info).await);
         info
+    }
+
+    /// Warnings of ways to other nodes that only a part of the gossip passes.
+    async fn blocked_paths(&self, node: &Node, info: &NodeInfo) -> Vec<String> {
+        let paths = &node.agent.view.paths;
+        if paths.is_empty() {
+            return Vec::new();
+        }
+        // Only managers know the other nodes' names, and the addresses say as much.
+        let nodes = match node.manager() {
+            Some(manager) => {
+                let request = pb::ListNodesRequest::default().into();
+                let asked = tokio::time::timeout(READ_WAIT, ask_here(node, &manager, request));
+                asked.await.ok().and_then(Result::ok).and_then(nodes_of).unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
+        let here = format!("{} ({})", description::hostname(), info.node_addr);
+        paths.warnings(&here, &nodes)
     }
 
     pub(crate) async fn attach(
@@ -334,6 +355,10 @@ pub(crate) fn give_back(cluster: Arc<Cluster>, attachment_id: String) {
 
 fn unanswered(status: Option<transport::Status>) -> ControlError {
     status.map_or_else(no_leader, refused)
+}
+
+fn nodes_of(answer: Response) -> Option<Vec<pb::Node>> {
+    Some(<pb::ListNodesRequest as Call>::answer(answer)?.nodes)
 }
 
 fn manager_warnings(managers: u64, control_available: bool) -> Vec<String> {
