@@ -11,6 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dns::Zone;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::message::{self, Ports, Relay, Request, Response, Sandbox};
 
@@ -22,6 +25,9 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 const ATTEMPTS_MAX: u32 = 3;
 /// How long one call may take.
 const CALL_MAX: Duration = Duration::from_secs(10);
+/// How many calls in a row are not answered in that time until the process is taken for one that
+/// hangs. What it serves may be old by then, and nobody can tell it: it is killed, and the next one begun.
+const SILENT_CALLS_MAX: u32 = 3;
 
 /// A log that is longer is begun anew with the next process.
 const LOG_BYTES_MAX: u64 = 1 << 20;
@@ -55,6 +61,8 @@ pub enum Error {
 pub struct Client {
     program: PathBuf,
     exec_root: PathBuf,
+    /// How long a call may take.
+    patience: Duration,
     /// The zones that were set here. Held during a call that sets or drops zones.
     zones: Mutex<BTreeSet<String>>,
     link: Mutex<Link>,
@@ -65,6 +73,8 @@ struct Link {
     stream: Option<UnixStream>,
     /// How many connections there were.
     connection: u64,
+    /// Calls in a row that nobody answered in time.
+    silent: u32,
     /// The processes that this client started and that have not ended as far as it knows.
     children: Vec<Child>,
 }
@@ -82,9 +92,15 @@ impl Client {
         Self {
             program: program.to_owned(),
             exec_root: exec_root.to_owned(),
+            patience: CALL_MAX,
             zones: Mutex::default(),
             link: Mutex::default(),
         }
+    }
+
+    /// With another time for a call than ten seconds.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Starts the process if it does not run. Called at start and by whoever looks after it. Gives the
@@ -170,38 +186,63 @@ impl Client {
     fn call(&self, request: &Request, with: Option<BorrowedFd<'_>>) -> Result<Response, Error> {
         let mut link = self.link();
         link.reap();
-        if let Some(stream) = link.stream.take()
-            && let Ok(response) = exchange(&stream, request, with)
-        {
-            link.stream = Some(stream);
-            return checked(response);
-        }
-        let mut attempt = 1;
+        let mut attempt = 0;
         loop {
-            let stream = self.connect(&mut link)?;
-            link.connection += 1;
-            match exchange(&stream, request, with) {
+            let kept = link.stream.take();
+            let again = kept.is_some();
+            let stream = match kept {
+                Some(stream) => stream,
+                None => self.connect(&mut link)?,
+            };
+            let source = match exchange(&stream, request, with) {
                 Ok(response) => {
-                    link.stream = Some(stream);
+                    (link.stream, link.silent) = (Some(stream), 0);
                     return checked(response);
                 }
-                // A process that ends still listens for a moment.
-                Err(source) if ended(&source) && attempt < ATTEMPTS_MAX => attempt += 1,
-                Err(source) => return Err(self.unreachable(source)),
+                Err(source) => source,
+            };
+            if is_silent(&source) {
+                link.silent += 1;
+                if link.silent < SILENT_CALLS_MAX {
+                    return Err(self.unreachable(source));
+                }
+                link.silent = 0;
+                self.end(&stream).map_err(|source| self.unreachable(source))?;
+            }
+            // A process that ends still listens for a moment.
+            attempt += u32::from(!again);
+            if !again && (attempt == ATTEMPTS_MAX || !(ended(&source) || is_silent(&source))) {
+                return Err(self.unreachable(source));
             }
         }
     }
 
+    /// Kills the process that listens at the other end.
+    fn end(&self, stream: &UnixStream) -> io::Result<()> {
+        let process = socket_peercred(stream)?.pid;
+        let handle = pidfd_open(process, PidfdFlags::empty())?;
+        // Whoever listens now still lives, so its number is nobody else's.
+        connect(&socket_path(&self.exec_root), self.patience)?;
+        tracing::warn!(pid = %process, "the resolver hangs and is started anew");
+        pidfd_send_signal(&handle, Signal::KILL)?;
+        // Until it is dead it listens.
+        let mut dead = [PollFd::new(&handle, PollFlags::IN)];
+        let patience = Timespec::try_from(self.patience).map_err(io::Error::other)?;
+        poll(&mut dead, Some(&patience))?;
+        Ok(())
+    }
+
     fn connect(&self, link: &mut Link) -> Result<UnixStream, Error> {
         let socket = socket_path(&self.exec_root);
-        if let Ok(stream) = connect(&socket) {
+        link.connection += 1;
+        if let Ok(stream) = connect(&socket, self.patience) {
             return Ok(stream);
         }
         self.start(link)?;
         let begun = Instant::now();
         let mut started = begun;
         loop {
-            match connect(&socket) {
+            match connect(&socket, self.patience) {
                 Ok(stream) => return Ok(stream),
                 Err(source) if begun.elapsed() > START_MAX => {
                     return Err(self.unreachable(source));
@@ -262,10 +303,10 @@ pub(crate) fn socket_path(exec_root: &Path) -> PathBuf {
     exec_root.join("resolver").join("control.sock")
 }
 
-fn connect(socket: &Path) -> io::Result<UnixStream> {
+fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(CALL_MAX))?;
-    stream.set_write_timeout(Some(CALL_MAX))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     Ok(stream)
 }
 
@@ -285,6 +326,11 @@ fn exchange(
 fn ended(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+/// Neither gone nor heard in time.
+fn is_silent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn checked(response: Response) -> Result<Response, Error> {

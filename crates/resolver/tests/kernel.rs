@@ -202,10 +202,7 @@ fn a_dead_process_s_filter_says_nothing_and_its_successor_has_one_of_its_own() {
     let (process, namespace) = (Process::start(), Namespace::with_room("dead"));
     process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
     let port = served(&process, &namespace, "one", "net1");
-    let state = process.root.path().join("resolver/state.json");
-    while !std::fs::read_to_string(&state).unwrap_or_default().contains("10.0.1.5") {
-        std::thread::yield_now();
-    }
+    process.until_written("10.0.1.5");
     let asker = asker(&namespace);
     warm(&namespace, &asker, &question("web", 1));
     process.kill();

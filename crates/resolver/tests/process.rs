@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use dns::Upstream;
 use resolver::{Client, Ports, Sandbox};
+use rustix::process::Signal;
 use support::*;
 
 #[test]
@@ -44,10 +45,7 @@ fn a_killed_process_comes_back_with_the_same_ports_and_names() {
     let (process, namespace) = (Process::start(), Namespace::new("killed"));
     process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
     let ports = process.client.set_sandbox("one", &sandbox(&namespace)).unwrap();
-    let state = process.root.path().join("resolver/state.json");
-    while !std::fs::read_to_string(&state).unwrap_or_default().contains("10.0.1.5") {
-        std::thread::yield_now();
-    }
+    process.until_written("10.0.1.5");
     process.kill();
     process.client.ensure().unwrap();
     let expected: std::collections::BTreeMap<String, Ports> = [("one".into(), ports)].into();
@@ -90,6 +88,30 @@ fn a_process_that_another_client_has_replaced_is_waited_for() {
     other.ensure().unwrap();
     process.client.ensure().unwrap();
     assert!(!Path::new("/proc").join(dead).exists(), "it stays as a zombie");
+}
+
+#[test]
+fn a_process_that_hangs_is_replaced() {
+    let (process, namespace) = (Process::start(), Namespace::new("hangs"));
+    process.client.set_zone("net1", &zone("10.0.1.5")).unwrap();
+    let ports = process.client.set_sandbox("one", &sandbox(&namespace)).unwrap();
+    let hanging = process.id().unwrap();
+    process.until_written("10.0.1.5");
+    process.signal(Signal::STOP);
+    let next = Client::new(&program(), process.root.path());
+    let next = next.with_patience(Duration::from_secs(2));
+    assert!(next.ensure().is_err(), "it stands still");
+    process.signal(Signal::CONT);
+    next.ensure().unwrap();
+    assert_eq!(process.id().unwrap(), hanging, "it only was slow");
+    process.signal(Signal::STOP);
+    let silent = (0..3).map(|_| next.ensure().is_err()).collect::<Vec<_>>();
+    assert_eq!(silent, [true, true, false]);
+    assert_ne!(process.id().unwrap(), hanging);
+    assert_eq!(next.set_sandbox("one", &sandbox(&namespace)).unwrap(), ports);
+    next.set_zone("net1", &zone("10.0.1.6")).unwrap();
+    let reply = ask(&namespace, ports.udp, &question("web", 1));
+    assert_eq!(last_address(&reply), "10.0.1.6".parse::<IpAddr>().unwrap());
 }
 
 #[test]

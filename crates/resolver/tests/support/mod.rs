@@ -119,6 +119,14 @@ impl Process {
         })
     }
 
+    /// Until the process has written down something that it was told.
+    pub fn until_written(&self, text: &str) {
+        let state = self.root.path().join("resolver/state.json");
+        while !std::fs::read_to_string(&state).unwrap_or_default().contains(text) {
+            std::thread::yield_now();
+        }
+    }
+
     pub fn signal(&self, signal: Signal) {
         let Some(id) = self.id() else { return };
         let id = rustix::process::Pid::from_raw(id.parse().unwrap()).unwrap();
