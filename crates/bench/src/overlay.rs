@@ -16,8 +16,12 @@ mod endpoints;
 mod starts;
 
 const ROUNDS: usize = 5;
-/// Five times about 4,000 connections stay below the 28,000 ports that a client has.
-const CONNECTING_SECONDS: f64 = 0.6;
+const CONNECTING_ROUNDS: usize = 11;
+const CONNECTING_SECONDS: f64 = 0.5;
+/// One client keeps one core busy: what is its own part of the work would decide, rather than all of it.
+const CONNECTING_CLIENTS: usize = 2;
+/// Eleven times about 4,000 connections stay below the number of a client's ports with this range.
+const PORTS: &str = "net.ipv4.ip_local_port_range=1024 65535";
 const NO_IPVS: &str = "its virtual addresses need IPVS, which this kernel lacks";
 
 /// One pair of hosts with a container each on an attachable overlay.
@@ -171,12 +175,17 @@ fn arriving(server: &str, client: &str, target: &str) -> Result<f64> {
     counted?.trim().parse().context("count gave no number")
 }
 
+/// The beginning of a command in the network of a container, or of the host.
+fn place(host: &Host, container: Option<&str>) -> Result<String> {
+    match container {
+        Some(name) => inside_container(host, name),
+        None => Ok(format!("nsenter -t {} -n", host.init_pid())),
+    }
+}
+
 /// What a client of the `load` program counted: it runs on the host, or in a container's network.
 fn load(host: &Host, container: Option<&str>, words: &str) -> Result<Value> {
-    let place = match container {
-        Some(name) => inside_container(host, name)?,
-        None => format!("nsenter -t {} -n", host.init_pid()),
-    };
+    let place = place(host, container)?;
     let program = lab::plan::binaries()?.join("load").display().to_string();
     let mut command = lab::command::words(&format!("{place} {program} {words}"));
     // A client ends when its standard input does: this one is held open until it has ended.
@@ -238,17 +247,30 @@ fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
     wait_until(Duration::from_secs(20), || {
         Ok(host.sh(&format!("curl -sf --max-time 2 http://{}", ways[3].2)).is_ok())
     })?;
+    for (_, from, _) in &ways {
+        let mut sysctl = lab::command::words(&place(host, *from)?);
+        run_command(sysctl.args(["sysctl", "-qw", PORTS]))?;
+    }
     let mut samples = ways.each_ref().map(|_| Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..CONNECTING_ROUNDS {
         for ((_, from, to), list) in ways.iter().zip(&mut samples) {
-            let said = load(host, *from, &format!("requests close 0 {CONNECTING_SECONDS} {to}"))?;
-            list.push(number(&said, "rate")?);
+            list.push(connections(host, *from, to)?);
         }
     }
     for ((what, _, _), list) in ways.into_iter().zip(samples) {
         report.add(what, "1/s", list, Err(NO_IPVS.into()));
     }
     host.dk("service rm http").map(drop)
+}
+
+/// New connections a second of clients that begin together.
+fn connections(host: &Host, from: Option<&str>, to: &str) -> Result<f64> {
+    let words = format!("requests close 0 {CONNECTING_SECONDS} {to}");
+    let rate = || number(&load(host, from, &words)?, "rate");
+    std::thread::scope(|scope| {
+        let clients = [(); CONNECTING_CLIENTS].map(|()| scope.spawn(rate));
+        clients.into_iter().map(|client| client.join().expect("a client does not panic")).sum()
+    })
 }
 
 /// The last address that a name gives, as the first container sees it.
