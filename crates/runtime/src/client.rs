@@ -2,22 +2,28 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::attach::{self, AttachOptions};
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::*;
-use crate::runtime::{Event, ExitStatus};
+use crate::runtime::{Adopted, Event, ExitStatus, REMOVE_MAX};
 
 /// Ended execs whose status can still be asked for.
 const ENDED_EXECS_MAX: usize = 1_000;
+/// An attach is begun by the shim's next round.
+const ATTACH_MAX: Duration = Duration::from_secs(10);
+/// How soon a shim whose queue of connections is full is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 type Waiting = HashMap<u64, oneshot::Sender<std::result::Result<Reply, Failure>>>;
 
@@ -33,10 +39,28 @@ pub(crate) struct Handle {
     writer: tokio::sync::Mutex<Option<OwnedWriteHalf>>,
     waiting: Mutex<Waiting>,
     next: AtomicU64,
+    /// It has left a question unanswered, and has said nothing since.
+    silent: AtomicBool,
+    adoption: Mutex<Adoption>,
+}
+
+/// How far a former daemon's container is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Adoption {
+    Asked,
+    /// Nobody waits for the answer any more; it may still come.
+    Unheard,
+    Heard,
 }
 
 impl Handle {
+    /// Of a container that is made now.
     pub fn new(id: String, bundle: PathBuf, spec: ShimSpec) -> Handle {
+        Self { adoption: Mutex::new(Adoption::Heard), ..Self::left_behind(id, bundle, spec) }
+    }
+
+    /// Of a former daemon's container.
+    pub fn left_behind(id: String, bundle: PathBuf, spec: ShimSpec) -> Handle {
         let cgroup = Cgroup::at(&spec.cgroup);
         Handle {
             id,
@@ -50,12 +74,14 @@ impl Handle {
             waiting: Mutex::default(),
             // 0 is the shim's own first reply.
             next: AtomicU64::new(1),
+            silent: AtomicBool::new(false),
+            adoption: Mutex::new(Adoption::Asked),
         }
     }
 
     /// Takes over the connection; returns the reply to question 0 as a receiver.
     pub async fn connect(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         stream: UnixStream,
         events: Option<mpsc::Sender<Event>>,
     ) -> oneshot::Receiver<std::result::Result<Reply, Failure>> {
@@ -79,6 +105,9 @@ impl Handle {
     }
 
     async fn message(&self, message: Message, events: Option<&mpsc::Sender<Event>>) {
+        if self.silent.swap(false, Ordering::Relaxed) {
+            tracing::info!(container = %self.id, "its shim answers again");
+        }
         let event = match message {
             Message::Reply { seq, result } => {
                 if let Some(waiting) = lock(&self.waiting).remove(&seq) {
@@ -87,10 +116,9 @@ impl Handle {
                 return;
             }
             Message::Exited { status } => {
-                if self.exit.borrow().is_some() {
+                if !self.end(&status) {
                     return;
                 }
-                self.exit.send_replace(Some(status.clone()));
                 Event::Exited { id: self.id.clone(), status }
             }
             Message::ExecExited { exec, status } => {
@@ -119,14 +147,16 @@ impl Handle {
     /// The shim is gone. It has written why; if it was killed itself, its container goes too.
     async fn disconnected(&self, events: Option<&mpsc::Sender<Event>>) {
         *self.writer.lock().await = None;
-        lock(&self.waiting).clear();
+        self.silent.store(false, Ordering::Relaxed);
         if self.exit.borrow().is_none() && self.pid.load(Ordering::Relaxed) != 0 {
             let status = self.final_status();
-            self.exit.send_replace(Some(status.clone()));
-            if let Some(events) = events {
+            if self.end(&status)
+                && let Some(events) = events
+            {
                 let _ = events.send(Event::Exited { id: self.id.clone(), status }).await;
             }
         }
+        lock(&self.waiting).clear();
         let open: Vec<String> = {
             let execs = lock(&self.execs);
             execs.iter().filter(|(_, w)| w.borrow().is_none()).map(|(id, _)| id.clone()).collect()
@@ -148,6 +178,143 @@ impl Handle {
         }
         self.cgroup.kill_all();
         ExitStatus { code: 137, oom: false, at: SystemTime::now() }
+    }
+
+    /// Notes the end; false when one is known already.
+    pub fn end(&self, status: &ExitStatus) -> bool {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            if first {
+                *exit = Some(status.clone());
+            }
+            first
+        })
+    }
+
+    /// A question that a shim answers within the limit, unless it is stopped or blocked. Who leaves it meanwhile
+    /// leaves no half a line behind.
+    ///
+    /// # Errors
+    /// Of kind `NoAnswer`, at once when it is known to be silent.
+    pub async fn ask(self: &Arc<Self>, call: Call, limit: Duration) -> Result<Reply> {
+        if self.is_silent() {
+            return Err(self.silence().await);
+        }
+        let handle = self.clone();
+        let asked = tokio::spawn(async move { handle.call(call).await });
+        match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(Error::system("the shim was not asked", error)),
+            Err(_) => {
+                self.silent.store(true, Ordering::Relaxed);
+                let error = self.silence().await;
+                tracing::warn!("{error}");
+                Err(error)
+            }
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed) || self.is_unheard()
+    }
+
+    /// A former daemon's container of which nothing is known but that it is there.
+    pub fn is_unheard(&self) -> bool {
+        *lock(&self.adoption) == Adoption::Unheard
+    }
+
+    /// The shim has told how its container stands; true when nobody waited for it any more.
+    pub fn heard(&self) -> bool {
+        let late = std::mem::replace(&mut *lock(&self.adoption), Adoption::Heard);
+        late == Adoption::Unheard
+    }
+
+    /// Waits no longer; false when there is nothing to wait for.
+    pub fn give_up(&self) -> bool {
+        let mut adoption = lock(&self.adoption);
+        let waiting = *adoption == Adoption::Asked;
+        if waiting {
+            *adoption = Adoption::Unheard;
+        }
+        waiting
+    }
+
+    /// What is known without its shim.
+    pub fn adopted(&self) -> Adopted {
+        Adopted {
+            id: self.id.clone(),
+            pid: 0,
+            started_at: None,
+            paused: false,
+            exit: self.exit.borrow().clone(),
+            silent: None,
+        }
+    }
+
+    pub async fn unheard(&self) -> Adopted {
+        Adopted { silent: Some(self.silence().await.text), ..self.adopted() }
+    }
+
+    /// What people are told of a shim that does not answer.
+    pub async fn silence(&self) -> Error {
+        let id = &self.id;
+        let (name, advice) = match self.shim_pid().await {
+            Some(pid) => (
+                format!("its shim, process {pid},"),
+                format!("kill -CONT {pid} lets it go on if it is stopped; docker kill ends both"),
+            ),
+            None => ("its shim".to_owned(), "docker kill ends both".to_owned()),
+        };
+        Error::new(
+            ErrorKind::NoAnswer,
+            format!("container {id}: {name} does not answer, so it is left as it is: {advice}"),
+        )
+    }
+
+    /// As the kernel noted it when the shim began to listen.
+    async fn shim_pid(&self) -> Option<i32> {
+        self.reach().await.ok()?.peer_cred().ok()?.pid().filter(|pid| *pid > 1)
+    }
+
+    /// A signal past a shim that does not answer. SIGKILL ends everything of the container, and at last the shim, whose
+    /// end is the container's for everybody.
+    pub async fn signal_without_shim(&self, signal: i32, silence: Error) -> Result<()> {
+        let pid = self.pid.load(Ordering::Relaxed).cast_signed();
+        if signal != libc::SIGKILL {
+            // Its parent does not reap it meanwhile: the number stays its own.
+            let sent = pid > 1 && crate::shim::sys::kill(pid, signal).is_ok();
+            return if sent { Ok(()) } else { Err(silence) };
+        }
+        let _ = self.cgroup.freeze(false);
+        let end = tokio::time::Instant::now() + REMOVE_MAX;
+        while !self.cgroup.pids().is_empty() && tokio::time::Instant::now() < end {
+            self.cgroup.kill_all();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut exit = self.exit.subscribe();
+        let ended = exit.wait_for(Option::is_some);
+        // A shim that is only slow tells the end better than its own.
+        if tokio::time::timeout_at(end, ended).await.is_ok() {
+            return Ok(());
+        }
+        let shim = self.shim_pid().await.ok_or_else(|| silence.clone())?;
+        crate::shim::sys::kill(shim, libc::SIGKILL)
+            .map_err(|e| Error::system(format!("shim {shim} not ended"), e))?;
+        let ended = exit.wait_for(Option::is_some);
+        tokio::time::timeout(REMOVE_MAX, ended).await.map(drop).map_err(|_| silence)
+    }
+
+    /// A byte stream of the container or an exec.
+    pub async fn attach(&self, exec: Option<String>, options: AttachOptions) -> Result<UnixStream> {
+        if self.is_silent() {
+            return Err(self.silence().await);
+        }
+        let stream = self.dial().await?;
+        let begun = attach::begin(stream, exec, options);
+        match tokio::time::timeout(ATTACH_MAX, begun).await {
+            Ok(begun) => begun,
+            Err(_) => Err(self.silence().await),
+        }
     }
 
     pub async fn call(&self, call: Call) -> Result<Reply> {
@@ -174,7 +341,7 @@ impl Handle {
     }
 
     /// A further connection to the shim.
-    pub async fn dial(&self) -> Result<UnixStream> {
+    async fn dial(&self) -> Result<UnixStream> {
         self.reach().await.map_err(|e| {
             Error::new(
                 crate::ErrorKind::Conflict,
@@ -192,9 +359,19 @@ impl Handle {
     /// # Errors
     /// When that cannot be found out: nobody may end the container for it.
     pub async fn find(&self) -> Result<Option<UnixStream>> {
-        found(self.reach().await).map_err(|e| {
-            Error::system(format!("container {} runs on, but its shim cannot be asked", self.id), e)
-        })
+        loop {
+            match self.reach().await {
+                // Its queue is full of those who asked before: it does not take them.
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                reached => {
+                    let text =
+                        || format!("container {} runs on, but its shim cannot be asked", self.id);
+                    return found(reached).map_err(|e| Error::system(text(), e));
+                }
+            }
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub enum ErrorKind {
     CommandNotFound,
     /// The command cannot be executed (exit code 126).
     CommandNotExecutable,
+    /// The container's shim is there and does not answer.
+    NoAnswer,
     /// Not supported by this kernel or by skep.
     Unsupported,
     /// Anything else.

@@ -17,6 +17,7 @@ pub mod top;
 pub mod users;
 pub mod error;
 pub mod shim;
+mod adopt;
 mod bundle;
 mod capabilities;
 mod cgroup;

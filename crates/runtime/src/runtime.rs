@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::attach::{self, AttachOptions, PendingAttach};
+use crate::attach::{AttachOptions, PendingAttach};
 use crate::bundle;
 use crate::client::{Handle, lock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Call, ExecProcess, Reply, SHIM_FILE, ShimSpec};
+use crate::protocol::{Call, ExecProcess, Reply};
 use crate::spec::{ContainerSpec, ExecSpec, Resources};
 use crate::stats::Stats;
 use crate::steps;
@@ -27,8 +27,12 @@ use crate::users;
 const EVENTS_MAX: usize = 1_024;
 /// A frozen group stands still within this, or the kernel cannot freeze it.
 const FREEZE_MAX: Duration = Duration::from_secs(10);
+/// What a shim does at once it does within this even on a busy host; one that does not is blocked or stopped.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// A shim makes the exec's process before it answers.
+const EXEC_MAX: Duration = Duration::from_secs(60);
 /// The kernel lets go of an ended container's groups a little later.
-const REMOVE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const REMOVE_MAX: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -66,25 +70,42 @@ pub struct Adopted {
     pub paused: bool,
     /// Set when it ended while no daemon looked. Call `delete` when that is written down.
     pub exit: Option<ExitStatus>,
+    /// Its shim is there and does not answer: how the container stands is not known, and nothing may be done to it
+    /// before [`Event::Found`]. In words for people.
+    pub silent: Option<String>,
 }
 
 /// What a container did by itself.
 #[derive(Debug, Clone)]
 pub enum Event {
-    Exited { id: String, status: ExitStatus },
-    ExecExited { id: String, exec: String, status: ExitStatus },
-    Oom { id: String },
+    Exited {
+        id: String,
+        status: ExitStatus,
+    },
+    ExecExited {
+        id: String,
+        exec: String,
+        status: ExitStatus,
+    },
+    Oom {
+        id: String,
+    },
+    /// A shim that was silent when its container was adopted has answered; `None` when that was never started.
+    Found {
+        id: String,
+        adopted: Option<Adopted>,
+    },
 }
 
 /// The daemon's handle; cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: Config,
-    containers: Mutex<HashMap<String, Arc<Handle>>>,
+pub(crate) struct Inner {
+    pub config: Config,
+    pub containers: Mutex<HashMap<String, Arc<Handle>>>,
     /// Clients that came before their container or exec.
     pending: Mutex<HashMap<(String, Option<String>), Vec<Pending>>>,
     sender: mpsc::Sender<Event>,
@@ -114,87 +135,16 @@ impl Runtime {
         Ok(Runtime { inner: Arc::new(inner) })
     }
 
-    /// Reconnects to every shim left by a former daemon. Call once, before anything else (but after `events`).
-    ///
-    /// # Errors
-    /// When a container is there and it cannot be found out how it stands (the daemon may open no more files): it
-    /// is left alone, and no daemon can begin before that is mended.
-    pub async fn adopt(&self) -> Result<Vec<Adopted>> {
-        let dir = bundle::containers_dir(&self.inner.config);
-        let failed = |e: io::Error| Error::system(format!("{} not read", dir.display()), e);
-        let mut adopted = Vec::new();
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            let text = match std::fs::read(path.join(SHIM_FILE)) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-                read => read.map_err(|e| {
-                    Error::system(format!("{} not read", path.join(SHIM_FILE).display()), e)
-                })?,
-            };
-            let Ok(spec) = serde_json::from_slice::<ShimSpec>(&text) else {
-                // Written before any process existed, and never completed.
-                let _ = std::fs::remove_dir_all(&path);
-                continue;
-            };
-            adopted.extend(self.adopt_one(path, spec).await?);
-        }
-        Ok(adopted)
-    }
-
-    async fn adopt_one(&self, path: PathBuf, spec: ShimSpec) -> Result<Option<Adopted>> {
-        let id = spec.id.clone();
-        let handle = Arc::new(Handle::new(id.clone(), path, spec));
-        let state = match handle.find().await? {
-            Some(stream) => {
-                let _first = handle.connect(stream, self.events_sender()).await;
-                match handle.call(Call::State).await {
-                    Ok(Reply::State(state)) => Some(state),
-                    _ => None,
-                }
-            }
-            None => None,
-        };
-        lock(&self.inner.containers).insert(id.clone(), handle.clone());
-        let Some(state) = state else {
-            let status = handle.final_status();
-            handle.exit.send_replace(Some(status.clone()));
-            return Ok(Some(Adopted {
-                id,
-                pid: 0,
-                started_at: None,
-                paused: false,
-                exit: Some(status),
-            }));
-        };
-        handle.pid.store(state.pid, Ordering::Relaxed);
-        for (exec, known) in &state.execs {
-            match &known.exit {
-                Some(status) => handle.exec_ended(exec, status),
-                None => drop(lock(&handle.execs).insert(exec.clone(), watch::Sender::new(None))),
-            }
-        }
-        if state.started_at.is_none() {
-            // Made but never started: nothing was acknowledged.
-            let _ = self.delete(&id).await;
-            return Ok(None);
-        }
-        if let Some(status) = &state.exit {
-            handle.exit.send_replace(Some(status.clone()));
-        }
-        let (paused, started_at) = (handle.cgroup.is_frozen(), state.started_at);
-        Ok(Some(Adopted { id, pid: state.pid, started_at, paused, exit: state.exit }))
-    }
-
     /// Events of all containers, in order; call once.
     pub fn events(&self) -> mpsc::Receiver<Event> {
         lock(&self.inner.receiver).take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    fn events_sender(&self) -> Option<mpsc::Sender<Event>> {
+    pub(crate) fn events_sender(&self) -> Option<mpsc::Sender<Event>> {
         lock(&self.inner.receiver).is_none().then(|| self.inner.sender.clone())
     }
 
-    fn handle(&self, id: &str) -> Result<Arc<Handle>> {
+    pub(crate) fn handle(&self, id: &str) -> Result<Arc<Handle>> {
         let found = lock(&self.inner.containers).get(id).cloned();
         found.ok_or_else(|| Error::conflict(format!("container {id} is not running")))
     }
@@ -247,11 +197,7 @@ impl Runtime {
         let key = (handle.id.clone(), exec.map(str::to_owned));
         let waiting = lock(&self.inner.pending).remove(&key).unwrap_or_default();
         for one in waiting.into_iter().filter(|one| !one.stream.is_closed()) {
-            let stream = match handle.dial().await {
-                Ok(stream) => attach::begin(stream, key.1.clone(), one.options).await,
-                Err(e) => Err(e),
-            };
-            let _ = one.stream.send(stream);
+            let _ = one.stream.send(handle.attach(key.1.clone(), one.options).await);
         }
     }
 
@@ -273,7 +219,12 @@ impl Runtime {
     /// Sends a signal to process 1.
     pub async fn kill(&self, id: &str, signal: i32) -> Result<()> {
         let handle = self.handle(id)?;
-        handle.call(Call::Signal { signal }).await?;
+        match handle.ask(Call::Signal { signal }, ANSWER_MAX).await {
+            Err(error) if error.kind == ErrorKind::NoAnswer => {
+                handle.signal_without_shim(signal, error).await?;
+            }
+            answer => drop(answer?),
+        }
         if signal == libc::SIGKILL && handle.cgroup.is_frozen() {
             // A frozen process does not even die.
             handle.cgroup.freeze(false)?;
@@ -315,8 +266,11 @@ impl Runtime {
         let Some(handle) = handle else {
             return remove_bundle(&bundle::containers_dir(&self.inner.config).join(id));
         };
+        if handle.is_unheard() {
+            return Err(handle.silence().await);
+        }
         if handle.exit.borrow().is_none() && handle.pid.load(Ordering::Relaxed) != 0 {
-            let _ = handle.call(Call::Quit).await;
+            let _ = handle.ask(Call::Quit, ANSWER_MAX).await;
             let _ = handle.cgroup.freeze(false);
             let _ = tokio::time::timeout(REMOVE_MAX, wait_for(&handle.exit)).await;
         }
@@ -351,7 +305,7 @@ impl Runtime {
         let process = exec_process(&handle, exec)?;
         lock(&handle.execs).insert(exec.id.clone(), watch::Sender::new(None));
         self.serve_pending(&handle, Some(&exec.id)).await;
-        let reply = handle.call(Call::Exec { process: Box::new(process) }).await;
+        let reply = handle.ask(Call::Exec { process: Box::new(process) }, EXEC_MAX).await;
         match reply {
             Ok(Reply::Pid(pid)) => Ok(pid),
             Ok(other) => Err(unexpected(&other)),
@@ -380,7 +334,8 @@ impl Runtime {
 
     /// Sends a signal to an exec's process.
     pub async fn exec_kill(&self, id: &str, exec: &str, signal: i32) -> Result<()> {
-        self.handle(id)?.call(Call::ExecSignal { exec: exec.to_owned(), signal }).await.map(drop)
+        let call = Call::ExecSignal { exec: exec.to_owned(), signal };
+        self.handle(id)?.ask(call, ANSWER_MAX).await.map(drop)
     }
 
     /// Registers an attach at once (also before `create`); `.ready().await` then gives the stream.
@@ -430,7 +385,7 @@ impl Runtime {
         width: u16,
     ) -> Result<()> {
         let call = Call::Resize { exec: exec.map(str::to_owned), height, width };
-        self.handle(id)?.call(call).await.map(drop)
+        self.handle(id)?.ask(call, ANSWER_MAX).await.map(drop)
     }
 
     /// One reading of the cgroup's counters (without network; the engine knows the links).

@@ -288,3 +288,95 @@ fn a_container_whose_configuration_is_damaged_is_left_alone() -> Result<()> {
     is(host, "hurt", "{{.State.Pid}} {{.State.Running}}", &format!("{pid} true"))?;
     answers(host, "exec hurt cat /file /kept/file", "precious\nprecious")
 }
+
+/// The shim of a container, stopped: who connects to it waits for ever.
+fn stop_shim(host: &Host, container: &str) -> Result<String> {
+    let pid = host.docker(&["inspect", "-f", "{{.State.Pid}}", container])?;
+    let shim = host.exec(&["sed", "-n", "s/^PPid:\t//p", &format!("/proc/{pid}/status")])?;
+    host.exec(&["kill", "-STOP", shim.trim()])?;
+    Ok(shim.trim().to_owned())
+}
+
+/// Its container alone cannot be used: it is there, its port is open, it is not started a second time. Once the shim
+/// goes on, everything does. The Docker Engine with `--live-restore` waits for its shims.
+#[test]
+fn a_shim_that_does_not_answer_holds_up_nobody() -> Result<()> {
+    let lab = hosts_of_skep(1)?;
+    let host = lab.host(1);
+    host.dk("run -d --name other httpd")?;
+    host.dk("run -d --name hung --restart=always -p 8080:80 httpd")?;
+    // As after a daemon's end between a start and its note.
+    host.dk("run -d --name unnoted --restart=always httpd")?;
+    let pids = "inspect -f {{.State.Pid}} hung unnoted other";
+    let before = host.dk(pids)?;
+    let shims = [stop_shim(host, "hung")?, stop_shim(host, "unnoted")?];
+    let id = host.dk("inspect -f {{.Id}} unnoted")?;
+    host.kill()?;
+    let state = host.folder.join(format!("data/containers/{id}/state.json"));
+    let noted = std::fs::read_to_string(&state)?;
+    std::fs::write(&state, noted.replace("\"Running\"", "\"Exited\""))?;
+    host.start()?;
+    answers(host, "exec other echo here", "here")?;
+    answers(host, "inspect -f {{.State.Running}} hung", "true")?;
+    for container in ["hung", "unnoted"] {
+        let error = host.docker(&["inspect", "-f", "{{.State.Error}}", container])?;
+        ensure!(error.contains("does not answer") && error.contains("kill -CONT"), "{error}");
+    }
+    for (words, reason) in [
+        ("exec hung true", "does not answer"),
+        ("start unnoted", "does not answer"),
+        ("rm unnoted", "does not answer"),
+        ("rm hung", "stop the container"),
+        ("run --rm --name hung httpd true", "already in use"),
+        ("run --rm -p 8080:80 httpd true", "port is already allocated"),
+    ] {
+        let error = host.dk(words).map_or_else(|error| format!("{error:#}"), |_| "accepted".into());
+        ensure!(error.contains(reason), "{words}: {error}");
+    }
+    let page = host.sh(&format!("curl -sS --max-time 5 http://{}:8080/", host.address))?;
+    ensure!(page == lab::image::IT_WORKS, "the published port: {page}");
+    for shim in &shims {
+        host.exec(&["kill", "-CONT", shim])?;
+    }
+    for container in ["hung", "unnoted"] {
+        is(host, container, "{{.State.Status}}/{{.State.Error}}/{{.RestartCount}}", "running//0")?;
+        answers(host, &format!("exec {container} echo here"), "here")?;
+    }
+    answers(host, pids, &before)?;
+    lab.down()
+}
+
+/// Who asks for a container's end gets it, whatever its shim does.
+#[test]
+fn a_container_whose_shim_does_not_answer_can_be_ended() -> Result<()> {
+    let lab = hosts_of_skep(1)?;
+    let host = lab.host(1);
+    let end = "trap 'echo bye; exit 0' TERM; echo begun; while :; do sleep 0.1; done";
+    for container in ["stopped", "removed", "later"] {
+        host.docker(&[
+            "run", "-d", "--name", container, "-v", "kept:/v", "httpd", "sh", "-c", end,
+        ])?;
+        wait_until(PATIENCE, || Ok(host.docker(&["logs", container])?.contains("begun")))?;
+    }
+    let pids = host.dk("inspect -f {{.State.Pid}} stopped removed later")?;
+    stop_shim(host, "stopped")?;
+    stop_shim(host, "removed")?;
+    host.kill()?;
+    host.start()?;
+    host.dk("stop -t 3 stopped")?;
+    is(host, "stopped", "{{.State.Status}}/{{.State.ExitCode}}", "exited/137")?;
+    host.dk("rm -f removed")?;
+    ensure!(host.dk("inspect removed").is_err(), "it is still there");
+    // The same without a new daemon between.
+    stop_shim(host, "later")?;
+    host.dk("kill later")?;
+    is(host, "later", "{{.State.Status}}/{{.State.ExitCode}}", "exited/137")?;
+    for pid in pids.lines() {
+        ensure!(host.exec(&["kill", "-0", pid]).is_err(), "process {pid} is left");
+    }
+    host.dk("start stopped later")?;
+    answers(host, "exec stopped echo here", "here")?;
+    host.dk("rm -f stopped later")?;
+    host.dk("volume rm kept")?;
+    lab.down()
+}

@@ -27,6 +27,9 @@ pub(super) fn listen(engine: &Arc<Engine>) {
                 Event::Exited { id, status } => {
                     tokio::spawn(async move { engine.exited(&id, status).await });
                 }
+                Event::Found { id, adopted } => {
+                    tokio::spawn(async move { engine.found(&id, adopted).await });
+                }
                 Event::Oom { id } => engine.out_of_memory(&id),
                 Event::ExecExited { id, exec, status } => engine.exec_exited(&id, &exec, &status),
             }

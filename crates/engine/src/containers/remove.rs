@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::container::{Container, Phase};
 use super::mounts::MountType;
 use super::record;
+use super::stop::SIGKILL;
 use crate::Engine;
 use crate::error::{Error, Kind, Result};
 use crate::images::blocking;
@@ -73,6 +74,12 @@ impl Engine {
             return Err(Error::conflict(format!(
                 "cannot remove container \"/{name}\": could not kill: it is running still"
             )));
+        }
+        if let Some(silence) = self.runtime.silence(container.id()).await {
+            if !options.force {
+                return Err(silence.into());
+            }
+            self.runtime.kill(container.id(), SIGKILL).await?;
         }
         self.remove_locked(container, options.volumes).await
     }

@@ -32,12 +32,17 @@ impl Engine {
             .map(|adopted| (adopted.id.clone(), adopted))
             .collect();
         self.remember_mounted(&adopted);
+        let silent: BTreeSet<String> = adopted
+            .values()
+            .filter(|found| found.silent.is_some())
+            .map(|found| found.id.clone())
+            .collect();
         for container in self.containers.all() {
             let found = adopted.remove(container.id().as_str());
             self.restore_container(&container, found).await;
         }
         let (kept, unknown): (Vec<_>, Vec<_>) =
-            adopted.into_keys().partition(|id| unread.contains(id.as_str()));
+            adopted.into_keys().partition(|id| unread.contains(id) || silent.contains(id));
         for id in unknown {
             tracing::warn!(container = %id, "a container nobody knows is ended");
             let _ = self.runtime.kill(&id, 9).await;
@@ -47,7 +52,7 @@ impl Engine {
         }
         let all = self.containers.all();
         let running = all.iter().filter(|container| container.is_running());
-        let kept = kept.into_iter().map(ContainerId::new);
+        let kept = kept.iter().chain(&silent).map(ContainerId::new);
         let running = running.map(|container| container.id().clone()).chain(kept).collect();
         if let Err(error) = self.network.retain(running).await {
             tracing::error!(%error, "networks of ended containers stay");
@@ -58,11 +63,24 @@ impl Engine {
         if let Err(error) = blocking(move || Ok(store.sweep_rootfs(&known).map(drop)?)).await {
             tracing::error!(%error, "root file systems of removed containers stay");
         }
-        for container in all {
-            self.resume_policy(&container);
+        for container in all.iter().filter(|one| !silent.contains(one.id().as_str())) {
+            self.resume_policy(container);
         }
         self.containers.tell_restored();
         Ok(())
+    }
+
+    /// A shim that was silent when this daemon began has answered: what the beginning left out follows.
+    pub(super) async fn found(self: &Arc<Self>, id: &str, found: Option<Adopted>) {
+        self.containers.restored().await;
+        let Some(container) = self.containers.get(id) else {
+            tracing::warn!(container = %id, "a container nobody knows runs; the next start of the daemon ends it");
+            return;
+        };
+        let Some(found) = self.runtime.current(id, found) else { return };
+        tracing::info!(container = %id, name = %container.name(), "its shim answers again");
+        self.restore_container(&container, found).await;
+        self.resume_policy(&container);
     }
 
     /// Volumes with a device stay mounted for the containers that run.
@@ -124,6 +142,14 @@ impl Engine {
     ) {
         let id = container.id();
         match (container.phase(), found) {
+            (phase, Some(Adopted { silent: Some(silence), .. })) => {
+                tracing::warn!(name = %container.name(), "{silence}");
+                let state = container.change_state(|state| state.error = silence);
+                if matches!(phase, Phase::Running | Phase::Paused) {
+                    self.runtime.presume(id, state.pid);
+                    self.watch_health(container);
+                }
+            }
             (Phase::Removing | Phase::Dead, _) => {
                 let _ = self.runtime.kill(id, 9).await;
                 let _operation = container.operation.lock().await;
@@ -135,17 +161,13 @@ impl Engine {
                 container.change_state(|state| {
                     // The crash came between the start and its note.
                     state.phase = Phase::Running;
+                    state.error.clear();
                     state.started_at = started_at.map(Into::into).or(state.started_at);
                 });
                 self.clone().exited(id, status).await;
             }
             (_, Some(adopted)) if adopted.started_at.is_some() => {
-                container.change_state(|state| {
-                    state.phase = if adopted.paused { Phase::Paused } else { Phase::Running };
-                    state.pid = adopted.pid;
-                    state.started_at = adopted.started_at.map(Into::into).or(state.started_at);
-                });
-                self.watch_health(container);
+                self.runs_on(container, adopted).await;
             }
             // Made but not started: the start was never acknowledged.
             (_, Some(_)) => {
@@ -162,6 +184,25 @@ impl Engine {
                 // What a cut-off start may have mounted.
                 self.tear_down(container).await;
             }
+        }
+    }
+
+    async fn runs_on(self: &Arc<Self>, container: &Arc<Container>, adopted: Adopted) {
+        let id = container.id();
+        let operation = container.operation.lock().await;
+        // It may have ended, and even been started again, since that was asked.
+        let Some(Some(adopted)) = self.runtime.current(id, Some(adopted)) else { return };
+        container.cancel_plans();
+        container.change_state(|state| {
+            state.phase = if adopted.paused { Phase::Paused } else { Phase::Running };
+            state.pid = adopted.pid;
+            state.error.clear();
+            state.started_at = adopted.started_at.map(Into::into).or(state.started_at);
+        });
+        self.watch_health(container);
+        drop(operation);
+        if let Some(status) = adopted.exit {
+            self.clone().exited(id, status).await;
         }
     }
 

@@ -56,6 +56,10 @@ impl Engine {
             }
             Phase::Created | Phase::Exited | Phase::Restarting => {}
         }
+        // It may be running: a second one beside it would have the same files and addresses.
+        if let Some(silence) = self.runtime.silence(container.id()).await {
+            return Err(silence.into());
+        }
         let spec = container.spec();
         match self.bring_up(container, &spec).await {
             Ok(()) => Ok(()),
@@ -188,7 +192,7 @@ fn runtime_error(error: runtime::Error) -> (i32, Error) {
         ErrorKind::Conflict => (CANNOT_START, Error::conflict(text)),
         ErrorKind::NotFound => (CANNOT_START, Error::not_found(text)),
         ErrorKind::Unsupported => (CANNOT_START, Error::not_implemented(text)),
-        ErrorKind::System => (CANNOT_START, Error::internal(text)),
+        ErrorKind::NoAnswer | ErrorKind::System => (CANNOT_START, Error::internal(text)),
     }
 }
 
@@ -202,7 +206,7 @@ impl From<runtime::Error> for Error {
                 Kind::BadParameter
             }
             ErrorKind::Unsupported => Kind::NotImplemented,
-            ErrorKind::System => Kind::Internal,
+            ErrorKind::NoAnswer | ErrorKind::System => Kind::Internal,
         };
         Error { kind, message: error.text }
     }

@@ -7,7 +7,7 @@ use super::container::{Container, Life, Phase};
 use crate::Engine;
 use crate::error::{Error, Kind, Result};
 
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 /// Docker's default before SIGKILL.
 const STOP_SECONDS: i64 = 10;
