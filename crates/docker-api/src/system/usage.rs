@@ -51,8 +51,8 @@ pub(super) async fn usage(
 
 async fn images(state: &ApiState) -> ApiResult<(u64, Vec<Value>)> {
     let store = state.engine.images.store.clone();
-    let (usage, images) =
-        engine::images::blocking(move || Ok((store.usage(), store.list()))).await?;
+    let look = move || Ok((store.usage(), store.list(), store.downloads_size()?));
+    let (usage, images, downloads) = engine::images::blocking(look).await?;
     let mut users: BTreeMap<String, u64> = BTreeMap::new();
     for container in state.engine.containers.all() {
         *users.entry(container.spec().image.clone()).or_default() += 1;
@@ -76,7 +76,8 @@ async fn images(state: &ApiState) -> ApiResult<(u64, Vec<Value>)> {
             })
         })
         .collect();
-    Ok((usage.layers_bytes, rows))
+    // Parts of layers that no pull is at take room, too, and go with the next prune.
+    Ok((usage.layers_bytes + downloads, rows))
 }
 
 /// Each volume with its size and how many containers have it.

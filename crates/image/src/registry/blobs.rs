@@ -29,6 +29,18 @@ pub(crate) struct Blobs {
     busy: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// A part of a blob; no pull goes on with it as long as this lives.
+pub(crate) struct Part {
+    path: PathBuf,
+    _turn: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Part {
+    pub fn remove(&self) -> Result<()> {
+        crate::store::remove_if_there(&self.path)
+    }
+}
+
 impl Blobs {
     /// Records of layers that are gone are forgotten.
     pub fn open(root: &Path, layers: &Layers) -> Result<Self> {
@@ -89,6 +101,21 @@ impl Blobs {
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         busy.retain(|_, turn| Arc::strong_count(turn) > 1);
         busy.entry(*digest).or_default().clone()
+    }
+
+    /// Parts of blobs that pulls have left behind, but for those that a pull is at: file and size.
+    pub fn parts(&self, downloads: &Path) -> Result<Vec<(Part, u64)>> {
+        let mut parts = Vec::new();
+        for entry in fs::read_dir(downloads).map_err(Error::file("read", downloads))? {
+            let path = entry.map_err(Error::file("read", downloads))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(digest) = format!("sha256:{name}").parse::<Digest>() else { continue };
+            let Ok(turn) = self.turn(&digest).try_lock_owned() else { continue };
+            // Gone since with the pull that has just ended.
+            let Ok(metadata) = fs::metadata(&path) else { continue };
+            parts.push((Part { path, _turn: turn }, metadata.len()));
+        }
+        Ok(parts)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Blob>> {

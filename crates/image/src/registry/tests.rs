@@ -350,14 +350,40 @@ async fn a_broken_download_goes_on_where_it_stopped() {
             break;
         }
     }
+    // What a pull is at is nobody's to remove.
+    assert_eq!(
+        (host.store.downloads_size().unwrap(), host.store.prune_downloads().unwrap()),
+        (0, 0)
+    );
     first.abort();
     let _ = first.await;
+    assert_eq!(host.store.downloads_size().unwrap(), size as u64 / 2);
     host.pull(&name, None).await.0.unwrap();
     assert!(
         asked.lock().unwrap().iter().any(|line| line.ends_with(&format!("bytes={}-", size / 2))),
         "{asked:?}"
     );
     assert_eq!(host.store.list().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_abandoned_pull_leaves_can_be_pruned() {
+    let content = held(true);
+    let (size, blob) = (content.blob.len(), content.blob.clone());
+    let (address, _) = scripted(move |path, _| {
+        let mut answer = serve(&content, path);
+        if answer.body == blob {
+            answer.cut = Some(size / 2);
+        }
+        answer
+    });
+    let host = host(Registries::default());
+    host.store.reconfigure(Options { attempts_max: 1, ..Options::default() }).unwrap();
+    let name = Reference::parse(&format!("{address}/app:1")).unwrap();
+    host.pull(&name, None).await.0.unwrap_err();
+    assert_eq!(host.store.prune_downloads().unwrap(), size as u64 / 2);
+    let left = std::fs::read_dir(host.store.root().join("download")).unwrap().count();
+    assert_eq!((left, host.store.downloads_size().unwrap()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -138,6 +138,22 @@ impl Store {
         Ok(pruned)
     }
 
+    /// Removes what pulls that were given up have left for their next try; gives its size.
+    pub fn prune_downloads(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for (part, size) in self.inner.blobs.parts(&self.inner.root.join("download"))? {
+            part.remove()?;
+            bytes += size;
+        }
+        Ok(bytes)
+    }
+
+    /// How much that is now.
+    pub fn downloads_size(&self) -> Result<u64> {
+        let parts = self.inner.blobs.parts(&self.inner.root.join("download"))?;
+        Ok(parts.iter().map(|(_, size)| size).sum())
+    }
+
     /// Each layer's size by its chain id, the name Docker reports it under.
     fn chain_sizes(&self) -> BTreeMap<String, u64> {
         let state = self.read();
