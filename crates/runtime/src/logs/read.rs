@@ -190,7 +190,8 @@ impl Files {
         let mut wanted = VecDeque::new();
         for _ in 0..PIECES_AT_ONCE {
             let more = self.fill()?;
-            while let Some(entry) = self.take_entry() {
+            let all = !more && !self.options.follow;
+            while let Some(entry) = self.take_entry(all) {
                 if self.options.until.is_some_and(|until| entry.at > until) {
                     return Ok(Found { wanted, then: Then::Ends });
                 }
@@ -272,8 +273,9 @@ impl Files {
         }
     }
 
-    /// A complete entry from the buffer; damaged ones are passed over.
-    fn take_entry(&mut self) -> Option<LogEntry> {
+    /// A complete entry from the buffer; damaged ones are passed over. When that is all there is, no further bytes will
+    /// complete what is not.
+    fn take_entry(&mut self, all: bool) -> Option<LogEntry> {
         loop {
             let data = &self.buffer[self.start..];
             match self.log.driver {
@@ -282,12 +284,8 @@ impl Files {
                         self.start += used;
                         return Some(LogEntry { stream, at, line, attrs: BTreeMap::new() });
                     }
-                    Ok(None) => return None,
-                    // Without lengths there is no way to find the next entry.
-                    Err(()) => {
-                        self.start = self.buffer.len();
-                        return None;
-                    }
+                    Ok(None) if !all || data.is_empty() => return None,
+                    Ok(None) | Err(()) => self.start += 1,
                 },
                 _ => {
                     let end = data.iter().position(|b| *b == b'\n')?;
@@ -331,7 +329,8 @@ fn open_files(log: &LogConfig, tail: Option<usize>) -> Result<VecDeque<(File, u6
         let Some(mut file) = opened else { continue };
         let offset = if tail.is_some() {
             let (offset, found) = match log.driver {
-                LogDriver::Local => tail_local(&mut file, left),
+                LogDriver::Local => local::tail(&file, left)
+                    .map(|(starts, end)| (starts.front().copied().unwrap_or(end), starts.len())),
                 _ => tail_lines(&mut file, left),
             }
             .map_err(|e| Error::system("log file not read", e))?;
@@ -399,24 +398,6 @@ fn tail_lines(file: &mut File, want: usize) -> std::io::Result<(u64, usize)> {
     Ok((0, newlines))
 }
 
-/// The same for the local driver, whose entries end with their length.
-fn tail_local(file: &mut File, want: usize) -> std::io::Result<(u64, usize)> {
-    let mut position = file.seek(SeekFrom::End(0))?;
-    let mut found = 0;
-    while found < want && position >= 8 {
-        file.seek(SeekFrom::Start(position - 4))?;
-        let mut length = [0; 4];
-        file.read_exact(&mut length)?;
-        let entry = u64::from(u32::from_be_bytes(length)) + 8;
-        if entry > position {
-            break;
-        }
-        position -= entry;
-        found += 1;
-    }
-    Ok((position, found))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,5 +423,41 @@ mod tests {
         }
         assert_eq!(reader.next().await.unwrap().unwrap().line, b"l\n");
         assert!(reader.next().await.unwrap().is_none());
+    }
+
+    /// The shim was killed, or the disk was full, in the middle of a write: its container is started again.
+    #[tokio::test]
+    async fn what_follows_a_torn_entry_is_read() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let log = LogConfig { driver: LogDriver::Local, path, ..LogConfig::default() };
+        let write = |line: &[u8]| {
+            let mut writer = crate::logs::write::LogWriter::open(&log).unwrap();
+            writer.entry(LogStream::Stdout, line, SystemTime::now());
+            writer.flush();
+        };
+        let read = async |tail| {
+            let options = LogOptions { stdout: true, tail, ..LogOptions::default() };
+            let ended = tokio::sync::watch::channel(true).1;
+            let mut reader = LogReader::open(&log, options, ended).unwrap();
+            let mut text = Vec::new();
+            while let Some(entry) = reader.next().await.unwrap() {
+                text.extend(entry.line);
+            }
+            String::from_utf8(text).unwrap()
+        };
+        write(b"one\n");
+        let whole = std::fs::read(&log.path).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(&log.path).unwrap();
+        file.write_all(&whole[..whole.len() / 2]).unwrap();
+        assert_eq!(read(Some(1)).await, "one\n", "while nobody writes");
+        write(b"two\n");
+        assert_eq!(read(None).await, "one\ntwo\n");
+        assert_eq!(read(Some(5)).await, "one\ntwo\n");
+        // As a version that did not cut it off has left it.
+        file.write_all(&whole[..whole.len() / 2]).unwrap();
+        file.write_all(&whole).unwrap();
+        assert_eq!(read(None).await, "one\ntwo\none\n");
     }
 }

@@ -164,8 +164,10 @@ impl LogWriter {
     fn reopen(&mut self) -> io::Result<()> {
         let mut options = OpenOptions::new();
         let file = options.create(true).read(true).append(true).mode(0o640).open(&self.path)?;
-        if self.driver == LogDriver::JsonFile {
-            cut_torn_line(&file)?;
+        match self.driver {
+            LogDriver::JsonFile => cut_torn_line(&file)?,
+            LogDriver::Local => file.set_len(local::tail(&file, 1)?.1)?,
+            LogDriver::None => {}
         }
         self.size = file.metadata()?.len();
         self.file = Some(file);
