@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 use crate::ApiState;
 use crate::auth::credentials;
 use crate::error::{ApiError, ApiResult};
+use crate::glob::Pattern;
 use crate::request::{Filters, Parameters, RawBody};
 use crate::stream::{self, BodyReader};
 use crate::version::Version;
@@ -67,6 +68,8 @@ async fn list(
     let filters = parameters.filters()?;
     filters.only(&["dangling", "label", "before", "since", "reference", "until"])?;
     let all = parameters.flag("all");
+    let patterns = filters.values("reference").map(Pattern::parse).collect::<Option<Vec<_>>>();
+    let patterns = patterns.ok_or_else(|| ApiError::internal("syntax error in pattern"))?;
     let images = state.engine.images.store.list();
     let dangling =
         filters.has("dangling").then(|| filters.boolean("dangling", false)).transpose()?;
@@ -87,8 +90,8 @@ async fn list(
         {
             continue;
         }
-        let (tags, digests) = named(&filters, image);
-        if filters.has("reference") && tags.is_empty() && digests.is_empty() {
+        let (tags, digests) = named(&patterns, image);
+        if !patterns.is_empty() && tags.is_empty() && digests.is_empty() {
             continue;
         }
         if dangling.is_some_and(|dangling| dangling != image.repo_tags.is_empty()) {
@@ -126,14 +129,12 @@ fn summary(image: &Image, tags: Vec<String>, digests: Vec<String>, version: Vers
     value
 }
 
-/// The names that the `reference` filter lets through.
-fn named(filters: &Filters, image: &Image) -> (Vec<String>, Vec<String>) {
+/// The names that the `reference` filter lets through; all without one.
+fn named(patterns: &[Pattern], image: &Image) -> (Vec<String>, Vec<String>) {
     let wanted = |name: &&String| {
         let bare = Reference::parse(name).map(|name| name.familiar_name()).unwrap_or_default();
-        !filters.has("reference")
-            || filters
-                .values("reference")
-                .any(|pattern| matches(pattern, name) || matches(pattern, &bare))
+        patterns.is_empty()
+            || patterns.iter().any(|pattern| pattern.matches(name) || pattern.matches(&bare))
     };
     let keep = |names: &[String]| names.iter().filter(wanted).cloned().collect();
     (keep(&image.repo_tags), keep(&image.repo_digests))
@@ -367,11 +368,16 @@ async fn prune(
     filters.only(&["dangling", "label", "label!", "until"])?;
     let dangling = filters.boolean("dangling", true)?;
     let until = until(&filters)?;
+    let all_ages = until.is_none() && !filters.has("label") && !filters.has("label!");
     let wanted = move |image: &Image| {
         let at = image.config.created.as_deref().map_or(OffsetDateTime::UNIX_EPOCH, time_of);
         until.is_none_or(|until| at <= until) && labels_match(&filters, image)
     };
-    let pruned = state.engine.images.prune(dangling, wanted, users(&state)).await?;
+    let mut pruned = state.engine.images.prune(dangling, wanted, users(&state)).await?;
+    // What a pull that was given up has left is no image, and has neither labels nor an age.
+    if all_ages {
+        pruned.bytes += state.engine.images.run(|store| store.prune_downloads()).await?;
+    }
     let deleted: Vec<Value> = pruned.deleted.iter().map(record).collect();
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
     Ok(Json(json!({ "ImagesDeleted": deleted, "SpaceReclaimed": pruned.bytes })).into_response())
@@ -509,76 +515,9 @@ async fn search() -> ApiError {
     )
 }
 
-/// Go's `path.Match`: `*` and `?` within a part, `[a-z]`, `\` before a letter meant as it is.
-fn matches(pattern: &str, text: &str) -> bool {
-    fn at(pattern: &[char], text: &[char]) -> bool {
-        match pattern.split_first() {
-            None => text.is_empty(),
-            Some(('*', rest)) => {
-                let end = text.iter().position(|&letter| letter == '/').unwrap_or(text.len());
-                (0..=end).any(|skip| at(rest, &text[skip..]))
-            }
-            Some(('?', rest)) => {
-                matches!(text.split_first(), Some((letter, text)) if *letter != '/' && at(rest, text))
-            }
-            Some(('[', rest)) => match (class(rest), text.split_first()) {
-                (Some((members, negated, rest)), Some((letter, text))) => {
-                    let inside = members.iter().any(|(low, high)| (low..=high).contains(&letter));
-                    inside != negated && at(rest, text)
-                }
-                _ => false,
-            },
-            Some(('\\', rest)) if !rest.is_empty() => {
-                text.first() == Some(&rest[0]) && at(&rest[1..], &text[1..])
-            }
-            Some((letter, rest)) => text.first() == Some(letter) && at(rest, &text[1..]),
-        }
-    }
-    let letters = |text: &str| text.chars().collect::<Vec<_>>();
-    at(&letters(pattern), &letters(text))
-}
-
-/// The ranges of `[...]`, whether they are negated, and what follows.
-fn class(pattern: &[char]) -> Option<(Vec<(char, char)>, bool, &[char])> {
-    let negated = pattern.first() == Some(&'^');
-    let body = if negated { &pattern[1..] } else { pattern };
-    let end = body.iter().position(|&letter| letter == ']')?;
-    let mut ranges = Vec::new();
-    let mut rest = &body[..end];
-    while let Some((low, after)) = rest.split_first() {
-        match after {
-            ['-', high, after @ ..] => {
-                ranges.push((*low, *high));
-                rest = after;
-            }
-            _ => {
-                ranges.push((*low, *low));
-                rest = after;
-            }
-        }
-    }
-    Some((ranges, negated, &body[end + 1..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reference_filters_match_as_go_s_path_match() {
-        for (pattern, text, expected) in [
-            ("busybox", "busybox", true),
-            ("busy*", "busybox:latest", true),
-            ("*", "user/app", false),
-            ("*/*", "user/app", true),
-            ("b[a-u]sybox", "busybox", true),
-            ("b[^u]sybox", "busybox", false),
-            ("b?sybox", "busybox", true),
-            ("b[", "b", false),
-        ] {
-            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
-        }
-    }
 
     #[test]
     fn a_span_beyond_all_time_is_refused() {

@@ -7,6 +7,7 @@ pub mod version;
 pub mod request;
 pub mod hijack;
 pub mod stream;
+mod glob;
 mod names;
 mod websocket;
 pub mod system;
