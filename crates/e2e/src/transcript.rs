@@ -16,7 +16,8 @@ use lab::{Engine, Host};
 /// A single command may take this long, also on a busy machine.
 const COMMAND_SECONDS_MAX: &str = "90";
 
-/// `api METHOD PATH [JSON]` prints the status and the answer; `until_ok` tries for 30 s; `on_host` runs
+/// `api METHOD PATH [JSON]` prints the status and the answer; `until_ok` tries for 30 s; `again` does a
+/// line again whose version of an object was no longer the newest (the swarm changes objects, too); `on_host` runs
 /// a command where the daemon runs; `pty` gives a command a terminal; `second` and `third` run what
 /// follows on another host of the lab.
 const PRELUDE: &str = r#"
@@ -30,6 +31,15 @@ until_ok() {
     local try
     for try in $(seq 300); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done
     echo "never true: $*"; return 1
+}
+again() {
+    local try said status
+    for try in $(seq 100); do
+        said=$(eval "$1"); status=$?
+        [[ $said == *'update out of sequence'* ]] || break
+        sleep 0.1
+    done
+    printf '%s\n' "$said"; return $status
 }
 on_host() { nsenter -t "$HOST_INIT" -n -u -i -m -p -- "$@"; }
 second() { DOCKER_HOST=$DOCKER_HOST_2 HOST_INIT=$HOST_INIT_2 "$@"; }

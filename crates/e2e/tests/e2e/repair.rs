@@ -77,8 +77,12 @@ fn drift_is_put_right(lab: &Lab) -> Result<()> {
     wait_until(Duration::from_secs(30), works).context("the port does not answer")?;
     let table = host.sh("nft list tables")?;
     for damage in [format!("nft delete {}", table.trim()), "ip link set docker0 down".to_owned()] {
-        host.sh(&damage)?;
-        ensure!(!works()?, "{damage}: did no damage");
+        // What is put right before it is looked for did damage, too: then once more.
+        wait_until(Duration::from_secs(30), || {
+            host.sh(&damage)?;
+            Ok(!works()?)
+        })
+        .with_context(|| format!("{damage}: did no damage"))?;
         wait_until(Duration::from_secs(30), works).with_context(|| damage.clone())?;
     }
     host.dk("rm -f kept").map(drop)
