@@ -65,6 +65,16 @@ impl Dispatcher {
         }
     }
 
+    /// The node has taken in the addresses that its tasks on further networks need.
+    pub(super) fn tell_held_back(&mut self, store: &Store, node: &str) -> Vec<Effect> {
+        let Some(session) = self.sessions.get_mut(node) else { return Vec::new() };
+        let held_back = std::mem::take(&mut session.held_back);
+        let Some((stream, told)) = &mut session.assignments else { return Vec::new() };
+        let tasks = held_back.iter().map(String::as_str).collect();
+        let changes = told.difference(store, node, &tasks, false);
+        send(*stream, told.incremental(changes)).collect()
+    }
+
     /// Tells each node that a change concerns what it did not know.
     pub(super) fn assign(&mut self, store: &Store, touched: &[Touched]) -> Vec<Effect> {
         let mut nodes: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
@@ -82,8 +92,12 @@ impl Dispatcher {
         let mut effects = Vec::new();
         for (node, tasks) in &nodes {
             let Some(session) = self.sessions.get_mut(node) else { continue };
+            let taking_in = self.taking_in.has(node);
+            let (later, tasks): (BTreeSet<&str>, BTreeSet<&str>) =
+                tasks.iter().partition(|id| taking_in && is_of_user(store, id));
+            session.held_back.extend(later.into_iter().map(str::to_owned));
             if let Some((stream, told)) = &mut session.assignments {
-                let changes = told.difference(store, node, tasks, mounted);
+                let changes = told.difference(store, node, &tasks, mounted);
                 effects.extend(send(*stream, told.incremental(changes)));
             }
             if let Some(stream) = session.tasks {
@@ -92,6 +106,12 @@ impl Dispatcher {
         }
         effects
     }
+}
+
+/// The task of a container that no service made.
+fn is_of_user(store: &Store, task: &str) -> bool {
+    let runtime = store.get::<pb::Task>(task).and_then(|task| task.spec.as_ref()?.runtime.as_ref());
+    matches!(runtime, Some(pb::task_spec::Runtime::Attachment(_)))
 }
 
 fn send(stream: StreamId, messages: Vec<pb::AssignmentsMessage>) -> impl Iterator<Item = Effect> {

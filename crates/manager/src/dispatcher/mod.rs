@@ -9,7 +9,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{Agenda, Instant};
@@ -34,6 +34,10 @@ const GRACE_OF_NEW_LEADER: u32 = 6;
 /// Registrations of one node in this time; more are turned away.
 const RATE_WINDOW: Duration = Duration::from_secs(8);
 const RATE_MAX: usize = 3;
+/// A Docker Engine refuses a user's container on a network on which it has no address of its own yet
+/// (moby daemon/network.go, `failed to find a load balancer IP`), and hears of the two on streams that
+/// it reads in no order. SwarmKit's managers hold back all tasks for so long (`batchingWaitTime`).
+const TAKEN_IN: Duration = Duration::from_millis(100);
 /// A node that is down for so long will not report about its tasks any more.
 const ORPHANED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -87,6 +91,8 @@ struct Session {
     assignments: Option<(StreamId, Assignments)>,
     tasks: Option<StreamId>,
     sent: Option<pb::SessionMessage>,
+    /// Tasks of users' containers that it is told of once it has taken in its own addresses.
+    held_back: BTreeSet<String>,
 }
 
 /// What a node's object should say about it.
@@ -113,6 +119,8 @@ pub struct Dispatcher {
     statuses: BTreeMap<String, pb::TaskStatus>,
     /// Nodes that are down, and when they have been for too long.
     orphaned: Agenda,
+    /// Nodes that were told of an address of their own on a further network, and when they have it.
+    taking_in: Agenda,
     managers: Vec<pb::WeightedPeer>,
 }
 
@@ -129,6 +137,7 @@ impl Dispatcher {
             standings: BTreeMap::new(),
             statuses: BTreeMap::new(),
             orphaned: Agenda::default(),
+            taking_in: Agenda::default(),
             managers: Vec::new(),
         }
     }
@@ -183,7 +192,7 @@ impl Dispatcher {
 
     /// When [`Ask::Deadline`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        let agendas = [&self.expiries, &self.expected, &self.orphaned];
+        let agendas = [&self.expiries, &self.expected, &self.orphaned, &self.taking_in];
         agendas.into_iter().filter_map(Agenda::first).min()
     }
 
@@ -251,6 +260,9 @@ impl Dispatcher {
             self.fall(now, &id);
         }
         self.orphan_tasks(now, store);
+        for id in self.taking_in.take_due(now) {
+            effects.extend(self.tell_held_back(store, &id));
+        }
         effects
     }
 
@@ -284,6 +296,9 @@ impl Dispatcher {
                         self.orphaned.set(&node.id, now + ORPHANED_AFTER);
                     }
                     if let Some(session) = self.sessions.get_mut(&node.id) {
+                        if joins_network(touched.old.as_ref(), node) {
+                            self.taking_in.set(&node.id, now + TAKEN_IN);
+                        }
                         effects.extend(session.tell(store, &node.id, &self.managers));
                     }
                 }
@@ -309,6 +324,16 @@ impl Dispatcher {
         let sessions = self.sessions.iter_mut();
         sessions.flat_map(|(node, session)| session.tell(store, node, managers)).collect()
     }
+}
+
+/// Whether the node has an address on a network on which it had none.
+fn joins_network(old: Option<&Held>, node: &pb::Node) -> bool {
+    let id = |held: &pb::NetworkAttachment| held.network.as_ref().map(|network| network.id.clone());
+    let had: BTreeSet<_> = match old {
+        Some(Held::Node(old)) => old.attachments.iter().map(id).collect(),
+        _ => BTreeSet::new(),
+    };
+    node.attachments.iter().any(|held| !had.contains(&id(held)))
 }
 
 /// What the cluster's spec says, `swarm update --dispatcher-heartbeat`.

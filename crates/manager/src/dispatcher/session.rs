@@ -35,6 +35,7 @@ impl Dispatcher {
                 assignments: None,
                 tasks: None,
                 sent: None,
+                held_back: Default::default(),
             };
             self.sessions.insert(node.to_owned(), session);
             self.expiries.set(node, now + beat(store) * GRACE);

@@ -304,3 +304,39 @@ fn a_new_leader_waits_for_the_nodes_before_it_calls_them_down() {
     let _ = world.plan();
     assert_eq!(world.node(), State::Down);
 }
+
+#[test]
+fn a_node_has_its_own_address_before_it_hears_of_a_users_container() {
+    let mut world = World::new();
+    let _ = world.open(1, "");
+    let _ = world.plan();
+    let request = pb::AssignmentsRequest { session_id: world.session() };
+    let _ = world.ask(Ask::Assignments { stream: StreamId(2), node: "n", request });
+    let attached = |id: &str| {
+        let mut task = task(id, "n", None);
+        let runtime = pb::task_spec::Runtime::Attachment(pb::NetworkAttachmentSpec::default());
+        task.spec.get_or_insert_default().runtime = Some(runtime);
+        Change::create(task)
+    };
+    let on = |node: &pb::Node, network: &str| {
+        let mut node = node.clone();
+        let network = pb::Network { id: network.into(), ..Default::default() };
+        node.attachments
+            .push(pb::NetworkAttachment { network: Some(network), ..Default::default() });
+        Change::update(node)
+    };
+    let joins = on(world.store.get::<pb::Node>("n").unwrap(), "web");
+    let both = world.commit(vec![joins, attached("u1"), Change::create(task("t1", "n", None))]);
+    assert_eq!(session_messages(&both), 1);
+    assert_eq!(assigned(&both), ["1>2", "+t1"], "a service's task does not wait");
+    world.now = world.dispatcher.deadline().unwrap();
+    assert_eq!(assigned(&world.ask(Ask::Deadline)), ["2>3", "+u1"]);
+    // It has an address there now.
+    assert_eq!(assigned(&world.commit(vec![attached("u2")])), ["3>4", "+u2"]);
+    // What is gone before its time is not told.
+    let joins = on(world.store.get::<pb::Node>("n").unwrap(), "other");
+    assert!(assigned(&world.commit(vec![joins, attached("u3")])).is_empty());
+    assert!(assigned(&world.commit(vec![Change::remove::<pb::Task>("u3")])).is_empty());
+    world.now = world.dispatcher.deadline().unwrap();
+    assert!(assigned(&world.ask(Ask::Deadline)).is_empty());
+}
