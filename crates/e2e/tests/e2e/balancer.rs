@@ -37,6 +37,7 @@ fn connections_through_the_balancer() -> Result<()> {
         &[
             ("a silent connection lives on", a_silent_connection_lives_on),
             ("a starting task waits until it is ready", a_starting_task_waits_until_it_is_ready),
+            ("a task is asked once it listens", a_task_is_asked_once_it_listens),
             ("a killed task's clients move on", |lab| a_task_goes(lab, 20_100, kill_a_task)),
             ("a drained task's clients move on", |lab| a_task_goes(lab, 20_200, drain_a_task)),
             ("a short cut ends nothing", a_short_cut_ends_nothing),
@@ -253,6 +254,30 @@ fn a_starting_task_waits_until_it_is_ready(lab: &Lab) -> Result<()> {
         ensure!(by.contains(&second), "{by:?}");
     }
     host.dk("service rm slow").map(drop)
+}
+
+/// Without a health check what a task listens on tells that it is ready.
+fn a_task_is_asked_once_it_listens(lab: &Lab) -> Result<()> {
+    let host = lab.host(1);
+    let create = format!("{CREATE} --name late -p 8082:80 load sh -c");
+    let mut words: Vec<&str> = create.split(' ').collect();
+    words.push("sleep 0.3; exec load serve 80");
+    host.docker(&words)?;
+    until_running(host, "late", 1)?;
+    let [mut vip, mut mesh] = ways(lab)?;
+    vip.tcp.set_ip(virtual_address(host, "late", "web")?.parse()?);
+    mesh.tcp.set_port(8082);
+    for (way, count) in [(&vip, 2), (&mesh, 3)] {
+        until_all_answer(way, count - 1)?;
+        host.dk(&format!("service scale -d late={count}"))?;
+        let mut by = BTreeSet::new();
+        wait_until(Duration::from_secs(30), || {
+            by.insert(asked(way, 0).context("one was asked that does not listen yet")?);
+            Ok(by.len() == count)
+        })
+        .with_context(|| format!("{}: {by:?}", way.tcp))?;
+    }
+    host.dk("service rm late").map(drop)
 }
 
 /// A client that asks from the same ports all the time.

@@ -13,6 +13,7 @@ use wire::swarmkit as pb;
 
 use super::agent_task::{Input, View, locked};
 use super::credentials::credentials;
+use super::listening::{LISTENING_LOOK, LISTENING_MAX, listens};
 use super::saved::Folder;
 use super::task_containers::containers_by_task;
 use super::{description, task_spec};
@@ -255,6 +256,7 @@ impl Executor {
         if !self.healthy(&id).await? {
             return Err(self.give_up(task).await);
         }
+        self.listening(task, &id).await;
         let container = engine.container(&id).map_err(|error| failed(error.message))?;
         let state = container.state();
         Ok(Container {
@@ -301,6 +303,30 @@ impl Executor {
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
             }
         }
+    }
+
+    /// A task without a health check runs once its program listens where the service publishes, or a
+    /// moment later.
+    async fn listening(&self, task: &str, id: &str) {
+        let Ok(container) = self.inner.engine.container(id) else { return };
+        let ports: BTreeSet<u16> = locked(&self.inner.view.works)
+            .get(task)
+            .and_then(|work| work.task.endpoint.as_ref())
+            .into_iter()
+            .flat_map(|endpoint| &endpoint.ports)
+            .filter(|port| port.protocol() == pb::port_config::Protocol::Tcp)
+            .filter_map(|port| u16::try_from(port.target_port).ok())
+            .collect();
+        let listening = async {
+            while container.is_running()
+                && container.state().health.is_none()
+                && !self.is_stopping(task)
+                && !listens(container.state().pid, &ports)
+            {
+                tokio::time::sleep(LISTENING_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(LISTENING_MAX, listening).await;
     }
 
     /// Ports in host mode as they were really bound: none on internal networks.

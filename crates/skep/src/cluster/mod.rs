@@ -8,6 +8,7 @@ pub mod events;
 pub mod manager_task;
 pub mod agent_task;
 mod gossiped;
+mod listening;
 mod callers;
 mod credentials;
 mod names_told;
