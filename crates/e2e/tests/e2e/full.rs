@@ -68,11 +68,16 @@ fn ended(host: &Host, name: &str) -> Result<()> {
 
 /// Until not one more block is to be had.
 fn fill(host: &Host, small: &str) -> Result<()> {
-    let line = format!("dd if=/dev/zero of={small}/filler bs=4k 2>/dev/null; true");
-    host.exec(&["sh", "-c", &line])?;
-    let left = host.exec(&["sh", "-c", &format!("df -k {small} | tail -1")])?;
-    ensure!(left.split_whitespace().nth(3) == Some("0"), "there is room: {left}");
-    Ok(())
+    let line = format!(
+        "dd if=/dev/zero of={small}/filler bs=4k oflag=append conv=notrunc 2>/dev/null; df -k {small} | tail -1"
+    );
+    let mut left = String::new();
+    wait_until(END_MAX, || {
+        // The daemon may have given a block back meanwhile.
+        left = host.exec(&["sh", "-c", &line])?;
+        Ok(left.split_whitespace().nth(3) == Some("0"))
+    })
+    .with_context(|| format!("there is room: {left}"))
 }
 
 fn nothing_new_is_half_made(host: &Host, tar: &str) -> Result<()> {
@@ -133,6 +138,13 @@ fn a_manager_with_a_full_disk_says_so_and_goes_on() -> Result<()> {
     wait_until(END_MAX, || Ok(host.dk("info -f {{.Swarm.Error}}")?.contains(FULL)))
         .context("docker info does not tell")?;
     refused(host, "service scale -d web=2", FULL)?;
+    // It begins again and again meanwhile, which is no other reason.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        let body = r#"{"Name":"more","Data":"YQ=="}"#;
+        let (status, said) = host.api("POST", "/configs/create", body)?;
+        ensure!(status == 503 && said.contains(FULL), "{status}: {said}");
+    }
     serves()?;
     fs::remove_file(format!("/proc/{}/root{small}/filler", host.init_pid()))?;
     wait_until(END_MAX, || Ok(create(1_000).is_ok())).context("it does not go on")?;

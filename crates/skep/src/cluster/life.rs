@@ -456,7 +456,7 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
 
 /// `docker swarm init --force-new-cluster`: this manager alone, with everything that it knows.
 async fn force_new_cluster(cluster: &Arc<Cluster>) -> Result<String, ControlError> {
-    let (node, _) = cluster.managing()?;
+    let (node, _) = cluster.managing().await?;
     // Whoever looks after this node must not find it without a manager and begin the old one again.
     let changing = node.change_manager().await;
     changing.stop().await;

@@ -98,11 +98,18 @@ impl Handle {
         }
     }
 
-    /// Why nobody answers. The loop's end is told a moment after it.
+    /// The same of a loop that is about to end, too: its end is told a moment after it.
+    pub async fn trouble(&self) -> Option<String> {
+        if self.asks.is_closed() {
+            let mut ended = self.ended.clone();
+            let _ = tokio::time::timeout(ENDING_MAX, ended.wait_for(Option::is_some)).await;
+        }
+        self.disk_trouble()
+    }
+
+    /// Why nobody answers.
     async fn stopped(&self) -> Failure {
-        let mut ended = self.ended.clone();
-        let _ = tokio::time::timeout(ENDING_MAX, ended.wait_for(Option::is_some)).await;
-        let reason = self.disk_trouble().unwrap_or_else(|| "the manager is stopping".into());
+        let reason = self.trouble().await.unwrap_or_else(|| "the manager is stopping".into());
         Failure::new(manager::Code::Unavailable, reason)
     }
 

@@ -135,18 +135,19 @@ impl Cluster {
     async fn led(
         &self,
     ) -> Result<(Arc<Node>, manager_task::Handle, manager::Leader), ControlError> {
-        let (node, manager) = self.managing()?;
-        let leader = leader_within(&manager, LEADER_WAIT).await;
-        let leader = leader.ok_or_else(|| match manager.disk_trouble() {
-            Some(trouble) => ControlError::new(ControlCode::Unavailable, trouble),
-            None => no_leader(),
-        })?;
-        Ok((node, manager, leader))
+        let (node, manager) = self.managing().await?;
+        match leader_within(&manager, LEADER_WAIT).await {
+            Some(leader) => Ok((node, manager, leader)),
+            None => Err(match manager.trouble().await {
+                Some(trouble) => ControlError::new(ControlCode::Unavailable, trouble),
+                None => no_leader(),
+            }),
+        }
     }
 
-    fn managing(&self) -> Result<(Arc<Node>, manager_task::Handle), ControlError> {
+    async fn managing(&self) -> Result<(Arc<Node>, manager_task::Handle), ControlError> {
         let node = self.member()?;
-        match node.manager() {
+        match settled_manager(&node).await {
             Some(manager) => Ok((node, manager)),
             None => Err(match node.manager_trouble() {
                 Some(trouble) => ControlError::new(ControlCode::Unavailable, trouble),
@@ -165,7 +166,7 @@ impl Cluster {
             }
             return far(&node, &leader)?.control(request).await.map_err(refused);
         }
-        let (node, manager) = self.managing()?;
+        let (node, manager) = self.managing().await?;
         if let Some(leader) = leader_within(&manager, READ_WAIT).await
             && !leader.here
         {
@@ -233,7 +234,7 @@ impl Cluster {
             remote_managers: agent_task::locked(&node.agent.view.managers).clone(),
             ..Default::default()
         };
-        if let Some(manager) = node.manager() {
+        if let Some(manager) = settled_manager(&node).await {
             info.control_available = manager.leader.borrow().is_some();
             info.state = LocalNodeState::Active;
             (info.nodes, info.managers) = *manager.nodes.borrow();
@@ -377,6 +378,15 @@ fn manager_warnings(managers: u64, control_available: bool) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// The manager of a node that is to have one: while it begins again, as it does when its disk failed, the
+/// node is no mere worker.
+async fn settled_manager(node: &Node) -> Option<manager_task::Handle> {
+    if node.manager().is_none() && node.keys.identity().subject.role == pb::NodeRole::Manager {
+        let _settled = tokio::time::timeout(READ_WAIT, node.change_manager()).await;
+    }
+    node.manager()
 }
 
 /// The leader, if one is known by then.
