@@ -6,7 +6,11 @@ pub mod registry;
 pub mod terminal;
 pub mod transcript;
 
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
+use lab::host::wait_until;
 use lab::{Engine, Host, Lab, Plan};
 
 /// `hosts` hosts with the document's image and no swarm. `E2E_ENGINE=dockerd` runs the same cases
@@ -81,6 +85,49 @@ pub fn answers(host: &Host, line: &str, expected: &str) -> Result<()> {
         bail!("docker {line}: expected {expected:?}, got {answer:?}");
     }
     Ok(())
+}
+
+/// The page behind `http://<address>/`, asked for on the host; a server that was just started may need a moment.
+pub fn page(host: &Host, address: &str) -> Result<()> {
+    let mut answer = String::new();
+    wait_until(Duration::from_secs(30), || {
+        let asked = host.sh(&format!("curl -sS -g --max-time 5 http://{address}/"));
+        answer = asked.unwrap_or_else(|error| error.to_string());
+        Ok(answer == lab::image::IT_WORKS)
+    })
+    .with_context(|| format!("{address}: {answer}"))
+}
+
+/// Until a container reaches another by its name or address: what is said on the gossip comes in parts.
+pub fn until_pinged(host: &Host, container: &str, words: &[&str]) -> Result<()> {
+    let words = [&["exec", container, "ping", "-W", "1"], words].concat();
+    let mut said = String::new();
+    wait_until(Duration::from_secs(20), || {
+        let ping = host.try_docker(&words)?;
+        said = String::from_utf8_lossy(&[ping.stdout, ping.stderr].concat()).into_owned();
+        Ok(said.contains(" 0% packet loss"))
+    })
+    .with_context(|| format!("docker {}: {said}", words.join(" ")))
+}
+
+/// Who the server sees when the client asks; a datagram that is lost is sent again.
+pub fn heard(client: &UdpSocket, to: SocketAddr, server: &UdpSocket) -> Result<SocketAddr> {
+    let question = format!("question from {} to {to}", client.local_addr()?);
+    server.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut seen = None;
+    wait_until(Duration::from_secs(20), || {
+        client.send_to(question.as_bytes(), to)?;
+        let mut buffer = [0; 128];
+        // One of an earlier client may come late.
+        while let Ok((length, from)) = server.recv_from(&mut buffer) {
+            if buffer[..length] == *question.as_bytes() {
+                seen = Some(from);
+                break;
+            }
+        }
+        Ok(seen.is_some())
+    })?;
+    seen.context("no question")
 }
 
 /// A running task of the service on this host.

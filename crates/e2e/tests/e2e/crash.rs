@@ -56,9 +56,10 @@ pub(crate) const OPERATIONS: [Operation; 11] = [
                 "httpd",
                 "sh",
                 "-c",
-                "trap 'exit 7' TERM; while true; do sleep 0.1; done",
-            ])
-            .map(drop)
+                "trap 'exit 7' TERM; touch /tmp/trapped; while true; do sleep 0.1; done",
+            ])?;
+            // Before that the kernel keeps the signal from the first process of a container.
+            wait_until(SETTLE_MAX, || Ok(host.dk("exec victim test -e /tmp/trapped").is_ok()))
         },
         command: "stop victim",
         acknowledged: |host| {

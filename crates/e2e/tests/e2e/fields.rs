@@ -122,7 +122,8 @@ fn walk(value: &Value, path: String, found: &mut BTreeMap<String, &'static str>)
 
 /// How often which event was told, as `type action attributes`.
 fn events(host: &Host) -> Result<BTreeMap<String, usize>> {
-    let since = host.sh("date +%s")?;
+    // To the nanosecond: what was done in the same second before is none of it.
+    let since = host.sh("date +%s.%N")?;
     let folder = host.folder.join("deeds");
     std::fs::create_dir_all(&folder)?;
     let mut shell = std::process::Command::new("sh");

@@ -41,11 +41,11 @@ fn a_locked_manager_goes_on_with_its_tasks_under_a_new_name() -> Result<()> {
     let (manager, worker) = (lab.host(1), lab.host(2));
     manager.dk("service create -q -d --no-resolve-image --name web --replicas 4 httpd")?;
     until_running(manager, "web", 4)?;
+    let open = key_file(manager)?;
     manager.dk("swarm update --autolock")?;
     let key = manager.dk("swarm unlock-key -q")?;
     let before = manager.dk("ps -q --no-trunc")?;
-    // The key on disk is sealed a moment after the change is agreed on.
-    std::thread::sleep(Duration::from_secs(1));
+    until_sealed_otherwise(manager, &open)?;
     manager.stop()?;
     manager.sh("hostname renamed1")?;
     manager.start()?;
@@ -140,7 +140,13 @@ fn a_swarm_begins_as_asked(lab: &Lab) -> Result<()> {
     let format = "{{(index .IPAM.Config 0).Subnet}}";
     // The first pool is the hosts' own network.
     for network in ["ingress", "pool"] {
-        let subnet = manager.docker(&["network", "inspect", "-f", format, network])?;
+        let mut subnet = String::new();
+        // Given a moment after the network is there.
+        wait_until(SETTLED_MAX, || {
+            let shown = manager.try_docker(&["network", "inspect", "-f", format, network])?;
+            subnet = String::from_utf8_lossy(&shown.stdout).trim().to_owned();
+            Ok(shown.status.success() && !subnet.is_empty())
+        })?;
         ensure!(subnet.starts_with("10.77.") && subnet.ends_with("/26"), "{network}: {subnet}");
     }
     manager.dk(
@@ -159,6 +165,16 @@ fn locked(host: &Host) -> Result<bool> {
 /// `docker swarm unlock` wants a terminal; this is what it sends.
 fn unlock(host: &Host, key: &str) -> Result<(u16, String)> {
     host.api("POST", "/v1.41/swarm/unlock", &format!("{{\"UnlockKey\":\"{key}\"}}"))
+}
+
+/// The node's key as it is on disk.
+fn key_file(host: &Host) -> Result<Vec<u8>> {
+    Ok(std::fs::read(host.folder.join("data/swarm/certificates/swarm-node.key"))?)
+}
+
+/// It is sealed or opened a moment after the change is agreed on.
+fn until_sealed_otherwise(host: &Host, before: &[u8]) -> Result<()> {
+    wait_until(SETTLED_MAX, || Ok(key_file(host)? != before)).context("the key is as it was")
 }
 
 fn until_managing(host: &Host) -> Result<()> {
@@ -203,20 +219,21 @@ fn a_locked_manager_opens_with_its_key(lab: &Lab) -> Result<()> {
 fn an_unlock_key_is_replaced(lab: &Lab) -> Result<()> {
     let manager = lab.host(1);
     let old = manager.dk("swarm unlock-key -q")?;
+    let sealed = key_file(manager)?;
     let new = manager.dk("swarm unlock-key --rotate -q")?;
     ensure!(old != new && new.starts_with("SWMKEY-1-"), "{old} {new}");
     answers(manager, "swarm unlock-key -q", &new)?;
-    // The key on disk is sealed anew a moment after the change is agreed on.
-    std::thread::sleep(Duration::from_secs(1));
+    until_sealed_otherwise(manager, &sealed)?;
     manager.stop()?;
     manager.start()?;
     ensure!(locked(manager)?);
     ensure!(unlock(manager, &old)?.0 == 401, "the old key still opens it");
     ensure!(unlock(manager, &new)?.0 == 200);
     until_managing(manager)?;
+    let sealed = key_file(manager)?;
     manager.dk("swarm update --autolock=false")?;
     refused(manager, "swarm unlock-key", "no unlock key is set")?;
-    std::thread::sleep(Duration::from_secs(1));
+    until_sealed_otherwise(manager, &sealed)?;
     manager.stop()?;
     manager.start()?;
     until_managing(manager).context("without autolock")?;

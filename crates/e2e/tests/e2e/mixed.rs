@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{cases, refused};
+use e2e::{cases, refused, until_pinged};
 use lab::host::wait_until;
 use lab::{Engine, Host, Lab, Plan};
 
@@ -125,8 +125,7 @@ fn reaches_every_task(lab: &Lab) -> Result<()> {
         })
         .with_context(|| format!("{}: tasks.pair is not {addresses:?}", host.name))?;
         for address in &addresses {
-            inside(&["ping", "-c", "1", "-W", "5", address])
-                .with_context(|| format!("{} pings {address}", host.name))?;
+            until_pinged(host, &container, &["-c", "1", address])?;
             let page = inside(&["wget", "-qO-", &format!("http://{address}/")])?;
             ensure!(page == lab::image::IT_WORKS, "{}: {page}", host.name);
         }

@@ -1,8 +1,11 @@
 //! Bridge networks, names and published ports on one host.
 
-use anyhow::{Result, ensure};
-use e2e::{answers, cases, hosts, refused};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{answers, cases, hosts, page, refused};
 use lab::Lab;
+use lab::host::wait_until;
 
 #[test]
 fn local_networks() -> Result<()> {
@@ -32,8 +35,11 @@ fn containers_find_each_other_by_name(lab: &Lab) -> Result<()> {
     host.dk("run -d --name one --network pair httpd")?;
     host.dk("run -d --name two --network pair --network-alias other httpd")?;
     for name in ["two", "other"] {
-        let answer = host.docker(&["exec", "one", "wget", "-qO-", &format!("http://{name}/")])?;
-        ensure!(answer == lab::image::IT_WORKS, "{name}: {answer}");
+        let ask = format!("exec one wget -qO- http://{name}/");
+        // The server may not listen yet.
+        let answers = || Ok(host.dk(&ask).is_ok_and(|page| page == lab::image::IT_WORKS));
+        wait_until(Duration::from_secs(20), answers)
+            .with_context(|| format!("{name}: {:?}", host.dk(&ask)))?;
     }
     let conf = host.dk("exec one cat /etc/resolv.conf")?;
     ensure!(conf.contains("127.0.0.11"), "{conf}");
@@ -48,8 +54,7 @@ fn a_published_port_answers(lab: &Lab) -> Result<()> {
     answers(host, "port web", "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080")
         .or_else(|_| answers(host, "port web", "80/tcp -> 0.0.0.0:8080"))?;
     for address in ["127.0.0.1", &host.address] {
-        let answer = host.sh(&format!("curl -sS --max-time 5 http://{address}:8080/"))?;
-        ensure!(answer == lab::image::IT_WORKS, "{address}: {answer}");
+        page(host, &format!("{address}:8080"))?;
     }
     refused(host, "run -d --name web2 -p 8080:80 httpd", "port is already allocated")?;
     host.dk("rm -f web web2").map(drop)

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{cases, refused, swarm_of_skep, task_on};
+use e2e::{cases, heard, refused, swarm_of_skep, task_on, until_pinged};
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
 
@@ -197,7 +197,13 @@ fn udp_dynamic_and_host_ports(lab: &Lab) -> Result<()> {
     for (address, client) in
         [("192.168.68.110", "[::ffff:192.168.68.1]"), ("[fd00:68::110]", "[fd00:68::1]")]
     {
-        let seen = seen_from_outside(lab, address, 8002)?;
+        let mut seen = Err(anyhow::anyhow!("not asked"));
+        wait_until(SOON, || {
+            seen = seen_from_outside(lab, address, 8002);
+            Ok(seen.is_ok())
+        })
+        .with_context(|| format!("{address}: {seen:?}"))?;
+        let seen = seen?;
         ensure!(seen == client, "{address}: {seen}");
     }
     for address in ["192.168.68.109", "[fd00:68::109]"] {
@@ -206,7 +212,6 @@ fn udp_dynamic_and_host_ports(lab: &Lab) -> Result<()> {
     let netns = far.netns_of(&task_on(far, "ports")?)?;
     the_rest_of_a_range(lab, &netns)?;
     let server = far.within(&netns, || Ok(UdpSocket::bind("[::]:5353")?))?;
-    server.set_read_timeout(Some(SOON))?;
     let outside = format!("/run/netns/{}", lab.router);
     let itself = format!("/proc/{}/ns/net", host.init_pid());
     let asker = host.netns_of(&task_on(host, "web")?)?;
@@ -228,9 +233,8 @@ fn udp_dynamic_and_host_ports(lab: &Lab) -> Result<()> {
             Ok(UdpSocket::bind(any)?)
         })?;
         client.set_read_timeout(Some(SOON))?;
-        client.send_to(b"question", to)?;
+        let seen = heard(&client, to, &server).context(address)?;
         let mut buffer = [0; 64];
-        let (_, seen) = server.recv_from(&mut buffer).context(address)?;
         let source = seen.ip().to_canonical().to_string();
         let known = ["192.168.68.1", "fd00:68::1"].contains(&source.as_str());
         ensure!(known || *from != outside, "{address}: {seen}");
@@ -343,10 +347,9 @@ fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
     refused(first, "network connect --ip 10.0.1.1 web late", "10.0.1.1")?;
     first.dk("rm -f late")?;
     until_known(second, &task_on(second, "web")?, "pal", 2)?;
-    let ping = second.dk("exec guest ping -c 1 pal")?;
-    ensure!(ping.contains("1 packets received"), "{ping}");
-    let ping = first.dk("exec plain ping -c 1 guest")?;
-    ensure!(ping.contains("1 packets received"), "its own names are answered now: {ping}");
+    until_pinged(second, "guest", &["-c", "1", "pal"])?;
+    until_pinged(first, "plain", &["-c", "1", "guest"])
+        .context("its own names are answered now")?;
     first.dk("network disconnect web plain")?;
     until_known(first, &task, "pal", 0)?;
     let links = first.dk("exec plain ip -o addr")?;
@@ -445,8 +448,7 @@ fn options_are_kept_and_used(lab: &Lab) -> Result<()> {
     ensure!(!link.contains(" 10.20.5.1/"), "not the auxiliary address: {link}");
     let link = host.dk("exec wide0 ip link show eth0")?;
     ensure!(link.contains("mtu 1300"), "{link}");
-    let ping = host.dk("exec wide0 ping -c 2 -s 1272 wide1")?;
-    ensure!(ping.contains("2 packets received"), "{ping}");
+    until_pinged(host, "wide0", &["-c", "2", "-s", "1272", "wide1"])?;
     // In another subnet of the network, through its gateway.
     lab.host(2).dk("run -d --name wide2 --network wide --ip 10.21.0.9 httpd")?;
     wait_until(SOON, || {
@@ -504,7 +506,7 @@ fn an_internal_overlay_has_no_way_out(lab: &Lab) -> Result<()> {
     host.dk("run -d --name in1 --network inner -p 8095:80 httpd")?;
     far.dk("run -d --name in2 --network inner httpd")?;
     until_known(host, "in1", "in2", 1)?;
-    host.dk("exec in1 ping -c 1 in2")?;
+    until_pinged(host, "in1", &["-c", "1", "in2"])?;
     let out = host.try_docker(&["exec", "in1", "ping", "-c", "1", "-W", "1", "192.168.68.1"])?;
     ensure!(!out.status.success(), "an internal network reached the outside");
     crate::questions::of_an_internal_network(host, "in1")?;
@@ -547,9 +549,13 @@ fn the_ingress_network_is_replaced(lab: &Lab) -> Result<()> {
         wait_until(SOON, || Ok(seen_from_outside(lab, address, 8004).is_ok()))
             .with_context(|| format!("{address}:8004"))?;
     }
-    let shown = crate::listed::inspected(lab.host(2), "entry")?;
+    let mut shown = crate::listed::inspected(lab.host(2), "entry")?;
     ensure!(shown["Ingress"] == true, "{shown}");
-    ensure!(shown["Peers"].as_array().is_some_and(|peers| peers.len() == 2), "{shown}");
+    wait_until(SOON, || {
+        shown = crate::listed::inspected(lab.host(2), "entry")?;
+        Ok(shown["Peers"].as_array().is_some_and(|peers| peers.len() == 2))
+    })
+    .with_context(|| shown.to_string())?;
     host.dk("service rm entered").map(drop)
 }
 

@@ -263,7 +263,9 @@ fn streams(lab: &Lab) -> Result<()> {
     let outside = format!("/run/netns/{}", lab.router);
     for host in &lab.hosts {
         let port: SocketAddr = format!("{}:9000", host.address).parse()?;
-        within(&outside, || there_and_back(port)).with_context(|| format!("{port}"))?;
+        // The host without a task hears of it a moment later.
+        wait_until(SOON, || Ok(within(&outside, || there_and_back(port)).is_ok()))
+            .with_context(|| format!("{port}: {:?}", within(&outside, || there_and_back(port))))?;
     }
     Ok(())
 }

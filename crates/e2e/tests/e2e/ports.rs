@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{cases, hosts, hosts_with, refused};
+use e2e::{cases, hosts, hosts_with, page, refused};
 use lab::command::run;
 use lab::host::{wait_until, within};
 use lab::{Host, Lab};
@@ -63,17 +63,6 @@ fn published_ports_from_outside() -> Result<()> {
     host.dk("rm -f four both one")?;
     ensure!(outside(&format!("[{v6}]:8081")).is_err(), "nothing is published any more");
     lab.down()
-}
-
-/// The page behind `http://<address>/`, asked for on the host; a server that was just started may need a moment.
-fn page(host: &Host, address: &str) -> Result<()> {
-    let mut answer = String::new();
-    wait_until(Duration::from_secs(30), || {
-        let asked = host.sh(&format!("curl -sS -g --max-time 5 http://{address}/"));
-        answer = asked.unwrap_or_else(|error| error.to_string());
-        Ok(answer == lab::image::IT_WORKS)
-    })
-    .with_context(|| format!("{address}: {answer}"))
 }
 
 fn closed(host: &Host, address: &str) -> Result<()> {

@@ -114,6 +114,7 @@ fn skep_leads_when_the_leader_dies(lab: &Lab) -> Result<()> {
     let (first, second, skep) = (lab.host(1), lab.host(2), lab.host(3));
     first.stop()?;
     until_leads(lab, skep, &[3]).context("skep misses the leader first")?;
+    until_leads(lab, second, &[3])?;
     // The Docker Engine forwards to skep and shows what skep answers.
     ensure!(configs(second)? == BIGS + INTERVAL * 2, "{}", configs(second)?);
     second.dk("secret create word /etc/hostname").map(drop)
@@ -145,10 +146,13 @@ fn leaders_change_among_the_others(lab: &Lab) -> Result<()> {
     let skep = lab.host(3);
     let old = leader(lab, skep).context("nobody leads")?;
     let others: Vec<usize> = (1..=3).filter(|number| *number != old.number).collect();
-    skep.dk(&format!("node demote {}", old.name))?;
+    // A change that the node makes itself may come in between the command's reading and writing.
+    wait_until(SETTLED_MAX, || {
+        Ok(skep.try_docker(&["node", "demote", &old.name])?.status.success())
+    })?;
     until_leads(lab, skep, &others)?;
     wait_until(SETTLED_MAX, || Ok(old.dk("info -f {{.Swarm.ControlAvailable}}")? == "false"))?;
-    // The node's own change of certificate may come in between the command's reading and writing.
+    // As above, its change of certificate.
     wait_until(SETTLED_MAX, || {
         Ok(skep.try_docker(&["node", "promote", &old.name])?.status.success())
     })?;
