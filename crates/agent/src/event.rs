@@ -23,6 +23,8 @@ pub struct Config {
     pub node: Option<pb::Node>,
     /// An earlier life of this node's daemon opened the routing mesh, and the kernel still has it.
     pub mesh_open: bool,
+    /// The networks that an earlier life of the daemon left lead to other nodes.
+    pub had_peers: bool,
     /// Feeds every random choice: 32 bytes from the operating system.
     pub seed: [u8; 32],
 }

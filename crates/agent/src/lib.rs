@@ -273,11 +273,18 @@ impl Agent {
         }
         if !self.rows.is_up(&name) {
             // Its rows are on their way.
-            let settled = now + SETTLE_AFTER_MEMBER;
-            self.settles = self.settles.map(|at| at.min(settled));
+            self.settle_by(now + SETTLE_AFTER_MEMBER);
         }
         self.rows.member_up(name, skep);
         self.look_soon(now);
+    }
+
+    /// For want of a better sign. Where connections go to other nodes the rows of these are such a one:
+    /// on a busy host they may take longer, and without them the connections would lead nowhere.
+    fn settle_by(&mut self, settled: Instant) {
+        if !self.config.had_peers {
+            self.settles = self.settles.map(|at| at.min(settled));
+        }
     }
 
     /// The networks may be touched when what others have announced is here.
@@ -303,8 +310,7 @@ impl Agent {
         }
         if self.session.told(message, now, effects) {
             // One that is alone need not wait for others' rows for long.
-            let settled = now + SETTLE_AFTER_SESSION;
-            self.settles = self.settles.map(|at| at.min(settled));
+            self.settle_by(now + SETTLE_AFTER_SESSION);
             for (id, life) in &mut self.lives {
                 if life.needs_others() {
                     life.unreported = true;

@@ -26,6 +26,7 @@ fn config() -> Config {
         description: pb::NodeDescription::default(),
         node: None,
         mesh_open: true,
+        had_peers: false,
         seed: [1; 32],
     }
 }
@@ -55,8 +56,7 @@ impl World {
     fn connect(&mut self) -> Vec<Effect> {
         let _ = self.step(Event::Deadline);
         let attachments = vec![attach(&ingress(), "10.0.0.2/24"), attach(&web(), "10.0.1.9/24")];
-        let node =
-            pb::Node { id: "n1".into(), attachments, vxlanudp_port: 4789, ..Default::default() };
+        let node = pb::Node { id: "n1".into(), attachments, vxlanudp_port: 4789, ..<_>::default() };
         self.step(Event::Session(Box::new(pb::SessionMessage {
             session_id: "s1".into(),
             node: Some(node),

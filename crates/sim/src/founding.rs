@@ -144,6 +144,7 @@ impl World {
             description,
             node: None,
             mesh_open: false,
+            had_peers: false,
             seed,
         };
         if self.hosts[host].managers.is_empty() {

@@ -66,6 +66,21 @@ fn a_task_that_had_just_begun_to_run_is_said_to_run_once_others_send_to_it() {
     assert!(says(&world.pass(Duration::from_millis(100)), "report Running"));
 }
 
+#[test]
+fn networks_that_led_to_other_nodes_wait_for_what_these_announce() {
+    for had_peers in [false, true] {
+        let mut world = World::new(Vec::new());
+        world.run();
+        let record = world.agent.lives["t1"].record();
+        world.agent = Agent::new(Config { had_peers, ..config() }, vec![record]);
+        let _ = world.connect();
+        let waited = world.pass(Duration::from_secs(5));
+        assert_eq!(overlays(&waited).is_some(), !had_peers, "nobody is there, or is slow to come");
+        let met = meet(&mut world);
+        assert!(overlays(&met).is_some() || !had_peers);
+    }
+}
+
 /// The ports of the mesh in the kernel, where anything is to be changed there.
 fn mesh_ports(effects: &[Effect]) -> Option<usize> {
     Some(overlays(effects)?.overlays["ingress"].ingress.as_ref()?.ports.len())

@@ -119,6 +119,7 @@ impl Node {
         let gossip = gossip::start(config, SocketAddr::new(any, GOSSIP_PORT), effects)
             .await
             .with_context(|| format!("gossip on port {GOSSIP_PORT}"))?;
+        let left = cluster.engine.network.overlays();
         let config = agent::Config {
             node_id: keys.identity().subject.node_id,
             data_path,
@@ -126,6 +127,7 @@ impl Node {
             description: description::describe(&cluster.engine, &keys),
             node: cluster.folder.node(),
             mesh_open: cluster.engine.network.has_mesh(),
+            had_peers: left.overlays.values().any(|overlay| !overlay.peers.is_empty()),
             seed: self::seed()?,
         };
         let parts = agent_task::Parts {
