@@ -4,6 +4,7 @@ pub mod kernel;
 pub mod advert;
 pub mod bpf;
 pub mod filter;
+pub mod listening;
 pub mod names;
 mod observe;
 mod strangers;

@@ -13,10 +13,9 @@ use wire::swarmkit as pb;
 
 use super::agent_task::{Input, View, locked};
 use super::credentials::credentials;
-use super::listening::{LISTENING_LOOK, LISTENING_MAX, listens};
 use super::saved::Folder;
 use super::task_containers::containers_by_task;
-use super::{description, task_spec};
+use super::{description, listening, task_spec};
 
 mod logs;
 
@@ -317,16 +316,13 @@ impl Executor {
             .filter(|port| port.protocol() == pb::port_config::Protocol::Tcp)
             .filter_map(|port| u16::try_from(port.target_port).ok())
             .collect();
-        let listening = async {
-            while container.is_running()
-                && container.state().health.is_none()
-                && !self.is_stopping(task)
-                && !listens(container.state().pid, &ports)
-            {
-                tokio::time::sleep(LISTENING_LOOK).await;
-            }
+        let pid = container.state().pid;
+        let waits = || {
+            container.is_running() && container.state().health.is_none() && !self.is_stopping(task)
         };
-        let _ = tokio::time::timeout(LISTENING_MAX, listening).await;
+        if !ports.is_empty() && !listening::until(pid, &ports, waits).await {
+            tracing::debug!(%task, ?ports, "its program does not listen on these yet");
+        }
     }
 
     /// Ports in host mode as they were really bound: none on internal networks.
