@@ -166,7 +166,7 @@ impl LogWriter {
         let file = options.create(true).read(true).append(true).mode(0o640).open(&self.path)?;
         match self.driver {
             LogDriver::JsonFile => cut_torn_line(&file)?,
-            LogDriver::Local => file.set_len(local::tail(&file, 1)?.1)?,
+            LogDriver::Local => cut_torn_entry(&file)?,
             LogDriver::None => {}
         }
         self.size = file.metadata()?.len();
@@ -239,6 +239,12 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// A shim that was killed in the middle of a write may have left half an entry.
+fn cut_torn_entry(file: &File) -> io::Result<()> {
+    let end = local::tail(file, 1)?.1;
+    if end < file.metadata()?.len() { file.set_len(end) } else { Ok(()) }
 }
 
 /// What a shim that was killed, or a host that lost power, left of its last line.
