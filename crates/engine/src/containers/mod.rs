@@ -9,6 +9,7 @@ mod logging;
 mod validate;
 mod merge;
 mod mounts;
+mod propagation;
 mod endpoints;
 mod start;
 mod files;

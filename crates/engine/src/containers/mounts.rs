@@ -9,6 +9,7 @@ use model::ContainerId;
 use serde::{Deserialize, Serialize};
 
 use super::create::CreateRequest;
+use super::propagation;
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::images::blocking;
@@ -41,6 +42,9 @@ pub struct MountRecord {
     pub mode: String,
     pub read_only: bool,
     pub propagation: String,
+    /// Nobody asked for that propagation: where the source's mount cannot do it, it is left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub implied: bool,
     pub non_recursive: bool,
     /// A missing bind source is made (`-v` does, `--mount` does not).
     pub create_source: bool,
@@ -71,7 +75,8 @@ impl Engine {
         // Sources are looked for, maybe on a server that is gone.
         let (asked, by) = (host.clone(), driver.to_owned());
         let own = blocking(move || parse_all(&asked, &by)).await?;
-        for (record, options, labels) in own {
+        for (mut record, options, labels) in own {
+            propagation::settle(&mut record, &self.config().data_root)?;
             let record = self.ready_volume(id, record, options, labels)?;
             wanted.insert(record.destination.clone(), record);
         }
@@ -211,14 +216,17 @@ pub(crate) fn parse_bind(text: &str, driver: &str) -> Result<MountRecord> {
     if parts.len() > 1 && (source.is_empty() || destination.is_empty()) {
         return Err(invalid());
     }
-    let destination = clean(destination)
-        .map_err(|error| Error::bad_parameter(format!("{}: {}", invalid(), error.message)))?;
-    if destination == "/" {
-        return Err(Error::bad_parameter(format!(
-            "invalid volume specification: '{text}': invalid mount config for type \"bind\": invalid specification: destination can't be '/'"
-        )));
-    }
     let is_bind = source.starts_with('/');
+    let word = if is_bind { "bind" } else { "volume" };
+    let bad = |text: &str| {
+        let text = format!("invalid mount config for type \"{word}\": {text}");
+        Error::bad_parameter(format!("{}: {text}", invalid().message))
+    };
+    let destination = clean(destination).map_err(|error| bad(&error.message))?;
+    if destination == "/" {
+        return Err(bad("invalid specification: destination can't be '/'"));
+    }
+    check_mode(mode)?;
     let mut record = MountRecord {
         kind: if is_bind { MountType::Bind } else { MountType::Volume },
         name: if is_bind { String::new() } else { source.to_owned() },
@@ -226,7 +234,6 @@ pub(crate) fn parse_bind(text: &str, driver: &str) -> Result<MountRecord> {
         destination,
         driver: if is_bind { String::new() } else { driver.to_owned() },
         mode: if !is_bind && mode.is_empty() { "z".into() } else { mode.to_owned() },
-        propagation: if is_bind { "rprivate".into() } else { String::new() },
         create_source: true,
         listed: true,
         ..Default::default()
@@ -283,6 +290,11 @@ fn check_volume_name(name: &str) -> Result<()> {
     if valid {
         return Ok(());
     }
+    if name.len() == 1 {
+        return Err(Error::bad_parameter(format!(
+            "create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )));
+    }
     Err(Error::bad_parameter(format!(
         "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
     )))
@@ -295,6 +307,11 @@ fn parse_mount(mount: &Mount, driver: &str) -> Result<MountRecord> {
         Some(Wire::BIND) => MountType::Bind,
         Some(Wire::VOLUME) => MountType::Volume,
         Some(Wire::TMPFS) => MountType::Tmpfs,
+        Some(Wire::NPIPE) => {
+            return Err(Error::bad_parameter(
+                "invalid mount config for type \"npipe\": mount type unknown",
+            ));
+        }
         Some(other) => {
             return Err(Error::unsupported(format_args!("mounts of type {other}")));
         }
@@ -359,11 +376,8 @@ fn bind_mount(
     if !record.create_source && !Path::new(&source).exists() {
         return Err(bad(&format!("bind source path does not exist: {source}")));
     }
-    record.propagation = options
-        .propagation
-        .map(|propagation| propagation.to_string())
-        .filter(|propagation| !propagation.is_empty())
-        .unwrap_or_else(|| "rprivate".into());
+    record.propagation =
+        options.propagation.map(|propagation| propagation.to_string()).unwrap_or_default();
     record.non_recursive = options.non_recursive.unwrap_or_default();
     record.source = source;
     Ok(())
@@ -381,6 +395,8 @@ fn volume_mount(
     }
     if !source.is_empty() {
         check_volume_name(&source)?;
+    } else if record.read_only {
+        return Err(bad("must not set ReadOnly mode when using anonymous volumes"));
     }
     let options = mount.volume_options.clone().unwrap_or_default();
     record.no_copy = options.no_copy.unwrap_or_default();
@@ -472,7 +488,7 @@ fn check_tmpfs(options: &str) -> Result<()> {
     const VALUES: [&str; 6] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"];
     for option in options.split(',').filter(|option| !option.is_empty()) {
         let known = match option.split_once('=') {
-            Some((key, value)) => VALUES.contains(&key) && !value.is_empty(),
+            Some((key, value)) => VALUES.contains(&key) && is_tmpfs_value(key, value),
             None => FLAGS.contains(&option),
         };
         if !known {
@@ -480,6 +496,18 @@ fn check_tmpfs(options: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// As the kernel reads it, which would refuse it at the start without saying what it is (tmpfs(5)).
+fn is_tmpfs_value(key: &str, value: &str) -> bool {
+    let digits = match key {
+        "size" | "nr_inodes" | "nr_blocks" => {
+            value.trim_end_matches(['k', 'K', 'm', 'M', 'g', 'G', '%'])
+        }
+        _ => value,
+    };
+    let radix = if key == "mode" { 8 } else { 10 };
+    value.len() - digits.len() < 2 && u64::from_str_radix(digits, radix).is_ok()
 }
 
 /// Two mounts at one place are refused.
@@ -537,7 +565,7 @@ mod tests {
 
     #[test]
     fn the_forms_of_dash_v() {
-        assert_eq!(bind("/a:/b"), "Bind /a -> /b ro=false rprivate");
+        assert_eq!(bind("/a:/b"), "Bind /a -> /b ro=false ");
         assert_eq!(bind("/a:/b/../c/:ro,rslave"), "Bind /a -> /c ro=true rslave");
         assert_eq!(bind("data:/b"), "Volume data -> /b ro=false ");
         assert_eq!(bind("/b"), "Volume  -> /b ro=false ");
@@ -554,6 +582,13 @@ mod tests {
     fn tmpfs_options_yield_to_the_user_s() {
         let record = tmpfs_record("/t", "exec,size=1m").expect("a record");
         assert_eq!(record.tmpfs_options, ["nosuid", "nodev", "exec", "size=1m"]);
+        for good in ["size=10%,mode=1777", "size=64m,uid=5", "nr_inodes=1k", "size=0"] {
+            assert!(tmpfs_record("/t", good).is_ok(), "{good}");
+        }
+        for bad in ["size=x", "mode=999", "uid=root", "size=5mm", "size=", "size=-1", "nosuid=1"] {
+            let error = tmpfs_record("/t", bad).expect_err(bad).message;
+            assert_eq!(error, format!("invalid tmpfs option [\"{bad}\"]"));
+        }
         let error = tmpfs_record("/t", "colour").expect_err("no option of a tmpfs");
         assert_eq!(error.message, "invalid tmpfs option [\"colour\"]");
     }

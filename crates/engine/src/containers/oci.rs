@@ -244,7 +244,7 @@ impl Engine {
                 }
                 MountKind::Bind {
                     source,
-                    propagation: propagation(&record.propagation),
+                    propagation: super::propagation::at_start(record)?,
                     recursive: !record.non_recursive,
                 }
             }
@@ -264,17 +264,6 @@ fn console_size(host: &HostConfig) -> (u16, u16) {
 
 fn of_host(mode: &Option<String>) -> bool {
     mode.as_deref() == Some("host")
-}
-
-fn propagation(text: &str) -> Propagation {
-    match text {
-        "private" => Propagation::Private,
-        "shared" => Propagation::Shared,
-        "rshared" => Propagation::RShared,
-        "slave" => Propagation::Slave,
-        "rslave" => Propagation::RSlave,
-        _ => Propagation::RPrivate,
-    }
 }
 
 /// Limits in the runtime's form: `-1` lifts a limit, 0 leaves it as it is.
