@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use crate::cgroup::Cgroup;
-use crate::error::{Error, Result};
+use crate::cgroup::{self, Cgroup};
+use crate::error::{Error, ErrorKind, Result};
 use crate::limits;
 use crate::oci;
 use crate::protocol::{CONFIG_FILE, SHIM_FILE, ShimSpec};
 use crate::runtime::Config;
-use crate::spec::{ContainerSpec, Mount, MountKind, Namespace, Propagation};
+use crate::spec::{ContainerSpec, Mount, MountKind, Namespace, OciRuntime, Propagation};
 use crate::users;
 
 /// The small program that `--init` runs as process 1.
@@ -30,6 +30,7 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
     }
     let failed =
         |e: io::Error| Error::system(format!("bundle of container {} not written", spec.id), e);
+    refuse_in_runc_s_words(spec)?;
     let user = users::resolve(&spec.rootfs, &spec.user, &spec.groups)?;
     if !spec.cwd.is_empty() {
         make_directory(&spec.rootfs, &spec.cwd)
@@ -53,7 +54,8 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         cgroup_v1: groups.v1(),
         init: init.as_deref(),
     };
-    let document = oci::config(spec, &context)?;
+    let mut document = oci::config(spec, &context)?;
+    let pids_limit = late_pids_limit(spec, &mut document);
     let given_home = spec.env.iter().any(|e| e.starts_with("HOME="));
     let mut env = oci::environment(spec, "");
     // An exec by another user has another home.
@@ -78,6 +80,7 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
         cwd: spec.cwd.clone(),
         open_files: limits::given_open_files(),
         propagation: propagation(spec),
+        pids_limit,
     };
     let dir = containers_dir(config).join(&spec.id);
     std::fs::create_dir_all(&dir).map_err(failed)?;
@@ -87,6 +90,37 @@ pub fn prepare(config: &Config, spec: &ContainerSpec) -> Result<(PathBuf, ShimSp
     let shim_text = serde_json::to_vec(&shim).map_err(|e| failed(io::Error::other(e)))?;
     std::fs::write(dir.join(SHIM_FILE), shim_text).map_err(failed)?;
     Ok((dir, shim))
+}
+
+/// What the kernel or libcontainer would refuse without saying what it is, or take for something else.
+fn refuse_in_runc_s_words(spec: &ContainerSpec) -> Result<()> {
+    let refused = |text: String| {
+        let text = format!(
+            "OCI runtime create failed: unable to start container process: {text}: unknown"
+        );
+        Err(Error::new(ErrorKind::System, text))
+    };
+    if let Err(error) = cgroup::check_shares(spec.resources.cpu_shares) {
+        return refused(format!("error setting cgroup config for procHooks process: {error}"));
+    }
+    // Those of links are of the container's own, which are not there yet.
+    let of_a_link = |key: &str| key.contains(".conf.") || key.contains(".neigh.");
+    for key in spec.sysctls.keys().filter(|key| !of_a_link(key) && !key.contains('/')) {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        if !path.exists() {
+            return refused(format!("open {}: no such file or directory", path.display()));
+        }
+    }
+    Ok(())
+}
+
+/// A limit of one process holds once there is one: libcontainer makes it by way of another.
+fn late_pids_limit(spec: &ContainerSpec, document: &mut serde_json::Value) -> Option<i64> {
+    if spec.runtime != OciRuntime::BuiltIn || spec.resources.pids_limit != 1 {
+        return None;
+    }
+    document["linux"]["resources"].as_object_mut()?.remove("pids");
+    Some(1)
 }
 
 /// Nothing can be mounted below a file, so only directories count.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::oci::cpu_period_quota;
 use crate::spec::Resources;
 
@@ -165,6 +165,7 @@ impl Cgroup {
 
     /// Changes limits of a running container; zero fields stay.
     pub fn update(&self, r: &Resources) -> Result<()> {
+        check_shares(r.cpu_shares)?;
         if self.is_v2() { self.update_v2(r) } else { self.update_v1(r) }
     }
 
@@ -311,6 +312,16 @@ pub fn has_bfq() -> bool {
     disks
         .filter_map(|disk| std::fs::read_to_string(disk.path().join("queue/scheduler")).ok())
         .any(|list| list.split_whitespace().any(|name| name.trim_matches(['[', ']']) == "bfq"))
+}
+
+/// The kernel takes other numbers silently for the nearest of these (sched(7), `MIN_SHARES`); runc refuses them.
+pub fn check_shares(shares: u64) -> Result<()> {
+    let refused = |text: &str| Err(Error::new(ErrorKind::System, text));
+    match shares {
+        1 => refused("the minimum allowed cpu-shares is 2"),
+        262_145.. => refused("the maximum allowed cpu-shares is 262144"),
+        _ => Ok(()),
+    }
 }
 
 fn pids_max(limit: i64) -> String {

@@ -51,6 +51,8 @@ pub struct ShimSpec {
     /// How mounts of directories propagate, by their place in the container.
     #[serde(default)]
     pub propagation: Vec<(String, crate::spec::Propagation)>,
+    /// In force once the container's process is there.
+    pub pids_limit: Option<i64>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use crate::spec::UserSpec;
 
 /// passwd and group files of real systems are far below this.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-const ID_MAX: u32 = i32::MAX as u32;
+const ID_MAX: i64 = i32::MAX as i64;
 
 /// Resolves `name`, `uid`, `name:group`, `uid:gid` and extra groups inside `rootfs`, never following a link out of it.
 pub fn resolve(rootfs: &Path, user: &str, groups: &[String]) -> Result<UserSpec> {
@@ -22,20 +22,20 @@ fn resolve_in(passwd: &str, group: &str, wanted: &str, extra: &[String]) -> Resu
         Some((user, group)) => (user, Some(group)),
         None => (wanted, None),
     };
-    let number = user.parse::<u32>().ok();
+    let number = user.parse::<i64>().ok();
     let user = if user.is_empty() { "0" } else { user };
     let entry = passwd.lines().filter_map(PasswdLine::parse).find(|line| {
         // A name wins over a number, as in Docker; but a number is looked for by id too.
         line.name == user || user.parse() == Ok(line.uid)
     });
-    let mut spec = match (&entry, user.parse::<u32>()) {
+    let mut spec = match (&entry, user.parse::<i64>()) {
         (Some(line), _) => UserSpec {
             uid: line.uid,
             gid: line.gid,
             groups: Vec::new(),
             home: line.home.to_owned(),
         },
-        (None, Ok(uid)) if uid <= ID_MAX => UserSpec { uid, ..UserSpec::default() },
+        (None, Ok(uid)) if is_id(uid) => UserSpec { uid: uid as u32, ..UserSpec::default() },
         (None, Ok(_)) => return Err(Error::invalid("uids and gids must be in range 0-2147483647")),
         (None, Err(_)) => {
             return Err(Error::invalid(format!(
@@ -98,13 +98,17 @@ fn find_group(group: &str, name: &str) -> Result<u32> {
     if let Some((_, gid, _)) = group.lines().filter_map(group_line).find(|(n, _, _)| *n == name) {
         return Ok(gid);
     }
-    match name.parse::<u32>() {
-        Ok(gid) if gid <= ID_MAX => Ok(gid),
+    match name.parse::<i64>() {
+        Ok(gid) if is_id(gid) => Ok(gid as u32),
         Ok(_) => Err(Error::invalid("uids and gids must be in range 0-2147483647")),
         Err(_) => Err(Error::invalid(format!(
             "unable to find group {name}: no matching entries in group file"
         ))),
     }
+}
+
+fn is_id(number: i64) -> bool {
+    (0..=ID_MAX).contains(&number)
 }
 
 fn push_unique(groups: &mut Vec<u32>, gid: u32) {
@@ -167,6 +171,10 @@ mod tests {
             &[],
             "unable to find group nogroup: no matching entries in group file",
         );
+        for number in ["-1", "2147483648", "99999999999"] {
+            check(number, &[], "uids and gids must be in range 0-2147483647");
+            check("web", &[number], "uids and gids must be in range 0-2147483647");
+        }
         check("4294967295", &[], "uids and gids must be in range 0-2147483647");
     }
 

@@ -61,6 +61,15 @@ pub(crate) fn request(
     Ok(request)
 }
 
+/// A limit that API 1.42 has no more: what there is to say of it.
+pub(crate) fn kernel_memory(body: &Value, version: Version) -> Result<Option<String>, ApiError> {
+    let bytes = body.pointer("/HostConfig/KernelMemory").and_then(Value::as_i64);
+    match bytes.filter(|_| version < Version(1, 42)) {
+        Some(bytes) => Ok(engine::containers::kernel_memory(bytes)?),
+        None => Ok(None),
+    }
+}
+
 /// Old clients cannot mean more than one network at create: dockerd refused it until then.
 fn one_network_before_1_44(request: &CreateRequest, version: Version) -> Result<(), ApiError> {
     let mut names: Vec<&str> = request

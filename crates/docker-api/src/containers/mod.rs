@@ -47,9 +47,12 @@ async fn create_container(
     query: Parameters,
     body: Body<Value>,
 ) -> ApiResult {
-    let request = create::request(&query, body.required()?, version)?;
+    let body = body.required()?;
+    let old = create::kernel_memory(&body, version)?;
+    let request = create::request(&query, body, version)?;
     let created = state.engine.create(request).await?;
-    let answer = json!({ "Id": created.container.id().as_str(), "Warnings": created.warnings });
+    let warnings: Vec<String> = created.warnings.into_iter().chain(old).collect();
+    let answer = json!({ "Id": created.container.id().as_str(), "Warnings": warnings });
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 

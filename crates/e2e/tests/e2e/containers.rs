@@ -19,7 +19,7 @@ macro_rules! transcripts {
 
 #[test]
 fn containers_run_as_with_docker() -> Result<()> {
-    transcripts!("run", "exec", "files", "options")
+    transcripts!("run", "exec", "files", "options", "odd")
 }
 
 #[test]

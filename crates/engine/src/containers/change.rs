@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bollard_stubs::models::HostConfig;
 
 use super::container::Phase;
-use super::{oci, validate};
+use super::{limits, oci, validate};
 use crate::Engine;
 use crate::error::{Error, Result};
 
@@ -71,7 +71,7 @@ impl Engine {
             ));
         }
         let mut alone = HostConfig { memory: change.memory, ..Default::default() };
-        validate::resources(&mut alone, &mut Vec::new())?;
+        limits::resources(&mut alone, &mut Vec::new())?;
         // As dockerd has it: the two limits together make sense, one of them need not.
         if change.memory.unwrap_or_default() > host.memory_swap.unwrap_or_default()
             && host.memory_swap != Some(-1)
@@ -81,9 +81,10 @@ impl Engine {
                 "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time",
             ));
         }
+        beside(&host, &change).map_err(|text| cannot(&text))?;
         apply(&mut host, &change);
         let mut warnings = Vec::new();
-        validate::resources(&mut host, &mut warnings)?;
+        limits::resources(&mut host, &mut warnings)?;
         validate::restart_policy(
             host.restart_policy.as_ref(),
             host.auto_remove.unwrap_or_default(),
@@ -122,6 +123,21 @@ impl Engine {
             }
         })?;
         Ok(())
+    }
+}
+
+/// `--cpus` is a quota, so it cannot be beside one.
+fn beside(host: &HostConfig, change: &HostConfig) -> std::result::Result<(), String> {
+    let set = |number: Option<i64>| number.unwrap_or_default() > 0;
+    let conflict = |new: &str, old: &str| {
+        Err(format!("Conflicting options: {new} cannot be updated as {old} has already been set"))
+    };
+    match () {
+        () if set(change.nano_cpus) && set(host.cpu_period) => conflict("Nano CPUs", "CPU Period"),
+        () if set(change.nano_cpus) && set(host.cpu_quota) => conflict("Nano CPUs", "CPU Quota"),
+        () if set(change.cpu_quota) && set(host.nano_cpus) => conflict("CPU Quota", "NanoCPUs"),
+        () if set(change.cpu_period) && set(host.nano_cpus) => conflict("CPU Period", "NanoCPUs"),
+        () => Ok(()),
     }
 }
 

@@ -239,6 +239,8 @@ pub(crate) fn fill_host_defaults(host: &mut HostConfig, config: &crate::Config) 
     let policy = host.restart_policy.get_or_insert_with(Default::default);
     if policy.name.is_none_or(|name| name.as_ref().is_empty()) {
         policy.name = Some(bollard_stubs::models::RestartPolicyNameEnum::NO);
+        // Any count may stand beside no name, and says nothing.
+        policy.maximum_retry_count = None;
     }
     policy.maximum_retry_count.get_or_insert(0);
 }

@@ -59,19 +59,20 @@ fn check_endpoint(network: &str, settings: &EndpointSettings) -> Result<()> {
     refuse_priority(network, settings)?;
     let predefined = matches!(network, "bridge" | "host" | "none");
     let ipam = settings.ipam_config.clone().unwrap_or_default();
-    for address in [&ipam.ipv4_address, &ipam.ipv6_address].into_iter().flatten() {
+    for (version, address) in [(4, &ipam.ipv4_address), (6, &ipam.ipv6_address)] {
+        let address = address.as_deref().unwrap_or_default();
         if address.is_empty() {
             continue;
+        }
+        if address.parse::<IpAddr>().ok().is_none_or(|ip| ip.is_ipv4() != (version == 4)) {
+            return Err(Error::bad_parameter(format!(
+                "invalid config for network {network}: invalid endpoint settings:\ninvalid IPv{version} address: {address}"
+            )));
         }
         if predefined {
             return Err(Error::bad_parameter(
                 "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only",
             ));
-        }
-        if address.parse::<IpAddr>().is_err() {
-            return Err(Error::bad_parameter(format!(
-                "invalid config for network {network}: invalid endpoint settings:\ninvalid IPv4 address: {address}"
-            )));
         }
     }
     if let Some(mac) = settings.mac_address.as_deref().filter(|mac| !mac.is_empty()) {

@@ -7,6 +7,7 @@ mod registry;
 mod create;
 mod logging;
 mod validate;
+mod limits;
 mod merge;
 mod mounts;
 mod propagation;
@@ -29,6 +30,7 @@ pub use container::{
 };
 pub use create::{CreateRequest, Created};
 pub use endpoints::{endpoint, parse_port};
+pub use limits::kernel_memory;
 pub use mounts::{MountRecord, MountType};
 pub use names::generated as generated_name;
 pub use oci::apparmor_profile;

@@ -1,19 +1,15 @@
 //! What dockerd refuses at create, in its words.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use bollard_stubs::models::{
     ContainerConfig, HostConfig, RestartPolicy, RestartPolicyNameEnum as Policy,
 };
 
 use super::create::{CreateRequest, fill_host_defaults};
-use super::{endpoints, stop};
+use super::{endpoints, limits, stop};
 use crate::Config;
 use crate::error::{Error, Result};
-
-/// Docker's lower bound (moby daemon/daemon_unix.go `linuxMinMemory`).
-const MEMORY_BYTES_MIN: i64 = 6 << 20;
 
 /// All that a create can refuse before it looks at images, names and networks of this host.
 pub fn check_request(request: &mut CreateRequest, config: &Config) -> Result<()> {
@@ -31,7 +27,7 @@ pub(crate) fn check(request: &mut CreateRequest, config: &Config) -> Result<Vec<
     }
     fill_host_defaults(&mut request.host_config, config);
     endpoints::check_ports(request)?;
-    resources(&mut request.host_config, &mut warnings)?;
+    limits::at_create(&mut request.host_config, &mut warnings)?;
     let host = &request.host_config;
     restart_policy(host.restart_policy.as_ref(), host.auto_remove.unwrap_or_default())?;
     modes(host)?;
@@ -154,14 +150,20 @@ fn shared_network(request: &CreateRequest) -> Result<()> {
         let what = if shared { "network" } else { "UTS" };
         return refused(&format!("hostname and the {what} mode"));
     }
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+    if (shared || mode == "host") && some(&host.links) {
+        let what = if shared { "container type network" } else { "host type networking" };
+        return refused(&format!(
+            "{what} can't be used with links. This would result in undefined behavior"
+        ));
+    }
     if !shared {
         return Ok(());
     }
-    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if some(&host.links) {
-        return refused(
-            "container type network can't be used with links. This would result in undefined behavior",
-        );
+    if mode == "container:" {
+        return Err(Error::bad_parameter(
+            "Invalid network mode: invalid container format container:<name|id>",
+        ));
     }
     if some(&host.dns) {
         return refused("dns and the network mode");
@@ -205,7 +207,10 @@ fn modes(host: &HostConfig) -> Result<()> {
     if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
         return Err(Error::unsupported("device requests (--gpus)"));
     }
-    if host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) {
+    if let Some(option) = host.storage_opt.iter().flatten().map(|(option, _)| option).min() {
+        if !option.eq_ignore_ascii_case("size") {
+            return Err(Error::bad_parameter(format!("Unknown option {option}")));
+        }
         return Err(Error::bad_parameter(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
         ));
@@ -215,170 +220,6 @@ fn modes(host: &HostConfig) -> Result<()> {
 
 fn joins(mode: &str) -> bool {
     mode.strip_prefix("container:").is_some_and(|name| !name.is_empty())
-}
-
-const MEMORY_NODES: &str = "/sys/devices/system/node/online";
-
-/// Limits that make no sense, in the order dockerd looks at them.
-pub(crate) fn resources(host: &mut HostConfig, warnings: &mut Vec<String>) -> Result<()> {
-    let bad = |text: &str| Err(Error::bad_parameter(text));
-    let memory = host.memory.unwrap_or_default();
-    let swap = host.memory_swap.unwrap_or_default();
-    if memory != 0 && memory < MEMORY_BYTES_MIN {
-        return bad("Minimum memory limit allowed is 6MB");
-    }
-    if memory > 0 && swap > 0 && swap < memory {
-        return bad("Minimum memoryswap limit should be larger than memory limit, see usage");
-    }
-    if memory == 0 && swap > 0 {
-        return bad(
-            "You should always set the Memory limit when using Memoryswap limit, see usage",
-        );
-    }
-    // The client's word for "as the host has it".
-    if host.memory_swappiness == Some(-1) {
-        host.memory_swappiness = None;
-    }
-    if host.memory_swappiness.is_some_and(|percent| !(-1..=100).contains(&percent)) {
-        return bad(&format!(
-            "Invalid value: {}, valid memory swappiness range is 0-100",
-            host.memory_swappiness.unwrap_or_default()
-        ));
-    }
-    let reservation = host.memory_reservation.unwrap_or_default();
-    if reservation > 0 && reservation < MEMORY_BYTES_MIN {
-        return bad("Minimum memory reservation allowed is 6MB");
-    }
-    if memory > 0 && memory < reservation {
-        return bad(
-            "Minimum memory limit can not be less than memory reservation limit, see usage",
-        );
-    }
-    // Docker stores the doubled value so that `inspect` shows what holds.
-    if memory > 0 && swap == 0 {
-        host.memory_swap = Some(memory.saturating_mul(2));
-    }
-    cpu(host)?;
-    if host.pids_limit.is_some_and(|limit| limit == 0) {
-        host.pids_limit = None;
-    }
-    let weight = host.blkio_weight.unwrap_or_default();
-    if weight > 0 && !(10..=1000).contains(&weight) {
-        return bad("Range of blkio weight is from 10 to 1000");
-    }
-    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    if unified {
-        not_on_v2(host, warnings);
-    }
-    let bfq = runtime::has_bfq();
-    // The scheduler CFQ, which had weights before Linux 5.0.
-    let cfq = Path::new("/sys/fs/cgroup/blkio/blkio.weight").exists();
-    io_weights(host, unified || bfq || cfq, bfq || cfq, warnings);
-    if host.oom_kill_disable.unwrap_or_default() && memory == 0 {
-        warnings.push(
-            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.".into(),
-        );
-    }
-    if !(-1000..=1000).contains(&host.oom_score_adj.unwrap_or_default()) {
-        return bad(&format!(
-            "Invalid value {}, range for oom score adj is [-1000, 1000]",
-            host.oom_score_adj.unwrap_or_default()
-        ));
-    }
-    if host.shm_size.unwrap_or_default() < 0 {
-        return bad("SHM size can not be less than 0");
-    }
-    Ok(())
-}
-
-/// What cgroup v2 does not have is left out, in Docker's words.
-fn not_on_v2(host: &mut HostConfig, warnings: &mut Vec<String>) {
-    if host.oom_kill_disable.take().unwrap_or_default() {
-        warnings
-            .push("Your kernel does not support OomKillDisable. OomKillDisable discarded.".into());
-    }
-    if host.memory_swappiness.take().is_some() {
-        warnings.push("Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.".into());
-    }
-}
-
-/// Weights of block I/O, of the container and of its devices, are left out where the kernel has none.
-fn io_weights(host: &mut HostConfig, own: bool, devices: bool, warnings: &mut Vec<String>) {
-    let mut discarded = |what: &str, name: &str| {
-        warnings.push(format!(
-            "Your kernel does not support Block I/O {what} or the cgroup is not mounted. {name} discarded."
-        ));
-    };
-    if !own && host.blkio_weight.take().unwrap_or_default() > 0 {
-        discarded("weight", "Weight");
-    }
-    if !devices && !host.blkio_weight_device.take().unwrap_or_default().is_empty() {
-        discarded("weight_device", "Weight-device");
-    }
-}
-
-fn cpu(host: &HostConfig) -> Result<()> {
-    let bad = |text: &str| Err(Error::bad_parameter(text));
-    let nano = host.nano_cpus.unwrap_or_default();
-    if nano > 0 {
-        if host.cpu_period.unwrap_or_default() > 0 {
-            return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set");
-        }
-        if host.cpu_quota.unwrap_or_default() > 0 {
-            return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set");
-        }
-    }
-    let available = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if nano < 0 || nano > available as i64 * 1_000_000_000 {
-        return bad(&format!(
-            "Range of CPUs is from 0.01 to {available}.00, as there are only {available} CPUs available"
-        ));
-    }
-    let period = host.cpu_period.unwrap_or_default();
-    if period != 0 && !(1_000..=1_000_000).contains(&period) {
-        return bad(
-            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
-        );
-    }
-    let quota = host.cpu_quota.unwrap_or_default();
-    if quota > 0 && quota < 1_000 {
-        return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)");
-    }
-    let nodes = std::fs::read_to_string(MEMORY_NODES).unwrap_or_else(|_| "0".into());
-    for (what, set) in [("CPUs", &host.cpuset_cpus), ("memory nodes", &host.cpuset_mems)] {
-        let set = set.as_deref().unwrap_or_default();
-        let Some(highest) = highest_of_set(set) else {
-            let flag = if what == "CPUs" { "cpus" } else { "mems" };
-            return bad(&format!("Invalid value {set} for cpuset {flag}: invalid format: {set}"));
-        };
-        if what == "memory nodes" && highest > highest_of_set(nodes.trim()).unwrap_or_default() {
-            return bad(&format!(
-                "Requested memory nodes are not available - requested {set}, available: {}",
-                nodes.trim()
-            ));
-        }
-        if what == "CPUs" && highest >= available as i64 {
-            return bad(&format!(
-                "Requested CPUs are not available - requested {set}, available: 0-{}",
-                available - 1
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// `0-2,4`: the highest member, -1 of the empty set, none when malformed.
-fn highest_of_set(text: &str) -> Option<i64> {
-    let mut highest = -1;
-    for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if last < first {
-            return None;
-        }
-        highest = highest.max(i64::from(last));
-    }
-    Some(highest)
 }
 
 /// What may wait for a log that does not block, unless `max-buffer-size` says otherwise, as in Docker.
@@ -476,7 +317,11 @@ pub(crate) fn log_options(
             (_, runtime::LogDriver::None) => {}
             _ => {
                 return Err(Error::bad_parameter(format!(
-                    "unknown log opt '{key}' for {driver} log driver"
+                    "unknown log opt '{key}' for {}",
+                    match log.driver {
+                        runtime::LogDriver::Local => "log driver local",
+                        _ => "json-file log driver",
+                    }
                 )));
             }
         }
@@ -514,35 +359,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_lacks_is_left_out_and_told() {
-        let device = bollard_stubs::models::ResourcesBlkioWeightDevice::default();
-        let asked = HostConfig {
-            oom_kill_disable: Some(true),
-            memory_swappiness: Some(10),
-            blkio_weight: Some(300),
-            blkio_weight_device: Some(vec![device]),
-            ..Default::default()
-        };
-        let (mut host, mut warnings) = (asked.clone(), Vec::new());
-        io_weights(&mut host, true, true, &mut warnings);
-        assert_eq!((&host, warnings.len()), (&asked, 0));
-        not_on_v2(&mut host, &mut warnings);
-        assert_eq!((host.blkio_weight, warnings.len()), (Some(300), 2));
-        io_weights(&mut host, true, false, &mut warnings);
-        assert_eq!((host.blkio_weight, warnings.len()), (Some(300), 3));
-        io_weights(&mut host, false, false, &mut warnings);
-        assert_eq!((host, warnings.len()), (HostConfig::default(), 4));
-    }
-
-    #[test]
-    fn sizes_and_sets() {
+    fn sizes() {
         assert_eq!(size("10m"), Some(10 << 20));
         assert_eq!(size("1.5kb"), Some(1536));
         assert_eq!(size("12"), Some(12));
         assert_eq!(size("x"), None);
-        assert_eq!(highest_of_set("0-2,7"), Some(7));
-        assert_eq!(highest_of_set(""), Some(-1));
-        assert_eq!(highest_of_set("2-1"), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::{command, sys};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{CONFIG_FILE, ExecProcess, OCI_DIR, ShimSpec};
-use crate::spec::{OciRuntime, Propagation};
+use crate::spec::{OciRuntime, Propagation, Resources};
 
 const CONSOLE_SOCKET: &str = "console.sock";
 /// Name of libcontainer's socket on which a created container waits for its start.
@@ -195,6 +195,7 @@ fn build(spec: &ShimSpec, bundle: &Path) -> std::result::Result<i32, String> {
     // It waits for its start: nothing of the image has run yet. The second step leaves this process
     // in the container's mount namespace, so it is the last.
     confine_devices(spec)
+        .and_then(|()| limit_pids(spec))
         .and_then(|()| propagate(pid, &spec.propagation))
         .inspect_err(|_| drop(sys::kill(pid, libc::SIGKILL)))?;
     Ok(pid)
@@ -208,6 +209,12 @@ fn confine_devices(spec: &ShimSpec) -> std::result::Result<(), String> {
     let document = read.and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string()));
     let rules = document.map_err(|e| format!("{CONFIG_FILE}: {e}"))?;
     super::devices::confine(group, &rules).map_err(|e| format!("devices not confined: {e}"))
+}
+
+fn limit_pids(spec: &ShimSpec) -> std::result::Result<(), String> {
+    let Some(pids_limit) = spec.pids_limit else { return Ok(()) };
+    let limit = Resources { pids_limit, ..Resources::default() };
+    Cgroup::at(&spec.cgroup).update(&limit).map_err(|e| e.to_string())
 }
 
 /// Sets how mounts propagate, inside the container's mount namespace: libcontainer 0.7 leaves that
