@@ -301,6 +301,10 @@ impl Container {
         self.ended.send_if_modified(|ended| std::mem::replace(ended, !running) == running);
         self.life.send_if_modified(|life| {
             let alive = running || state.phase == Phase::Restarting;
+            if life.running && !alive {
+                // Whoever waits for its end may look before the end is told.
+                life.exit_code = state.exit_code;
+            }
             std::mem::replace(&mut life.running, alive) != alive
         });
         state
@@ -349,5 +353,38 @@ impl Container {
         let mut backoff = self.backoff.lock().unwrap_or_else(PoisonError::into_inner);
         *backoff = if ran >= good || backoff.is_zero() { first } else { (*backoff * 2).min(most) };
         *backoff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_sees_that_it_runs_no_more_sees_its_exit_code() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spec = Spec {
+            id: "c".into(),
+            name: "n".into(),
+            created: OffsetDateTime::UNIX_EPOCH,
+            image: String::new(),
+            config: ContainerConfig::default(),
+            host_config: HostConfig::default(),
+            networks: BTreeMap::new(),
+            mounts: Vec::new(),
+            log: runtime::LogConfig::default(),
+            task: None,
+        };
+        let state = State { phase: Phase::Running, ..Default::default() };
+        let container = Container::new(folder.path().to_owned(), spec, state);
+        let mut life = container.life();
+        life.mark_unchanged();
+        container.change_state(|state| {
+            state.phase = Phase::Exited;
+            state.exit_code = 4;
+        });
+        assert!(life.has_changed().expect("it is there"));
+        let seen = life.borrow().clone();
+        assert_eq!((seen.running, seen.exit_code), (false, 4));
     }
 }
