@@ -17,7 +17,7 @@ use crate::attach::{AttachOptions, PendingAttach};
 use crate::bundle;
 use crate::client::{Handle, lock};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Call, ExecProcess, Reply};
+use crate::protocol::{Call, ExecProcess, Reply, SHIM_FILE};
 use crate::spec::{ContainerSpec, ExecSpec, Resources};
 use crate::stats::Stats;
 use crate::steps;
@@ -451,6 +451,12 @@ fn spawn_shim(config: &Config, dir: &Path) -> Result<std::os::unix::net::UnixStr
 }
 
 fn remove_bundle(dir: &Path) -> Result<()> {
+    // First what makes it one: of a bundle without its exit status a container would be taken for killed.
+    match std::fs::remove_file(dir.join(SHIM_FILE)) {
+        Ok(()) => tracing::trace!(target: "step", "bundle void"),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        Err(e) => return Err(Error::system(format!("bundle {} not removed", dir.display()), e)),
+    }
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(Error::system(format!("bundle {} not removed", dir.display()), e))
