@@ -376,7 +376,10 @@ async fn prune(
     let mut pruned = state.engine.images.prune(dangling, wanted, users(&state)).await?;
     // What a pull that was given up has left is no image, and has neither labels nor an age.
     if all_ages {
-        pruned.bytes += state.engine.images.run(|store| store.prune_downloads()).await?;
+        let parts = state.engine.images.run(|store| store.prune_downloads()).await?;
+        // The client shows what was reclaimed only beside something that was deleted.
+        pruned.deleted.extend(parts.deleted);
+        pruned.bytes += parts.bytes;
     }
     let deleted: Vec<Value> = pruned.deleted.iter().map(record).collect();
     let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };

@@ -31,6 +31,7 @@ pub(crate) struct Blobs {
 
 /// A part of a blob; no pull goes on with it as long as this lives.
 pub(crate) struct Part {
+    pub digest: Digest,
     path: PathBuf,
     _turn: tokio::sync::OwnedMutexGuard<()>,
 }
@@ -113,7 +114,7 @@ impl Blobs {
             let Ok(turn) = self.turn(&digest).try_lock_owned() else { continue };
             // Gone since with the pull that has just ended.
             let Ok(metadata) = fs::metadata(&path) else { continue };
-            parts.push((Part { path, _turn: turn }, metadata.len()));
+            parts.push((Part { digest, path, _turn: turn }, metadata.len()));
         }
         Ok(parts)
     }

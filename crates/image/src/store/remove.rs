@@ -138,14 +138,15 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Removes what pulls that were given up have left for their next try; gives its size.
-    pub fn prune_downloads(&self) -> Result<u64> {
-        let mut bytes = 0;
+    /// Removes what pulls that were given up have left for their next try, each under its blob's digest.
+    pub fn prune_downloads(&self) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
         for (part, size) in self.inner.blobs.parts(&self.inner.root.join("download"))? {
             part.remove()?;
-            bytes += size;
+            pruned.deleted.push(Deleted::Deleted(part.digest.to_string()));
+            pruned.bytes += size;
         }
-        Ok(bytes)
+        Ok(pruned)
     }
 
     /// How much that is now.
