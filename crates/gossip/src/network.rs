@@ -116,6 +116,12 @@ impl Database {
         if !self.witness_network(io, event.l_time) {
             return;
         }
+        // Of what a push/pull tells, nearly everything is known: one look is enough for that.
+        let network = self.networks.get(event.network_id.as_str());
+        let attached = network.and_then(|it| it.attachments.get(&event.node_name));
+        if attached.is_some_and(|it| it.ltime >= event.l_time) && event.node_name != self.name {
+            return;
+        }
         let id = NetworkId::new(event.network_id.clone());
         if event.node_name == self.name {
             return self.heard_own_network_event(io, &id, event);
@@ -127,7 +133,6 @@ impl Database {
         let leaving = event.r#type == LEAVE;
         let attached = self.networks.get(&id).and_then(|it| it.attachments.get(&event.node_name));
         match attached {
-            Some(attachment) if attachment.ltime >= event.l_time => return,
             None if leaving => return,
             None if id.len() > KEY_BYTES_MAX
                 || (!self.networks.contains_key(&id) && self.networks.len() >= NETWORKS_MAX) =>

@@ -1,4 +1,4 @@
-//! A node that starts again, and what nodes tell each other to have applied.
+//! What nodes answer: a node that starts again, a push/pull, what they tell each other to have applied.
 
 use super::*;
 
@@ -107,4 +107,27 @@ fn what_is_told_again_has_its_bound() {
     }
     let again = &world.nodes[1].as_ref().unwrap().database.applied["000000000000"];
     assert_eq!(again.len(), crate::database::APPLIED_AGAIN_MAX);
+}
+
+#[test]
+fn a_push_pull_is_answered_in_kind() {
+    let mut world = World::joined(15, 2);
+    let cipher = Cipher::new(&[1; 16]).unwrap();
+    let message = StreamMessage::PushPull { join: true, nodes: Vec::new(), user: Vec::new() };
+    let bytes = seal_frame(&cipher, [0; 12], &message.encode());
+    let gossip = world.nodes[0].as_mut().unwrap();
+    let event = Event::StreamRequest { stream: StreamId(9), from: address(7), bytes };
+    let effects = gossip.step(world.now, event);
+    let Some(Effect::ReplyStream { stream: StreamId(9), bytes }) = effects.first() else {
+        panic!("no reply");
+    };
+    let plain = wire::memberlist::open_frame(&[Cipher::new(&[2; 16]).unwrap()], bytes).unwrap();
+    let StreamMessage::PushPull { nodes, user, join: false } =
+        StreamMessage::decode(&plain).unwrap()
+    else {
+        panic!("another kind of reply");
+    };
+    assert_eq!(nodes.len(), 2);
+    let message = <pb::GossipMessage as prost::Message>::decode(user.as_slice()).unwrap();
+    assert_eq!(message.r#type, pb::MessageType::PushPull as i32);
 }

@@ -156,3 +156,13 @@ fn what_was_known_of_a_path_goes_with_the_node() {
     assert_eq!(world.counter(1, "path_blocked_udp"), 1);
     assert_eq!(world.counter(1, "path_unknown"), 1);
 }
+
+#[test]
+fn a_node_reached_by_one_path_only_is_not_suspected_to_death() {
+    let mut world = World::joined(14, 5);
+    world.cut.insert((0, 4));
+    world.effects.clear();
+    world.run(seconds(120.0));
+    let failed = world.effects.iter().any(|(_, _, effect)| matches!(effect, Effect::NodeDown(_)));
+    assert!(!failed, "others can still reach it");
+}
