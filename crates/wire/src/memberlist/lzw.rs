@@ -126,7 +126,9 @@ mod tests {
             let packed = encode(&text);
             prop_assert_eq!(Decoder::new(BitOrder::Lsb, 8).decode(&packed).unwrap(), text.clone());
             let other = encode::Encoder::new(BitOrder::Lsb, 8).encode(&text).unwrap();
-            prop_assert!(packed.len() <= other.len() + 16, "{} {}", packed.len(), other.len());
+            // The two forget their strings at other places, and what comes then suits the one or the other.
+            let few = 16 + other.len() / 50;
+            prop_assert!(packed.len() <= other.len() + few, "{} {}", packed.len(), other.len());
         }
     }
 
