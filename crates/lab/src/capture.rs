@@ -29,6 +29,7 @@ pub struct Encapsulated {
     pub outer_length: usize,
     /// More of it is in further packets.
     pub fragmented: bool,
+    pub udp_source: u16,
     pub udp_target: u16,
     pub vni: u32,
     pub inner_source: IpAddr,
@@ -145,6 +146,7 @@ fn decode_frame(frame: &[u8]) -> Option<Encapsulated> {
         outer_target: outer.target,
         outer_length: outer.length,
         fragmented: outer.more_fragments,
+        udp_source: number(udp, 0)?,
         udp_target: number(udp, 2)?,
         vni,
         inner_source: inner.source,
@@ -252,6 +254,7 @@ mod tests {
         let inner = ip(1, [10, 0, 1, 3], [10, 0, 1, 4], &[8, 0, 1, 2]);
         let file = file(&ip(17, [192, 168, 68, 109], [192, 168, 68, 110], &vxlan(&inner)));
         let packet = decode_file(&file).pop().expect("one packet");
+        assert_eq!(packet.udp_source, 0x8000);
         assert_eq!((packet.udp_target, packet.vni, packet.inner_protocol), (4789, 4097, 1));
         assert_eq!((packet.inner_first, packet.outer_length), (8, 20 + 8 + 8 + 14 + 24));
         assert_eq!(packet.inner_target, IpAddr::from([10, 0, 1, 4]));

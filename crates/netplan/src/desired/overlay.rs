@@ -15,6 +15,10 @@ const OVERHEAD_V6: u32 = 70;
 /// Kernel documentation, networking/ip-sysctl.rst, "/proc/sys/net/bridge/*".
 const BRIDGE_HOOKS: [&str; 2] =
     ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"];
+/// Source ports of the outer packets, one for each inner flow by chance (RFC 7348, section 5). Of the kernel's own
+/// 28,000 each new connection would be another flow for every firewall on the way, and for this host's: 4,000 a
+/// second fill its table. A thousand still spread flows over all queues and paths.
+const SOURCE_PORTS: (&str, &str) = ("net/ipv4/ip_local_port_range", "49152\t50175");
 /// The least an IPv6 link may have; IPv4 works too.
 const MTU_MIN: u32 = 1280;
 
@@ -97,6 +101,7 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
             objects.neighbours.insert((device, twin), peer.mac);
         }
     }
+    objects.sysctls.insert(SOURCE_PORTS.0.to_owned(), SOURCE_PORTS.1.to_owned());
     // Between the subnets of one network this namespace is the router.
     objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
     if overlay.subnets.iter().filter(|subnet| !subnet.subnet.is_v4()).count() > 1 {
