@@ -103,6 +103,22 @@ impl Expressions {
         self.load_payload(BASE_LINK, 6, 6);
     }
 
+    /// Its last 16 bits.
+    pub fn load_source_mac_end(&mut self) {
+        self.load_payload(BASE_LINK, 10, 2);
+    }
+
+    /// The zone in which the first direction of the packet's flow is looked up; before that happens.
+    pub fn store_original_zone(&mut self) {
+        const CT_ZONE: u32 = 17;
+        const DIRECTION_ORIGINAL: u8 = 0;
+        self.expression("ct", |m| {
+            m.put_u32_be(2, CT_ZONE);
+            m.put_u8(3, DIRECTION_ORIGINAL);
+            m.put_u32_be(4, REG_1);
+        });
+    }
+
     pub fn compare(&mut self, register: u32, value: &[u8], equal: bool) {
         self.expression("cmp", |m| {
             m.put_u32_be(1, register);

@@ -3,6 +3,7 @@
 pub mod kernel;
 pub mod advert;
 pub mod bpf;
+pub mod features;
 pub mod filter;
 pub mod listening;
 pub mod names;

@@ -27,6 +27,15 @@ pub fn create<T: Send>(
     made
 }
 
+/// Does `inside` in a namespace that is gone afterwards.
+pub fn scratch<T: Send>(inside: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_thread(|| {
+        // SAFETY: as in `create`.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
+        inside()
+    })
+}
+
 /// Keeps a namespace that is open by a bind mount at `path`, whatever is there.
 pub fn keep(path: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
     remove(path)?;

@@ -265,6 +265,10 @@ fn encode_action(
             body.lookup(&set, REG_1, Some(REG_1));
             body.store_ct(CT_MARK);
         }
+        Action::CtZoneBySource => {
+            body.load_source_mac_end();
+            body.store_original_zone();
+        }
         Action::MarkFromCt => {
             body.load_ct(CT_MARK);
             body.store_meta(META_MARK);

@@ -29,6 +29,7 @@ fn view(n: u8, engines: [NodeEngine; 2]) -> View {
     view.host.data_path = Some(ip(&format!("192.0.2.{n}")));
     view.host.uplink_mtu = 1500;
     view.host.bridge_netfilter = true;
+    view.host.flow_zones = true;
     view.host.bridge_hooks = std::path::Path::new("/proc/sys/net/bridge").exists();
     view.overlays.insert(WEB.into(), web(n));
     view.overlays.insert(INGRESS.into(), ingress(n, engines));
@@ -382,9 +383,9 @@ fn connections_of_a_dead_backend_are_reset_and_datagrams_move() {
     });
 }
 
-/// Host 1, whose mesh leads port 90 to these tasks.
-fn with_mesh(tasks: &[&str]) -> View {
-    let mut view = view(1, [NodeEngine::Skep, NodeEngine::Skep]);
+/// A host whose mesh leads its ports to these tasks.
+fn with_mesh(n: u8, tasks: &[&str]) -> View {
+    let mut view = view(n, [NodeEngine::Skep, NodeEngine::Skep]);
     let ingress = view.overlays.get_mut(INGRESS).unwrap().ingress.as_mut().unwrap();
     for port in &mut ingress.ports {
         port.backends.retain(|backend| tasks.iter().any(|task| ip(task) == backend.address));
@@ -407,7 +408,7 @@ fn a_client_outside_that_only_listens_hears_that_its_backend_is_gone() {
     let mut kept = Vec::new();
     // The others stay, or nobody does; the client is elsewhere, or on the host itself.
     for left in [&["10.0.0.11"][..], &[]] {
-        one.apply(&with_mesh(&["10.0.0.12"]));
+        one.apply(&with_mesh(1, &["10.0.0.12"]));
         let mut held = [&client, &one].map(connect);
         for stream in &mut held {
             let (mut server, _) = listener.accept().unwrap();
@@ -417,12 +418,75 @@ fn a_client_outside_that_only_listens_hears_that_its_backend_is_gone() {
             kept.push(server);
         }
         two.ip("link set eth0 down");
-        one.apply(&with_mesh(left));
+        one.apply(&with_mesh(1, left));
         for stream in &mut held {
             let error = stream.read(&mut [0]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{stream:?}, left {left:?}");
         }
         two.ip("link set eth0 up");
+    }
+}
+
+/// A connection from a port of the client's own.
+fn connect_from(client: &Host, port: u16, to: &str) -> std::io::Result<std::net::TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    netlink::namespace::visit(&client.path(), || {
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
+        bind(&socket, &std::net::SocketAddr::from(([0; 4], port)))?;
+        connect(&socket, &to.parse::<std::net::SocketAddr>().expect("an address"))?;
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    })
+}
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
+#[test]
+fn one_port_of_a_client_through_two_hosts_is_two_flows() {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, UdpSocket};
+    let ([one, two, client], _switch) = hosts();
+    one.apply(&with_mesh(1, &["10.0.0.12"]));
+    two.apply(&with_mesh(2, &["10.0.0.12"]));
+    let listener = inside(&two, || TcpListener::bind("0.0.0.0:80"));
+    // The second time the task's kernel remembers the first: by the clock of another connection.
+    for order in [["192.0.2.1:8080", "192.0.2.2:8080"], ["192.0.2.2:8080", "192.0.2.1:8080"]] {
+        let mut held = Vec::new();
+        for to in order {
+            let mut stream = connect_from(&client, 40_000, to).expect(to);
+            let (mut server, from) = listener.accept().unwrap();
+            assert_eq!(from.ip(), ip("192.0.2.3"), "the task sees the client");
+            stream.write_all(to.as_bytes()).unwrap();
+            let mut said = [0; 14];
+            server.read_exact(&mut said).unwrap();
+            assert_eq!(said, to.as_bytes());
+            held.push((to, stream, server));
+        }
+        for (to, mut stream, mut server) in held {
+            server.write_all(to.as_bytes()).unwrap();
+            drop(server);
+            let mut heard = String::new();
+            stream.read_to_string(&mut heard).expect(to);
+            assert_eq!(heard, to);
+        }
+    }
+
+    let server = inside(&two, || UdpSocket::bind("0.0.0.0:90"));
+    let asker =
+        netlink::namespace::visit(&client.path(), || UdpSocket::bind("0.0.0.0:40000")).unwrap();
+    for socket in [&server, &asker] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let mut said = [0; 32];
+    for to in ["192.0.2.1:90", "192.0.2.2:90"] {
+        asker.send_to(to.as_bytes(), to).unwrap();
+        let (length, from) = server.recv_from(&mut said).expect(to);
+        server.send_to(&said[..length], from).unwrap();
+        let (_, from) = asker.recv_from(&mut said).expect(to);
+        assert_eq!(from.to_string(), to, "answered by the host that was asked");
     }
 }
 

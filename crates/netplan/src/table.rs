@@ -123,6 +123,9 @@ pub enum Action {
     GotoByDaddr(BTreeMap<IpAddr, String>),
     /// `ct mark set ether saddr map { … }`
     CtMarkBySource(BTreeMap<Mac, u32>),
+    /// The flow's first direction is looked up among those whose packets come from a MAC with the
+    /// same last 16 bits.
+    CtZoneBySource,
     /// `meta mark set ct mark`
     MarkFromCt,
 }
@@ -241,6 +244,7 @@ impl fmt::Display for Action {
                 f.write_str("ct mark set ether saddr map { ")?;
                 list(f, map.iter().map(|(mac, mark)| format!("{mac} : 0x{mark:08x}")))
             }
+            Self::CtZoneBySource => f.write_str("ct original zone set @ll,80,16"),
             Self::MarkFromCt => f.write_str("meta mark set ct mark"),
         }
     }

@@ -49,6 +49,8 @@ pub struct Host {
     pub bridge_netfilter: bool,
     /// The kernel has that switch (`br_netfilter` is loaded): it is on in each new namespace.
     pub bridge_hooks: bool,
+    /// Flows can be kept apart that have the same addresses and ports (`CONFIG_NF_CONNTRACK_ZONES`).
+    pub flow_zones: bool,
     /// MTU of the link that carries the data-path address.
     pub uplink_mtu: u32,
     /// The kernel has IPv6 and it is not switched off.
@@ -69,6 +71,7 @@ impl Default for Host {
             vxlan_port: 4789,
             bridge_netfilter: false,
             bridge_hooks: false,
+            flow_zones: false,
             uplink_mtu: 1500,
             ipv6: false,
             advertised: BTreeSet::new(),

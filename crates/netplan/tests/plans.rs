@@ -123,6 +123,7 @@ fn ingress() -> Overlay {
 fn one_task() -> View {
     let mut view = View::default();
     view.host.bridge_hooks = true;
+    view.host.flow_zones = true;
     view.host.data_path = Some("192.0.2.1".parse().unwrap());
     view.bridges.insert("g".into(), bridge("docker_gwbridge", "172.18.0.1/16"));
     view.overlays.insert("webwebwebwebweb".into(), web());

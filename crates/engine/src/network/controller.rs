@@ -72,6 +72,7 @@ impl Controller {
         // Until the swarm's agent speaks, overlays stay as the last one left them.
         controller.state.overlays = load(&overlays_file(&controller.config))?.unwrap_or_default();
         controller.add_predefined()?;
+        controller.look_at_kernel();
         controller.look_at_host();
         controller.hold_mesh_ports();
         let wanted = desired(&controller.state.view(&controller.config));
@@ -203,6 +204,20 @@ impl Controller {
         }
         self.relay_or_warn();
         self.publish_state();
+    }
+
+    /// What does not change while the daemon runs.
+    fn look_at_kernel(&mut self) {
+        let zones = netlink::features::flow_zones();
+        self.state.host.flow_zones = *zones.as_ref().unwrap_or(&false);
+        if !self.state.host.flow_zones {
+            let error = zones.err().map(tracing::field::display);
+            tracing::warn!(
+                error,
+                "this kernel keeps no zones of tracked connections (CONFIG_NF_CONNTRACK_ZONES): a client that \
+                 uses one port of its own towards a published port of two hosts at a time may hang"
+            );
+        }
     }
 
     /// Facts of the host that the plan depends on.

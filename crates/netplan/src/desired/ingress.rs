@@ -117,6 +117,11 @@ fn docker_tasks(ingress: &Ingress) -> BTreeSet<IpAddr> {
 }
 
 /// In a task: published -> target, and replies go back through the node the flow came in by.
+///
+/// A client may use one port of its own towards several nodes at a time, and an address of a bridge
+/// is one that every node has: what is two flows for them must not be one here. So flows are looked up
+/// by node, also those of a node that is not known (any more); where two would be one for the task's socket,
+/// the kernel gives the second another port of the client's address.
 pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, table: &mut Table) {
     let Some((link, overlay, ingress)) = ingress_link(view, sandbox) else { return };
     loosen_source_check(objects, sandbox);
@@ -131,6 +136,10 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
             objects.rules.insert(Rule { v6: !via.is_ipv4(), fwmark: mark, table: mark });
             objects.routes.insert(Route { table: mark, dst, via: Some(via), dev: name() });
         }
+    }
+    let mut apart = Chain::base("apart", ChainKind::Filter, Hook::Prerouting, PRIORITY_RAW);
+    if view.host.flow_zones {
+        apart.rule(vec![Match::IifName(name())], Action::CtZoneBySource);
     }
     let mut mark = Chain::base("mark", ChainKind::Filter, Hook::Prerouting, PRIORITY_MANGLE);
     if !marks.is_empty() {
@@ -173,7 +182,7 @@ pub(super) fn add_task(view: &View, sandbox: &Sandbox, objects: &mut Objects, ta
     guard.rule(vec![Match::IifName(name())], Action::Drop);
     let mut back = Chain::base("back", ChainKind::Route, Hook::Output, PRIORITY_MANGLE);
     back.rule(vec![Match::CtMarked], Action::MarkFromCt);
-    for chain in [mark, redirect, guard, back] {
+    for chain in [apart, mark, redirect, guard, back] {
         if !chain.rules.is_empty() {
             table.chains.push(chain);
         }
