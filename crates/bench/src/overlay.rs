@@ -17,10 +17,9 @@ mod starts;
 
 const ROUNDS: usize = 5;
 const CONNECTING_ROUNDS: usize = 11;
-const CONNECTING_SECONDS: f64 = 0.5;
+const CONNECTING_SECONDS: f64 = 0.2;
 /// One client keeps one core busy: what is its own part of the work would decide, rather than all of it.
 const CONNECTING_CLIENTS: usize = 2;
-/// Eleven times about 4,000 connections stay below the number of a client's ports with this range.
 const PORTS: &str = "net.ipv4.ip_local_port_range=1024 65535";
 const NO_IPVS: &str = "its virtual addresses need IPVS, which this kernel lacks";
 
@@ -227,9 +226,9 @@ fn names(ours: &Pair, theirs: &Pair, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// New connections through the virtual address and the mesh, beside the task's own address. Each way
-/// has a client of its own, and all samples together fewer connections than a client has ports:
-/// what a closed connection leaves behind for two minutes would slow down the next ones.
+/// New connections through the virtual address and the mesh, beside the task's own address. All samples of
+/// one client's address together are fewer connections than it has ports, the mesh's two ways taken as one:
+/// the task's kernel remembers each port for a minute, and looks for another where it is asked from it again.
 fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
     let host = lab.host(1);
     lab.import_program("load", r#"CMD ["load","serve","80"]"#)?;
