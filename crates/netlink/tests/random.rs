@@ -12,15 +12,16 @@ use support::{Host, text};
 #[derive(Debug, Clone)]
 struct Choice {
     bridges: Vec<(bool, bool, u32)>,
-    /// Peers and backends of each overlay.
-    overlays: Vec<(u8, u8)>,
+    /// Peers and backends of each overlay, and whether it has a second subnet, and one of IPv6.
+    overlays: Vec<(u8, u8, bool, bool)>,
     /// For each sandbox, which networks it is on, and a port.
     sandboxes: Vec<(Vec<bool>, Option<u16>)>,
 }
 
 fn choices() -> impl Strategy<Value = Choice> {
     let bridges = prop::collection::vec((any::<bool>(), any::<bool>(), 1280u32..1501), 1..3);
-    let overlays = prop::collection::vec((0u8..5, 0u8..4), 0..3);
+    let overlays = (0u8..5, 0u8..4, any::<bool>(), any::<bool>());
+    let overlays = prop::collection::vec(overlays, 0..3);
     let on = prop::collection::vec(any::<bool>(), 4);
     let sandboxes = prop::collection::vec((on, prop::option::of(2000u16..2010)), 0..4);
     (bridges, overlays, sandboxes).prop_map(|(bridges, overlays, sandboxes)| Choice {
@@ -49,36 +50,46 @@ fn view(choice: &Choice) -> View {
         };
         view.bridges.insert(format!("bridge{n}").into(), bridge);
     }
-    for (n, (peers, backends)) in choice.overlays.iter().enumerate() {
-        let peers = (0..*peers).map(|p| {
-            let addr = format!("10.0.{n}.{}", 100 + p).parse().unwrap();
-            let vtep = format!("192.0.2.{}", p + 1).parse().unwrap();
-            (addr, Peer { mac: Mac::for_ip(addr), vtep })
-        });
-        let backends = (0..*backends).map(|b| Backend {
-            address: format!("10.0.{n}.{}", 100 + b).parse().unwrap(),
-            ready: b % 2 == 0,
-        });
-        let overlay = Overlay {
-            subnets: vec![OverlaySubnet {
-                subnet: cidr(format!("10.0.{n}.0/24")),
-                gateway: Some(format!("10.0.{n}.1").parse().unwrap()),
-                vni: 5000 + n as u32,
-            }],
-            peers: peers.collect(),
-            services: vec![Service {
-                name: "s".into(),
-                vips: vec![format!("10.0.{n}.50").parse().unwrap()],
-                backends: backends.collect(),
-            }],
-            ..Overlay::default()
-        };
-        view.overlays.insert(format!("overlay{n}").into(), overlay);
+    for (n, choice) in choice.overlays.iter().enumerate() {
+        view.overlays.insert(format!("overlay{n}").into(), overlay(n, *choice));
     }
     for (n, (on, port)) in choice.sandboxes.iter().enumerate() {
         add_sandbox(&mut view, n, on, *port);
     }
     view
+}
+
+fn overlay(n: usize, (peers, backends, second, six): (u8, u8, bool, bool)) -> Overlay {
+    let subnet = |text: String, vni| {
+        let subnet = cidr(text);
+        OverlaySubnet { subnet, gateway: subnet.nth(1), vni }
+    };
+    let vni = 5000 + 2 * n as u32;
+    let mut subnets = vec![subnet(format!("10.0.{n}.0/24"), vni)];
+    subnets.extend(second.then(|| subnet(format!("10.1.{n}.0/24"), vni + 1)));
+    subnets.extend(six.then(|| subnet(format!("fd01:{n}::/64"), vni)));
+    let peers = (0..peers).flat_map(|p| {
+        let third = u8::from(second && p % 2 == 1);
+        let addr = format!("10.{third}.{n}.{}", 100 + p).parse().unwrap();
+        let vtep = format!("192.0.2.{}", p + 1).parse().unwrap();
+        let peer = Peer { mac: Mac::for_ip(addr), vtep };
+        let further = six.then(|| (format!("fd01:{n}::{}", 100 + p).parse().unwrap(), peer));
+        std::iter::once((addr, peer)).chain(further)
+    });
+    let backends = (0..backends).map(|b| Backend {
+        address: format!("10.0.{n}.{}", 100 + b).parse().unwrap(),
+        ready: b % 2 == 0,
+    });
+    Overlay {
+        subnets,
+        peers: peers.collect(),
+        services: vec![Service {
+            name: "s".into(),
+            vips: vec![format!("10.0.{n}.50").parse().unwrap()],
+            backends: backends.collect(),
+        }],
+        ..Overlay::default()
+    }
 }
 
 fn add_sandbox(view: &mut View, n: usize, on: &[bool], port: Option<u16>) {

@@ -1,5 +1,7 @@
-//! The namespace of an overlay: for each subnet a bridge with the gateway and a VXLAN device.
+//! The namespace of an overlay: for each IPv4 subnet a bridge with the gateway and a VXLAN device, or
+//! with IPv6 one bridge for all of these.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use model::NetworkId;
@@ -32,7 +34,7 @@ pub fn mtu(host: &Host, overlay: &Overlay) -> u32 {
         _ => OVERHEAD_V4,
     };
     let left = host.uplink_mtu.saturating_sub(overhead);
-    if overlay.subnets.iter().any(|subnet| !subnet.subnet.is_v4()) {
+    if has_v6(overlay) {
         // Below its least there is no IPv6; then the outer packets are what is fragmented.
         return left.max(MTU_MIN);
     }
@@ -44,11 +46,16 @@ pub(super) fn carried(host: &Host, overlay: &Overlay) -> bool {
     host.data_path.is_some() && !overlay.subnets.is_empty()
 }
 
-/// Which subnet's segment an address is on. IPv6 subnets share the first IPv4 subnet's segment,
-/// so that an endpoint with both families needs one link.
-pub(super) fn segment(overlay: &Overlay, addr: IpAddr) -> usize {
+/// Which subnet's segment an address is on.
+fn segment(overlay: &Overlay, addr: IpAddr) -> usize {
     let own = segments(overlay).position(|(_, subnet)| subnet.subnet.contains(addr));
     own.unwrap_or(0)
+}
+
+/// Which segment each remote endpoint is on, by its link: the one of its IPv4 address.
+fn segments_of_peers(overlay: &Overlay) -> BTreeMap<Mac, usize> {
+    let v4 = overlay.peers.iter().filter(|(addr, _)| addr.is_ipv4());
+    v4.map(|(addr, peer)| (peer.mac, segment(overlay, *addr))).collect()
 }
 
 fn segments(overlay: &Overlay) -> impl Iterator<Item = (usize, &OverlaySubnet)> {
@@ -56,8 +63,14 @@ fn segments(overlay: &Overlay) -> impl Iterator<Item = (usize, &OverlaySubnet)> 
     overlay.subnets.iter().filter(move |subnet| subnet.subnet.is_v4() == v4).enumerate()
 }
 
-fn bridge_name(segment: usize) -> String {
-    format!("br{segment}")
+fn has_v6(overlay: &Overlay) -> bool {
+    overlay.subnets.iter().any(|subnet| !subnet.subnet.is_v4())
+}
+
+/// A subnet of IPv6 is no segment of its own: whoever has an address in it is on the segment of its
+/// IPv4 address. So that it is one link all the same, its network's segments share a bridge.
+fn bridge_name(overlay: &Overlay, segment: usize) -> String {
+    format!("br{}", if has_v6(overlay) { 0 } else { segment })
 }
 
 fn vxlan_name(segment: usize) -> String {
@@ -75,7 +88,7 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     let local = view.host.data_path.filter(|_| carried(&view.host, overlay))?;
     let mut objects = Objects::default();
     for (sandbox, link) in links(view, id) {
-        let master = bridge_name(link_segment(overlay, link));
+        let master = bridge_name(overlay, link_segment(overlay, link));
         let inside = Namespace::Sandbox(sandbox.clone());
         let end = outer_end(inside, link, mtu(&view.host, overlay), master, BridgePort::default());
         objects.links.insert(link.peer.clone(), end);
@@ -89,21 +102,34 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     }
     for subnet in &overlay.subnets {
         if let Some(gateway) = subnet.gateway {
-            let bridge = bridge_name(segment(overlay, subnet.subnet.addr));
+            let bridge = bridge_name(overlay, segment(overlay, subnet.subnet.addr));
             objects.addresses.insert((bridge, Cidr::new(gateway, subnet.subnet.prefix)));
         }
     }
+    let places = segments_of_peers(overlay);
     for (addr, peer) in &overlay.peers {
-        let device = vxlan_name(segment(overlay, *addr));
+        let place = places.get(&peer.mac).copied().filter(|_| addr.is_ipv6());
+        let place = place.unwrap_or_else(|| segment(overlay, *addr));
+        let device = vxlan_name(place);
         objects.neighbours.insert((device.clone(), *addr), peer.mac);
-        objects.fdb.insert((device.clone(), peer.mac), peer.vtep);
+        for (n, _) in segments(overlay).filter(|(n, _)| *n == place || has_v6(overlay)) {
+            // On a bridge of several the answer goes by the segment that the question came by.
+            objects.fdb.insert((vxlan_name(n), peer.mac), peer.vtep);
+        }
         if let Some(twin) = mesh6::twin(*addr).filter(|_| mesh6::carried(&view.host, overlay)) {
             objects.neighbours.insert((device, twin), peer.mac);
         }
     }
     objects.sysctls.insert(SOURCE_PORTS.0.to_owned(), SOURCE_PORTS.1.to_owned());
-    // Between the subnets of one network this namespace is the router.
+    // Between the subnets of one network this namespace is the router, also where they share a bridge:
+    // who is told to go there himself is heard by nobody.
     objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
+    if has_v6(overlay) && segments(overlay).count() > 1 {
+        for of in ["all", "br0"] {
+            let path = format!("net/ipv4/conf/{of}/send_redirects");
+            objects.sysctls.insert(path, "0".to_owned());
+        }
+    }
     if overlay.subnets.iter().filter(|subnet| !subnet.subnet.is_v4()).count() > 1 {
         objects.sysctls.insert("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
     }
@@ -124,15 +150,16 @@ fn add_segment(
 ) {
     let mtu = mtu(&view.host, overlay);
     let mac = subnet.gateway.map(Mac::for_ip);
-    let v6 = overlay.subnets.iter().any(|subnet| !subnet.subnet.is_v4());
-    objects.links.insert(bridge_name(n), bridge_link(mac, mtu, v6));
+    let bridge = bridge_name(overlay, n);
+    let link = || bridge_link(mac, mtu, has_v6(overlay));
+    objects.links.entry(bridge.clone()).or_insert_with(link);
     objects.links.insert(
         vxlan_name(n),
         LinkObject {
             kind: LinkKind::Vxlan { vni: subnet.vni, local, port: view.host.vxlan_port },
             mac: None,
             mtu,
-            master: Some(bridge_name(n)),
+            master: Some(bridge),
             port: BridgePort::default(),
             up: true,
             link_local: false,
