@@ -119,33 +119,38 @@ fn ports(
     old: &pb::Endpoint,
 ) -> Result<Vec<pb::PortConfig>, String> {
     let mut ports = spec.map(|spec| spec.ports.clone()).unwrap_or_default();
-    let mut taken: BTreeSet<(i32, u32)> = ports
-        .iter()
-        .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Ingress)
-        .map(|port| (port.protocol, port.published_port))
-        .collect();
-    for port in &mut ports {
-        if port.publish_mode() == pb::port_config::PublishMode::Host {
-            continue;
-        }
-        if port.published_port == 0 {
-            port.published_port = dynamic_port(books, service, port, old, &mut taken)?;
-            continue;
-        }
-        match books.port_holder(port.protocol, port.published_port) {
-            Some(holder) if holder != service.id => {
-                let other = store.get::<pb::Service>(holder);
-                let other = other.map_or(holder, |service| store::Object::name(&**service));
-                return Err(format!(
-                    "port {} is already in use by service {other}",
-                    port.published_port
-                ));
-            }
-            Some(_) => {}
-            None => books.take_port(port.protocol, port.published_port, &service.id),
-        }
+    let by_mesh =
+        |port: &pb::PortConfig| port.publish_mode() == pb::port_config::PublishMode::Ingress;
+    let mut taken: BTreeSet<(i32, u32)> = BTreeSet::new();
+    // A port that is named must not be given away as a free one before.
+    for port in ports.iter().filter(|port| by_mesh(port) && port.published_port != 0) {
+        take_named(books, store, service, port)?;
+        taken.insert((port.protocol, port.published_port));
+    }
+    for port in ports.iter_mut().filter(|port| by_mesh(port) && port.published_port == 0) {
+        port.published_port = dynamic_port(books, service, port, old, &mut taken)?;
     }
     Ok(ports)
+}
+
+fn take_named(
+    books: &mut Books,
+    store: &Store,
+    service: &pb::Service,
+    port: &pb::PortConfig,
+) -> Result<(), String> {
+    match books.port_holder(port.protocol, port.published_port) {
+        Some(holder) if holder != service.id => {
+            let other = store.get::<pb::Service>(holder);
+            let other = other.map_or(holder, |service| store::Object::name(&**service));
+            Err(format!("port {} is already in use by service {other}", port.published_port))
+        }
+        Some(_) => Ok(()),
+        None => {
+            books.take_port(port.protocol, port.published_port, &service.id);
+            Ok(())
+        }
+    }
 }
 
 /// The port that the service had for the same target, or a free one.

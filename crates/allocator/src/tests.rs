@@ -285,6 +285,20 @@ fn a_port_that_is_taken_keeps_the_second_service_waiting_with_the_reason() {
     assert_eq!(access::state(stored_task(&world, "t")), access::TaskState::Pending);
 }
 
+/// Whichever of the two comes first in the service.
+#[test]
+fn a_port_that_a_service_names_is_not_also_given_to_it_as_a_free_one() {
+    for ports in [[0, 30_000], [30_000, 0]] {
+        let mut world = World::new();
+        world.create(service("s", &[], ports.map(port).into()));
+        world.settle();
+        let stored = world.store.get::<pb::Service>("s").unwrap();
+        let given = stored.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+        let given: Vec<u32> = given.map(|port| port.published_port).collect();
+        assert_eq!(given, ports.map(|port| if port == 0 { 30_001 } else { port }));
+    }
+}
+
 #[test]
 fn overlapping_subnets_and_foreign_gateways_are_named() {
     let mut world = World::new();
