@@ -213,6 +213,9 @@ impl Books {
         let Some(pool) = pools.find(|pool| pool.subnet.contains(wanted)) else {
             return Err(format!("{wanted} is in none of the network's subnets"));
         };
+        if !pool.subnet.is_host(wanted) {
+            return Err(format!("{wanted} is no host's address in {}", pool.subnet));
+        }
         if !pool.claim(wanted, holder.clone()) {
             return Err(format!("{wanted} is in use already"));
         }

@@ -52,6 +52,13 @@ impl Subnet {
         address.is_ipv6() == self.v6 && (self.base..=self.last()).contains(&number(address))
     }
 
+    /// The network's own address is no host's; in IPv4 neither is the last, the broadcast.
+    pub fn is_host(&self, address: IpAddr) -> bool {
+        let at = number(address);
+        let set_aside = at == self.base || (!self.v6 && at == self.last());
+        self.contains(address) && (self.size() <= 2 || !set_aside)
+    }
+
     pub fn overlaps(&self, other: &Subnet) -> bool {
         self.v6 == other.v6 && self.base <= other.last() && other.base <= self.last()
     }
@@ -120,7 +127,6 @@ pub struct Pool {
 impl Pool {
     /// `range` limits what is given out, not what may be claimed.
     pub fn new(subnet: Subnet, range: Option<Subnet>) -> Self {
-        // The network's own address is no host's; in IPv4 neither is the last, the broadcast.
         let (mut first, mut last) = (subnet.base, subnet.last());
         if subnet.size() > 2 {
             first += 1;
@@ -287,6 +293,18 @@ mod tests {
             assert_eq!(mine.overlaps(&Subnet::parse(other).unwrap()), overlaps, "{other}");
         }
         assert_eq!(Subnet::parse("10.0.0.0/33"), None);
+        for (subnet, address, host) in [
+            ("10.0.1.0/24", "10.0.1.0", false),
+            ("10.0.1.0/24", "10.0.1.1", true),
+            ("10.0.1.0/24", "10.0.1.255", false),
+            ("10.0.1.0/24", "10.0.2.1", false),
+            ("10.0.1.0/31", "10.0.1.0", true),
+            ("fd00::/64", "fd00::", false),
+            ("fd00::/64", "fd00::ffff:ffff:ffff:ffff", true),
+        ] {
+            let subnet = Subnet::parse(subnet).unwrap();
+            assert_eq!(subnet.is_host(address.parse().unwrap()), host, "{address} in {subnet}");
+        }
         assert_eq!(Subnet::parse("fd00::5/64").unwrap().to_string(), "fd00::/64");
     }
 }

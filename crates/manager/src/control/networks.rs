@@ -175,6 +175,13 @@ fn check_pool(pool: &pb::IpamConfig) -> Result<(), Failure> {
                 pool.subnet, pool.gateway
             )));
         }
+        let hosts = allocator::subnet::Subnet::parse(&pool.subnet);
+        if hosts.is_some_and(|hosts| !hosts.is_host(gateway)) {
+            return Err(invalid(format!(
+                "ipam configuration: gateway {} is no host's address in {}",
+                pool.gateway, pool.subnet
+            )));
+        }
     }
     for (name, text) in &pool.reserved {
         let inside = text.parse().is_ok_and(|aux| subnet.is_some_and(|s| contains(s, aux)));

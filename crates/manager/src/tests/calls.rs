@@ -321,7 +321,7 @@ fn wrong_networks_are_refused_by_what_is_wrong_and_change_nothing() {
         ..pool("10.6.0.0/24")
     };
     let (bad, denied) = (Code::InvalidArgument, Code::PermissionDenied);
-    let outside = pb::IpamConfig { gateway: "10.7.0.1".into(), ..pool("10.6.0.0/24") };
+    let via = |gateway: &str| pb::IpamConfig { gateway: gateway.into(), ..pool("10.6.0.0/24") };
     let mtu = "com.docker.network.driver.mtu";
     for (spec, code, part) in [
         (
@@ -334,7 +334,8 @@ fn wrong_networks_are_refused_by_what_is_wrong_and_change_nothing() {
             denied,
             "of the same request",
         ),
-        (spec("a", vec![outside], &[]), bad, "does not contain gateway 10.7.0.1"),
+        (spec("a", vec![via("10.7.0.1")], &[]), bad, "does not contain gateway 10.7.0.1"),
+        (spec("a", vec![via("10.6.0.255")], &[]), bad, "10.6.0.255 is no host's address"),
         (spec("a", vec![aux("x", "10.7.0.9")], &[]), bad, "auxiliary address x=10.7.0.9"),
         (spec("a", vec![], &[(vni, "5000")]), denied, "VXLAN id 5000 is in use by network first"),
         (spec("a", vec![], &[(vni, "0")]), bad, "invalid VXLAN id"),
