@@ -94,6 +94,16 @@ pub struct Work {
     pub configs: Vec<pb::Config>,
 }
 
+/// A container that no service made, as others on its network know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    pub container_id: String,
+    pub name: String,
+    pub aliases: Vec<String>,
+    /// Of its link, where the user has chosen it.
+    pub mac: Option<Mac>,
+}
+
 /// What happened.
 #[derive(Clone)]
 pub enum Event {
@@ -174,13 +184,11 @@ pub enum Event {
     HostSilent {
         name: String,
     },
-    /// A container of this node that no service made is on an attachable network: its attachment's
-    /// task runs under this name. Level: told again it replaces.
+    /// A container of this node that no service made is on an attachable network, where this task
+    /// stands for it. Level: told again it replaces.
     Attached {
         task: String,
-        container_id: String,
-        name: String,
-        aliases: Vec<String>,
+        guest: Guest,
     },
     Detached {
         task: String,

@@ -14,7 +14,7 @@ mod told;
 mod tests;
 
 pub use event::{
-    Config, Container, Effect, Endpoint, Event, Key, Listed, OverlayState, Record, Stage,
+    Config, Container, Effect, Endpoint, Event, Guest, Key, Listed, OverlayState, Record, Stage,
     StageError, Work,
 };
 
@@ -55,7 +55,7 @@ pub struct Agent {
     lives: BTreeMap<String, Life>,
     secrets: BTreeMap<String, pb::Secret>,
     configs: BTreeMap<String, pb::Config>,
-    attached: BTreeMap<String, (String, Vec<String>)>,
+    attached: BTreeMap<String, Guest>,
     rows: Rows,
     told: Told,
     /// The prints of others' rows, by owner, network and key, that wait for a picture to follow them.
@@ -202,9 +202,9 @@ impl Agent {
                 self.rows.host_silent(name);
                 self.look_soon(now);
             }
-            Event::Attached { task, name, aliases, .. } => {
-                self.attached.insert(task.clone(), (name.clone(), aliases.clone()));
-                self.with(&task, now, |life| life.attached = Some((name, aliases)));
+            Event::Attached { task, guest } => {
+                self.attached.insert(task.clone(), guest.clone());
+                self.with(&task, now, |life| life.attached = Some(guest));
             }
             Event::Detached { task } => {
                 self.attached.remove(&task);

@@ -6,7 +6,7 @@ use model::Instant;
 use store::access::TaskState;
 use wire::swarmkit as pb;
 
-use crate::event::{Container, Record, Stage, StageError};
+use crate::event::{Container, Guest, Record, Stage, StageError};
 
 /// What could not be stopped or removed is tried again after this time.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -47,8 +47,8 @@ pub struct Life {
     /// It is stopped because it is unhealthy.
     unhealthy: bool,
     pub container: Container,
-    /// Names of a container that no service made.
-    pub attached: Option<(String, Vec<String>)>,
+    /// The container that it stands for, when no service made that.
+    pub attached: Option<Guest>,
     removed: bool,
 }
 

@@ -207,10 +207,16 @@ fn record_of(life: &Life, network: &pb::Network) -> Option<EndpointRecord> {
     let address = addresses.next()?;
     let mut vips = vips(task, &network.id);
     let service = task.service_annotations.as_ref().map_or("", |named| named.name.as_str());
-    let container = life.container.container_id.get(..12).map(str::to_owned);
+    let short = |id: &str| id.get(..12).map(str::to_owned);
     let (name, task_aliases) = match &life.attached {
-        Some((name, aliases)) => (name.clone(), aliases.clone()),
-        None => (store::access::task_name(task), container.into_iter().collect()),
+        Some(guest) => {
+            let aliases = guest.aliases.iter().cloned().chain(short(&guest.container_id));
+            (guest.name.clone(), aliases.collect())
+        }
+        None => (
+            store::access::task_name(task),
+            short(&life.container.container_id).into_iter().collect(),
+        ),
     };
     let ingress = store::tables::is_ingress(network);
     Some(EndpointRecord {
@@ -421,7 +427,7 @@ fn announce(
         let Some(attachment) = attachment(&life.task, id) else { continue };
         let key = endpoint_id(&life.task.id, id);
         let addresses = attachment.addresses.iter().filter_map(|text| text.parse::<Cidr>().ok());
-        let mut mac = None;
+        let mut mac = life.attached.as_ref().and_then(|guest| guest.mac);
         for (number, cidr) in addresses.enumerate() {
             // One row holds one address; further ones get rows of their own. The link is one.
             let mac = *mac.get_or_insert(Mac::for_ip(cidr.addr));

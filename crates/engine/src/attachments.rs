@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::containers::{Container, Spec};
-use crate::network::{Cidr, EndpointSpec};
+use crate::network::{Cidr, EndpointSpec, Mac};
 use crate::{Engine, Result};
 
 /// What a container wants of the swarm.
@@ -20,6 +20,8 @@ pub struct Wanted {
     pub aliases: Vec<String>,
     /// `--ip`, or none for any.
     pub addresses: Vec<String>,
+    /// `--mac-address`, or none for the one that follows from the address.
+    pub mac: Option<Mac>,
 }
 
 /// What it got: kept with the container's state, so that a restarted daemon still knows.
@@ -33,6 +35,7 @@ pub struct Place {
     pub network_name: String,
     pub addresses: Vec<Cidr>,
     pub aliases: Vec<String>,
+    pub mac: Option<Mac>,
 }
 
 /// The swarm as far as a container's networks need it.
@@ -41,23 +44,32 @@ pub trait Swarm: Send + Sync + 'static {
     fn attach(&self, wanted: Wanted) -> BoxFuture<'_, Result<Option<Place>>>;
     /// Gives the place back; must not fail, and not wait for a manager that is away.
     fn detach(&self, place: Place) -> BoxFuture<'_, ()>;
-    /// Says again who holds a place: after a restart of the daemon.
+    /// Says again who holds a place: after a restart, or under another name.
     fn resume(&self, wanted: Wanted, place: Place) -> BoxFuture<'_, ()>;
 }
 
 impl Engine {
     /// Lends the engine its swarm; containers that still run on its networks are told to it.
     pub async fn set_swarm(&self, swarm: Arc<dyn Swarm>) {
-        for container in self.containers.all() {
-            let spec = container.spec();
-            for place in container.state().places {
-                let network = place.network_name.clone();
-                let wanted = wanted(&spec, network, place.aliases.clone(), Vec::new());
-                swarm.resume(wanted, place).await;
-            }
-        }
         // A second swarm would be a mistake of the caller; the first one stays.
         let _ = self.swarm.set(swarm);
+        self.tell_swarm().await;
+    }
+
+    /// Tells the swarm who is on its networks: one that has begun again does not know.
+    pub async fn tell_swarm(&self) {
+        for container in self.containers.all() {
+            self.tell_places(&container).await;
+        }
+    }
+
+    /// Where a container is, and under which name.
+    pub(crate) async fn tell_places(&self, container: &Container) {
+        let Some(swarm) = self.swarm.get() else { return };
+        let spec = container.spec();
+        for place in container.state().places {
+            swarm.resume(wanted(&spec, &place.network_name), place).await;
+        }
     }
 
     /// Gets a place on every network that is not this host's own.
@@ -87,8 +99,12 @@ impl Engine {
         if self.network.find(&endpoint.network).is_ok() {
             return Ok(None);
         }
-        let addresses = endpoint.addresses.iter().map(|cidr| cidr.addr.to_string()).collect();
-        let wanted = wanted(spec, endpoint.network.clone(), endpoint.aliases.clone(), addresses);
+        let wanted = Wanted {
+            aliases: endpoint.aliases.clone(),
+            addresses: endpoint.addresses.iter().map(|cidr| cidr.addr.to_string()).collect(),
+            mac: endpoint.mac,
+            ..wanted(spec, &endpoint.network)
+        };
         // The network controller says what is wrong with a name that nobody knows.
         let Some(place) = swarm.attach(wanted).await? else { return Ok(None) };
         let (asked, name) = (&endpoint.network, &place.network_name);
@@ -128,12 +144,14 @@ impl Engine {
     }
 }
 
-fn wanted(spec: &Spec, network: String, aliases: Vec<String>, addresses: Vec<String>) -> Wanted {
+/// A place for a container, wherever on the network.
+fn wanted(spec: &Spec, network: &str) -> Wanted {
     Wanted {
-        network,
+        network: network.to_owned(),
         container_id: spec.id.to_string(),
         container_name: spec.name.clone(),
-        aliases,
-        addresses,
+        aliases: Vec::new(),
+        addresses: Vec::new(),
+        mac: None,
     }
 }

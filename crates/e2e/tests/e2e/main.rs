@@ -14,6 +14,7 @@ mod daemon_gone;
 mod fields;
 mod forged;
 mod full;
+mod guests;
 mod images;
 mod local;
 mod managers;

@@ -41,6 +41,8 @@ fn a_locked_manager_goes_on_with_its_tasks_under_a_new_name() -> Result<()> {
     let (manager, worker) = (lab.host(1), lab.host(2));
     manager.dk("service create -q -d --no-resolve-image --name web --replicas 4 httpd")?;
     until_running(manager, "web", 4)?;
+    manager.dk("network create -d overlay --attachable side")?;
+    manager.dk("run -d --name own --network side httpd")?;
     let open = key_file(manager)?;
     manager.dk("swarm update --autolock")?;
     let key = manager.dk("swarm unlock-key -q")?;
@@ -62,6 +64,10 @@ fn a_locked_manager_goes_on_with_its_tasks_under_a_new_name() -> Result<()> {
     until_shown(manager, "renamed1")?;
     until_running(manager, "web", 4)?;
     kept().context("after it was unlocked")?;
+    let known =
+        || manager.docker(&["network", "inspect", "-v", "-f", "{{json .Services}}", "side"]);
+    wait_until(SETTLED_MAX, || Ok(!skep || known()?.contains("\"own\"")))
+        .context("the user's own container has its name")?;
     worker.stop()?;
     worker.sh("hostname renamed2")?;
     worker.start()?;

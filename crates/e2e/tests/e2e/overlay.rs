@@ -33,7 +33,9 @@ fn overlay_networks() -> Result<()> {
             ),
             ("udp, dynamic and host ports", udp_dynamic_and_host_ports),
             ("a port that something else has is named", a_port_that_something_else_has_is_named),
-            ("containers come and go on an overlay", containers_come_and_go_on_an_overlay),
+            ("containers come and go on an overlay", crate::guests::come_and_go),
+            ("containers keep a way out", crate::guests::keep_a_way_out),
+            ("tasks join other networks", crate::guests::join_as_tasks),
             ("every node lists the same", crate::listed::every_node_lists_the_same),
             (
                 "a manager without a part lists all",
@@ -63,7 +65,12 @@ fn looked_up(host: &Host, container: &str, name: &str) -> Result<BTreeSet<String
     Ok(found.map(|(_, address)| address.trim().to_owned()).collect())
 }
 
-fn until_known(host: &Host, container: &str, name: &str, count: usize) -> Result<BTreeSet<String>> {
+pub fn until_known(
+    host: &Host,
+    container: &str,
+    name: &str,
+    count: usize,
+) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     wait_until(SOON, || {
         found = looked_up(host, container, name)?;
@@ -321,45 +328,6 @@ fn warnings(host: &Host) -> Result<String> {
     host.docker(&["info", "-f", "{{json .Warnings}}"])
 }
 
-fn containers_come_and_go_on_an_overlay(lab: &Lab) -> Result<()> {
-    let (first, second) = (lab.host(1), lab.host(2));
-    let task = task_on(first, "web")?;
-    second.dk("run -d --name guest --network web --network-alias visitor --ip 10.0.1.77 httpd")?;
-    let found = until_known(first, &task, "visitor", 2)?;
-    ensure!(found.contains("10.0.1.77"), "{found:?}");
-    ensure!(until_known(first, &task, "guest", 2)? == found);
-    let inspected = second.docker(&[
-        "inspect",
-        "-f",
-        "{{with index .NetworkSettings.Networks \"web\"}}{{.IPAddress}} {{.GlobalIPv6Address}}{{end}}",
-        "guest",
-    ])?;
-    ensure!(inspected.split(' ').all(|one| found.contains(one)), "{inspected} {found:?}");
-    refused(first, "run --rm --network web --ip 10.0.1.77 httpd true", "10.0.1.77 is in use")?;
-    refused(first, "run --rm --network web --ip 10.7.7.7 httpd true", "none of the network's")?;
-    refused(first, "network rm web", "in use")?;
-    // One that runs is connected, and gives its place back.
-    first.dk("run -d --name plain httpd")?;
-    first.dk("network connect --alias pal web plain")?;
-    refused(first, "network connect web plain", "already exists in network web")?;
-    first.dk("run -d --name late httpd")?;
-    refused(first, "network connect --ip 10.0.1.77 web late", "10.0.1.77 is in use")?;
-    refused(first, "network connect --ip 10.0.1.1 web late", "10.0.1.1")?;
-    first.dk("rm -f late")?;
-    until_known(second, &task_on(second, "web")?, "pal", 2)?;
-    until_pinged(second, "guest", &["-c", "1", "pal"])?;
-    until_pinged(first, "plain", &["-c", "1", "guest"])
-        .context("its own names are answered now")?;
-    first.dk("network disconnect web plain")?;
-    until_known(first, &task, "pal", 0)?;
-    let links = first.dk("exec plain ip -o addr")?;
-    ensure!(!links.contains("10.0.1."), "{links}");
-    refused(first, "network disconnect web plain", "is not connected to network web")?;
-    first.dk("rm -f plain")?;
-    second.dk("rm -f guest")?;
-    until_known(first, &task, "visitor", 0).map(drop)
-}
-
 fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
     let host = lab.host(1);
     let before = host.dk("network ls -q")?;
@@ -371,6 +339,7 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         (pool("{\"Subnet\":\"10.0.1.128/25\"}"), 403, "10.0.1.0/24 of network web"),
         (pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"10.77.0.0/25\"}"), 403, "Pool overlaps"),
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"Gateway\":\"10.78.0.1\"}"), 400, "10.78.0.1"),
+        (pool("{\"Subnet\":\"10.77.0.0/24\",\"Gateway\":\"10.77.0.0\"}"), 400, "no host's address"),
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"IPRange\":\"10.78.0.0/25\"}"), 400, "range"),
         (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "Invalid subnet"),
         (

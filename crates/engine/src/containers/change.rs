@@ -40,6 +40,7 @@ impl Engine {
         match renamed {
             Ok(()) => {
                 self.containers.release(&old, container.id());
+                self.tell_places(&container).await;
                 self.publish(&container, "rename", [("oldName".to_owned(), format!("/{old}"))]);
                 Ok(())
             }

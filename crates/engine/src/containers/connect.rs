@@ -72,7 +72,15 @@ impl Engine {
         };
         let _operation = container.operation.lock().await;
         check(&container, &network)?;
-        let meant = container.spec().networks.contains_key(&network);
+        let spec = container.spec();
+        let meant = spec.networks.contains_key(&network);
+        if spec.task.is_some() && !meant && self.is_on(&container, &network) {
+            // The other nodes would go on sending to it.
+            return Err(Error::forbidden(format!(
+                "container {} is on network {network} as a task of its service: docker service update --network-rm {network}",
+                container.name()
+            )));
+        }
         if container.is_running() {
             // A crash may have left it meant and not done, which is what is asked for now.
             if self.is_on(&container, &network) || !meant {

@@ -87,7 +87,7 @@ impl Controller {
             record.state.endpoints.insert(made.state.network_name.clone(), made.state.clone());
             record.endpoints.push(made);
         }
-        self.add_gateway(record)?;
+        self.settle_gateway(record)?;
         record.state.hosts = self.link_hosts(record);
         self.publish(record)
     }
@@ -204,15 +204,15 @@ impl Controller {
         Ok((network.id.clone(), network.name.clone(), addresses, gateways))
     }
 
-    /// A container on overlays alone leaves the host by `docker_gwbridge`; on internal ones alone it does not,
-    /// whatever it publishes.
-    fn add_gateway(&mut self, record: &mut Record) -> Result<(), NetworkError> {
+    /// A container on overlays alone leaves the host by `docker_gwbridge`, and goes on doing so while it is on one; on
+    /// internal ones alone it does not, whatever it publishes.
+    fn settle_gateway(&mut self, record: &mut Record) -> Result<(), NetworkError> {
         let way_out = record.endpoints.iter().any(|one| !one.state.gateways.is_empty());
         let overlay = record.endpoints.iter().any(|one| {
             let overlay = self.state.overlays.overlays.get(&one.state.network_id);
             overlay.is_some_and(|overlay| !overlay.internal)
         });
-        if way_out || !overlay {
+        if !overlay || (way_out && record.gateway.is_none()) {
             record.gateway = None;
             record.state.gateway_endpoint = None;
             return Ok(());
@@ -237,9 +237,7 @@ impl Controller {
         let state = made.state.clone();
         record.state.endpoints.insert(state.network_name.clone(), state.clone());
         record.endpoints.push(made);
-        if before.gateway.is_none() {
-            self.add_gateway(&mut record)?;
-        }
+        self.settle_gateway(&mut record)?;
         self.publish(&mut record)?;
         self.replace(id, before, record)?;
         if let Some(network) = self.state.networks.get(&state.network_id) {
@@ -272,6 +270,7 @@ impl Controller {
             ));
         }
         record.state.endpoints.retain(|_, state| state.network_id != network_id);
+        self.settle_gateway(&mut record)?;
         self.publish(&mut record)?;
         self.replace(id, before, record)?;
         if let Some(network) = self.state.networks.get(&network_id) {

@@ -88,6 +88,7 @@ fn place(attachment: Attachment, wanted: &Wanted) -> Option<Place> {
         network_name: name,
         addresses,
         aliases: wanted.aliases.clone(),
+        mac: wanted.mac,
     })
 }
 
@@ -111,14 +112,13 @@ async fn wait_for(cluster: &Cluster, place: &Place) -> engine::Result<()> {
 /// From here on the container's name and address are announced.
 async fn tell(cluster: &Cluster, wanted: &Wanted, place: &Place) {
     if let State::Active(node) = cluster.state() {
-        node.agent
-            .tell(agent::Event::Attached {
-                task: place.task.clone(),
-                container_id: wanted.container_id.clone(),
-                name: wanted.container_name.clone(),
-                aliases: place.aliases.clone(),
-            })
-            .await;
+        let guest = agent::Guest {
+            container_id: wanted.container_id.clone(),
+            name: wanted.container_name.clone(),
+            aliases: place.aliases.clone(),
+            mac: place.mac,
+        };
+        node.agent.tell(agent::Event::Attached { task: place.task.clone(), guest }).await;
     }
 }
 

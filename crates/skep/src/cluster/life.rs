@@ -451,6 +451,8 @@ async fn continue_life(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
         }
     }
     cluster.set_state(State::Active(node));
+    // When the daemon lent the swarm its containers, it may have been locked, or without an address.
+    cluster.engine.tell_swarm().await;
     Ok(())
 }
 
