@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::NetworkId;
-use netplan::addr::Cidr;
+use netplan::addr::{Cidr, Mac};
 use netplan::view::Peer;
 
 use crate::rows::{Remote, Rows, addresses_of, vips_of};
@@ -18,6 +18,8 @@ pub struct Ground<'a> {
     pub subnets: Vec<Cidr>,
     /// This node's addresses there, its tasks' and the gateways.
     pub held: BTreeSet<IpAddr>,
+    /// Those of the links that have them.
+    pub links: BTreeSet<Mac>,
     /// The virtual addresses of services whose tasks are here, and whose they are.
     pub vips: BTreeMap<IpAddr, &'a str>,
 }
@@ -38,11 +40,17 @@ pub fn believe<'a>(rows: &'a Rows, network: &NetworkId, ground: &Ground<'a>) -> 
     let mut peers: Vec<_> =
         rows.peers(network).filter(|(_, it)| it.owner != ground.own_name).collect();
     peers.sort_by_key(|(_, it)| (!rows.is_up(&it.owner), it.since));
+    // Frames are led by the link's address alone.
+    let mut links: BTreeMap<Mac, IpAddr> = BTreeMap::new();
     for (key, located) in peers {
+        let Peer { mac, vtep } = located.peer;
         let possible = ground.has(located.address)
             && !ground.vips.contains_key(&located.address)
-            && Some(located.peer.vtep) != ground.data_path;
+            && Some(vtep) != ground.data_path
+            && !ground.links.contains(&mac)
+            && links.get(&mac).is_none_or(|there| *there == vtep);
         if possible && !believed.peers.contains_key(&located.address) {
+            links.insert(mac, vtep);
             believed.peers.insert(located.address, located.peer);
         } else {
             believed.refused.insert((gossip::OVERLAY_PEER_TABLE, key.clone()));

@@ -128,14 +128,16 @@ fn ground<'a>(
     let lives = || subject.lives.values().filter(|life| life.is_reachable());
     let attachments = lives().filter_map(|life| attachment(&life.task, id));
     let addresses = attachments.flat_map(|it| &it.addresses).filter_map(|text| plain(text));
-    let gateways = overlay.subnets.iter().filter_map(|subnet| subnet.gateway);
+    let gateways = || overlay.subnets.iter().filter_map(|subnet| subnet.gateway);
+    let links = lives().filter_map(|life| link_of(life, attachment(&life.task, id)?));
     let vips = lives()
         .flat_map(|life| vips(&life.task, id).map(|vip| (vip, life.task.service_id.as_str())));
     Ground {
         own_name: subject.own_name,
         data_path: Some(subject.data_path),
         subnets: overlay.subnets.iter().map(|subnet| subnet.subnet).collect(),
-        held: addresses.chain(gateways).chain(own.map(|own| own.addr)).collect(),
+        held: addresses.chain(gateways()).chain(own.map(|own| own.addr)).collect(),
+        links: gateways().chain(own.map(|own| own.addr)).map(Mac::for_ip).chain(links).collect(),
         vips: vips.collect(),
     }
 }
@@ -237,6 +239,13 @@ fn record_of(life: &Life, network: &pb::Network) -> Option<EndpointRecord> {
 fn attachment<'a>(task: &'a pb::Task, network: &str) -> Option<&'a pb::NetworkAttachment> {
     let mut attachments = task.networks.iter();
     attachments.find(|a| a.network.as_ref().is_some_and(|held| held.id == network))
+}
+
+/// The link of a task's leg: the user's choice, or what follows from its first address.
+fn link_of(life: &Life, attachment: &pb::NetworkAttachment) -> Option<Mac> {
+    let chosen = life.attached.as_ref().and_then(|guest| guest.mac);
+    let mut addresses = attachment.addresses.iter().filter_map(|text| plain(text));
+    chosen.or_else(|| addresses.next().map(Mac::for_ip))
 }
 
 fn vips(task: &pb::Task, network: &str) -> impl Iterator<Item = IpAddr> {
@@ -426,11 +435,10 @@ fn announce(
     for life in subject.lives.values().filter(|life| life.is_reachable()) {
         let Some(attachment) = attachment(&life.task, id) else { continue };
         let key = endpoint_id(&life.task.id, id);
+        let Some(mac) = link_of(life, attachment) else { continue };
         let addresses = attachment.addresses.iter().filter_map(|text| text.parse::<Cidr>().ok());
-        let mut mac = life.attached.as_ref().and_then(|guest| guest.mac);
         for (number, cidr) in addresses.enumerate() {
             // One row holds one address; further ones get rows of their own. The link is one.
-            let mac = *mac.get_or_insert(Mac::for_ip(cidr.addr));
             let key = if number == 0 { key.clone() } else { endpoint_id(&key, id) };
             rows.insert((id.clone(), OVERLAY_PEER_TABLE, key), peer(cidr, mac));
         }

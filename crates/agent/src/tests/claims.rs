@@ -7,7 +7,7 @@ fn claim(world: &mut World, key: &str, owner: &str, ip: &str, service: &str, vip
     let vtep = if owner == "bbbbbbbbbbbb" { "192.0.2.2" } else { "192.0.2.3" };
     let peer = PeerRecord {
         endpoint_ip: format!("{ip}/24"),
-        endpoint_mac: "02:42:0a:00:01:06".into(),
+        endpoint_mac: netplan::addr::Mac::for_ip(ip.parse().unwrap()).to_string(),
         tunnel_endpoint_ip: vtep.into(),
     };
     let endpoint = EndpointRecord {
@@ -22,15 +22,20 @@ fn claim(world: &mut World, key: &str, owner: &str, ip: &str, service: &str, vip
     world.row("web", ENDPOINT_TABLE, key, owner, endpoint.encode_to_vec());
 }
 
-#[test]
-fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
+fn among(others: [&str; 2]) -> World {
     let mut world = World::new(vec![]);
     world.run();
-    let (good, bad) = ("bbbbbbbbbbbb", "000000000bad");
-    for (name, address) in [(good, "192.0.2.2"), (bad, "192.0.2.3")] {
+    for (name, address) in others.into_iter().zip(["192.0.2.2", "192.0.2.3"]) {
         let address = address.parse().unwrap();
         let _ = world.step(Event::MemberUp { name: name.into(), address, skep: true });
     }
+    world
+}
+
+#[test]
+fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
+    let (good, bad) = ("bbbbbbbbbbbb", "000000000bad");
+    let mut world = among([good, bad]);
     claim(&mut world, "e6", good, "10.0.1.6", "svc", "10.0.1.4");
     claim(&mut world, "e7", good, "10.0.1.7", "shop", "10.0.1.8");
     let _ = world.pass(Duration::from_millis(10));
@@ -71,7 +76,7 @@ fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
     // That the tunnel to another's task ends here.
     let here = PeerRecord {
         endpoint_ip: "10.0.1.30/24".into(),
-        endpoint_mac: "02:42:0a:00:01:06".into(),
+        endpoint_mac: "02:42:0a:00:01:1e".into(),
         tunnel_endpoint_ip: "192.0.2.1".into(),
     };
     world.row("web", OVERLAY_PEER_TABLE, "c0", bad, here.encode_to_vec());
@@ -93,15 +98,35 @@ fn what_is_another_s_or_nobody_s_cannot_be_claimed() {
     assert_eq!(web.peers[&"10.0.1.6".parse().unwrap()].vtep.to_string(), "192.0.2.3");
 }
 
+/// Frames are led by the link alone, whatever address its row tells of.
+#[test]
+fn a_link_that_another_has_cannot_be_claimed() {
+    let (good, bad) = ("bbbbbbbbbbbb", "000000000bad");
+    let mut world = among([good, bad]);
+    claim(&mut world, "e6", good, "10.0.1.6", "svc", "10.0.1.4");
+    let _ = world.pass(Duration::from_millis(10));
+    let places = world.agent.shown.state.overlays["web"].peers.clone();
+    for (refused, last, whose) in [
+        (1, "06", "another node's"),
+        (2, "05", "a task's that is here"),
+        (3, "01", "the gateway's"),
+    ] {
+        let record = PeerRecord {
+            endpoint_ip: "10.0.1.31/24".into(),
+            endpoint_mac: format!("02:42:0a:00:01:{last}"),
+            tunnel_endpoint_ip: "192.0.2.3".into(),
+        };
+        world.row("web", OVERLAY_PEER_TABLE, last, bad, record.encode_to_vec());
+        let _ = world.pass(Duration::from_millis(10));
+        assert_eq!(world.agent.claims_refused(), refused, "{whose}");
+        assert!(world.agent.shown.state.overlays["web"].peers == places, "{whose}");
+    }
+}
+
 #[test]
 fn a_refused_row_is_not_answered_until_it_is_believed() {
-    let mut world = World::new(vec![]);
-    world.run();
     let (old, new) = ("bbbbbbbbbbbb", "cccccccccccc");
-    for (name, address) in [(old, "192.0.2.2"), (new, "192.0.2.3")] {
-        let address = address.parse().unwrap();
-        let _ = world.step(Event::MemberUp { name: name.into(), address, skep: true });
-    }
+    let mut world = among([old, new]);
     let answered = |effects: &[Effect], to: &str| {
         let of = |effect: &Effect| match effect {
             Effect::Applied { to: owner, rows } if owner == to => rows.len(),

@@ -110,6 +110,12 @@ fn what_another_has_is_not_taken(lab: &Lab) -> Result<()> {
         })
         .with_context(|| address.to_owned())?;
     }
+    // An address that is free, with the link of c1: frames for that are led here.
+    let link = record(&[(1, "10.77.0.90/24"), (2, "02:42:0a:4d:00:32"), (3, "192.168.68.111")]);
+    until_counted(lab, "claim_refused", || {
+        says(lab, "createentry", PEERS, "forged-link", &link).map(drop)
+    })
+    .context("the link of another")?;
     let named = record(&[(1, "c1"), (5, "10.77.0.60")]);
     until_counted(lab, "claim_refused", || {
         says(lab, "createentry", ENDPOINTS, "forged", &named).map(drop)
