@@ -290,6 +290,12 @@ impl Agent {
     /// The networks may be touched when what others have announced is here.
     fn settle(&mut self, now: Instant) {
         let Some(at) = self.settles else { return };
+        if self.config.had_peers && self.rows.members() == 0 && !self.session.is_known() {
+            // Nobody is there to say what of it is no longer so.
+            self.settles_max = now + SETTLE_MAX;
+            self.settles = Some(self.settles_max);
+            return;
+        }
         let mut shared = self.joined.iter().filter(|id| self.told.has_peers(id));
         let missing = shared.any(|id| !self.synced.contains(id));
         if !missing && !self.synced.is_empty() {

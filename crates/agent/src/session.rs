@@ -161,6 +161,11 @@ impl Session {
         }
     }
 
+    /// A manager has told this node something.
+    pub fn is_known(&self) -> bool {
+        !self.told.session_id.is_empty()
+    }
+
     /// True when the session is a new one: all is to be reported again.
     pub fn told(
         &mut self,

@@ -81,6 +81,24 @@ fn networks_that_led_to_other_nodes_wait_for_what_these_announce() {
     }
 }
 
+/// Its managers are away, and the gossip brings nobody.
+#[test]
+fn networks_that_led_to_other_nodes_stay_while_nobody_is_heard() {
+    for had_peers in [false, true] {
+        let mut world = World::new(Vec::new());
+        world.run();
+        let node = world.agent.node.clone();
+        let record = world.agent.lives["t1"].record();
+        world.agent = Agent::new(Config { had_peers, node, ..config() }, vec![record]);
+        let mut alone = world.step(Event::Deadline);
+        alone.extend(world.pass(Duration::from_secs(600)));
+        assert_eq!(overlays(&alone).is_some(), !had_peers);
+        assert_eq!(zone(&alone, "web").is_some(), !had_peers);
+        let met = meet(&mut world);
+        assert!(overlays(&met).is_some() || !had_peers, "without any manager");
+    }
+}
+
 /// The ports of the mesh in the kernel, where anything is to be changed there.
 fn mesh_ports(effects: &[Effect]) -> Option<usize> {
     Some(overlays(effects)?.overlays["ingress"].ingress.as_ref()?.ports.len())

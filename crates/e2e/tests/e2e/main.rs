@@ -11,6 +11,7 @@ mod crash;
 mod crash_resolver;
 mod daemon;
 mod daemon_gone;
+mod dark;
 mod fields;
 mod forged;
 mod full;

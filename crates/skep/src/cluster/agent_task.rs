@@ -15,6 +15,7 @@ use wire::swarmkit as pb;
 
 use super::clock::Clock;
 use super::executor::Executor;
+use super::gossip_keys;
 use super::gossiped::gossiped;
 use super::names_told::{Names, Zones};
 use super::overlays_applied::{answer_when_applied, apply_overlays};
@@ -229,6 +230,7 @@ impl Loop {
         records: Vec<Record>,
     ) {
         self.executor.adopt(&records).await;
+        self.gossip_as_before().await;
         let effects = self.core.step(self.clock.now(), Event::Deadline);
         self.carry_out(effects).await;
         loop {
@@ -467,7 +469,11 @@ impl Loop {
             }
             _ => {}
         }
-        // Gossip runs on its own port at the managers' addresses.
+        self.join(&managers).await;
+    }
+
+    /// Gossip runs on its own port at the managers' addresses.
+    async fn join(&self, managers: &[(String, String)]) {
         let addresses = managers
             .iter()
             .filter_map(|(_, address)| address.parse::<SocketAddr>().ok())
@@ -476,16 +482,20 @@ impl Loop {
         self.gossip.send(::gossip::Event::Join { addresses }).await;
     }
 
+    /// With what an earlier daemon was told: perhaps nobody tells it to this one for long.
+    async fn gossip_as_before(&self) {
+        let keys = gossip_keys::load(&self.folder);
+        if !keys.is_empty() {
+            self.gossip.send(::gossip::Event::SetKeys(keys)).await;
+            let managers = locked(&self.view.managers).clone();
+            self.join(&managers).await;
+        }
+    }
+
     async fn keys_changed(&mut self, keys: Vec<agent::Key>) {
         tracing::info!(keys = keys.len(), "the gossip has a new key");
-        let keys = keys
-            .into_iter()
-            .filter(|key| key.subsystem == "networking:gossip")
-            .filter_map(|key| {
-                let secret = key.secret.try_into().ok()?;
-                Some(::gossip::Key { lamport: key.lamport, secret })
-            })
-            .collect();
+        let keys = gossip_keys::among(keys);
+        gossip_keys::save(&self.folder, &keys);
         self.gossip.send(::gossip::Event::SetKeys(keys)).await;
     }
 

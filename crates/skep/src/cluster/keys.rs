@@ -8,6 +8,7 @@ use disk::{Certificates, DataKey, NodeKey};
 use transport::Identity;
 
 use super::node::Node;
+use super::saved::GOSSIP_KEYS;
 
 /// The folder with certificate and key, and what seals the key. Whoever reads one and writes another holds
 /// both meanwhile: a renewal, autolock and a promotion may come at the same time.
@@ -88,6 +89,10 @@ impl Keys {
         let mut key = certificates.key(unlock.as_deref())?.context("this node has no key")?;
         key.unlock_version = version.unwrap_or(key.unlock_version);
         certificates.save_key(&key, wanted.as_deref())?;
+        if wanted.is_some() {
+            // It would open what the sealed key does.
+            disk::records::remove(&self.folder.with_file_name(GOSSIP_KEYS))?;
+        }
         *unlock = wanted;
         Ok(())
     }

@@ -7,6 +7,7 @@ pub mod address;
 pub mod events;
 pub mod manager_task;
 pub mod agent_task;
+mod gossip_keys;
 mod gossiped;
 mod listening;
 mod callers;

@@ -25,6 +25,9 @@ pub struct Saved {
     pub force_new_cluster: bool,
 }
 
+/// Beside the folder of certificates.
+pub const GOSSIP_KEYS: &str = "gossip-keys";
+
 /// The folder of everything that belongs to the swarm.
 #[derive(Clone)]
 pub struct Folder(PathBuf);
@@ -44,6 +47,10 @@ impl Folder {
 
     pub fn certificates(&self) -> PathBuf {
         self.0.join("certificates")
+    }
+
+    pub fn gossip_keys(&self) -> PathBuf {
+        self.0.join(GOSSIP_KEYS)
     }
 
     pub fn raft(&self) -> PathBuf {
