@@ -13,6 +13,7 @@ mod sandboxes;
 mod ports;
 mod publish;
 mod names;
+mod neighbours;
 mod overlays;
 mod obstacles;
 #[cfg(test)]

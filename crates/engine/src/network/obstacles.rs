@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::path::Path;
 
 use netlink::Failure;
 use netplan::{LinkKind, Namespace, Step};
 
 use super::api::*;
 use super::controller::Controller;
+use super::neighbours;
 use super::state::ifname;
 
 /// Of the steps that fail, causes come before what follows from them.
@@ -45,6 +47,9 @@ impl Controller {
     /// What is said in `docker info` for as long as it is so.
     pub(super) fn look_for_obstacles(&mut self) {
         let mut obstacles = BTreeSet::new();
+        if !self.state.overlays.overlays.is_empty() {
+            obstacles.extend(neighbours::make_room(Path::new("/proc/sys/net")));
+        }
         if let Some(address) = self.state.lost_address {
             obstacles.insert(format!(
                 "address {address}, at which the other nodes reach this one, is on no link of this host: give it back, or have the node leave the swarm and join it again"
