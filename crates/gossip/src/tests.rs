@@ -15,6 +15,7 @@ use crate::*;
 
 mod answers;
 mod forged;
+mod long;
 mod many;
 mod overlays;
 mod paths;

@@ -105,6 +105,19 @@ fn a_service_runs_on_both(lab: &Lab) -> Result<()> {
     reaches_every_task(lab)
 }
 
+/// Each engine lists both hosts, whoever manages.
+fn lists_both_peers(host: &Host, lab: &Lab) -> Result<()> {
+    let format = "{{range .Peers}}{{.IP}} {{end}}";
+    let mut peers = String::new();
+    wait_until(Duration::from_secs(30), || {
+        peers = host.docker(&["network", "inspect", "-f", format, "shared"])?;
+        let mut listed: Vec<&str> = peers.split_whitespace().collect();
+        listed.sort_unstable();
+        Ok(listed == [lab.host(1).address.as_str(), lab.host(2).address.as_str()])
+    })
+    .with_context(|| format!("{}: peers {peers}", host.name))
+}
+
 /// By the name of all, by each address, from each side.
 fn reaches_every_task(lab: &Lab) -> Result<()> {
     let format = "{{(index .NetworksAttachments 0).Addresses}}";
@@ -117,6 +130,7 @@ fn reaches_every_task(lab: &Lab) -> Result<()> {
     }
     ensure!(addresses.len() == 2, "{addresses:?}");
     for host in &lab.hosts {
+        lists_both_peers(host, lab)?;
         let container = container(host, "pair")?;
         let inside = |words: &[&str]| host.docker(&[&["exec", &container], words].concat());
         wait_until(Duration::from_secs(30), || {

@@ -297,3 +297,47 @@ fn a_firewall_that_drops_what_containers_send_is_named_with_what_opens_it() {
         until_warned(&network, None).await;
     });
 }
+
+#[test]
+fn what_an_overlay_hides_of_the_hosts_networks_is_named() {
+    on_a_host(|network, _| async move {
+        here(UPLINK);
+        network.set_overlays(overlays()).await.unwrap();
+        here("ip route add 10.0.1.128/25 dev lo");
+        until_warned(&network, Some("subnet 10.0.1.0/24 of network ingress hides 10.0.1.128/25"))
+            .await;
+        here("ip route del 10.0.1.128/25 dev lo");
+        until_warned(&network, None).await;
+    });
+}
+
+#[test]
+fn overlays_follow_the_mtu_of_the_uplink() {
+    on_a_host(|network, root| async move {
+        here("ip link set lo up; ip link add up0 type veth peer up1; ip link set up0 up");
+        here("ip addr add 192.0.2.1/24 dev up0");
+        network.set_overlays(overlays()).await.unwrap();
+        let netns = root.join("exec/netns").join(format!("1-{}", "o".repeat(10)));
+        let link = || {
+            let mut ip = Command::new("nsenter");
+            ip.arg(format!("--net={}", netns.display())).args(["ip", "-o", "link", "show"]);
+            String::from_utf8(ip.output().unwrap().stdout).unwrap()
+        };
+        for (uplink, left) in [(1500, 1450), (1400, 1350), (9000, 8950)] {
+            here(&format!("ip link set up0 mtu {uplink}"));
+            let followed = || {
+                let links = link();
+                let wanted = format!(" mtu {left} ");
+                links.lines().filter(|one| one.contains("vxlan0") || one.contains("br0:")).count()
+                    >= 2
+                    && links.lines().all(|one| one.contains(": lo:") || one.contains(&wanted))
+            };
+            let begun = std::time::Instant::now();
+            while !followed() {
+                let waited = begun.elapsed() < std::time::Duration::from_secs(10);
+                assert!(waited, "{uplink}: {}", link());
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    });
+}
