@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{any, host, mesh6};
+use super::{any, host, mesh6, sandbox};
 use crate::addr::{Cidr, Mac};
 use crate::objects::{Objects, Route, Rule};
 use crate::table::{
@@ -49,11 +49,12 @@ pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, 
     if v6 {
         mesh6::add_inner_end(view, objects);
     }
+    let mut chains = (&mut dnat, &mut refuse);
     for port in &ingress.ports {
         let own_of = |backend: &IngressBackend| Some(backend.address);
-        add_port(objects, &mut dnat, &mut refuse, own, (port, &own_of));
+        add_port(objects, &mut chains, (link, own), (port, &own_of));
         if v6 {
-            add_port(objects, &mut dnat, &mut refuse, mesh6::INNER_END, (port, &twin_of));
+            add_port(objects, &mut chains, (link, mesh6::INNER_END), (port, &twin_of));
         }
     }
     if let Some(lb) = overlay.lb_address.or(link.addresses.first().copied()) {
@@ -85,9 +86,8 @@ type AddressOf<'a> = &'a dyn Fn(&IngressBackend) -> Option<IpAddr>;
 /// What comes to `own` on a published port goes to a task, by its address of the same family.
 fn add_port(
     objects: &mut Objects,
-    dnat: &mut Chain,
-    refuse: &mut Chain,
-    own: IpAddr,
+    (dnat, refuse): &mut (&mut Chain, &mut Chain),
+    (link, own): (&Link, IpAddr),
     (port, address_of): (&IngressPort, AddressOf<'_>),
 ) {
     let ready = port.backends.iter().filter(|backend| backend.ready);
@@ -98,7 +98,8 @@ fn add_port(
     objects.flows.ports.entry(key).or_default().extend(all);
     let matches = || vec![Match::Daddr(Cidr::host(own)), Match::Dport(port.proto, port.published)];
     if !ready.is_empty() {
-        dnat.rule(matches(), Action::Dnat(ready.into_iter().collect(), None));
+        let ready = sandbox::turned(ready.into_iter().collect(), &link.mac.0);
+        dnat.rule(matches(), Action::Dnat(ready, None));
         return;
     }
     if draining {

@@ -28,7 +28,7 @@ pub(super) fn objects(view: &View, id: &SandboxId, sandbox: &Sandbox) -> Objects
     if *id == SandboxId::ingress() {
         ingress::add_router(view, sandbox, &mut objects, &mut table);
     } else {
-        add_services(view, sandbox, &mut objects.flows, &mut table);
+        add_services(view, (id, sandbox), &mut objects.flows, &mut table);
         ingress::add_task(view, sandbox, &mut objects, &mut table);
     }
     let flows = &objects.flows;
@@ -86,7 +86,12 @@ fn add_link(objects: &mut Objects, view: &View, link: &Link, plug: &Plug<'_>) {
 }
 
 /// Virtual addresses of the sandbox's overlays, translated where the connection starts.
-fn add_services(view: &View, sandbox: &Sandbox, flows: &mut Flows, table: &mut Table) {
+fn add_services(
+    view: &View,
+    (id, sandbox): (&SandboxId, &Sandbox),
+    flows: &mut Flows,
+    table: &mut Table,
+) {
     let services = services(view, sandbox);
     let mut output = Chain::base("output", ChainKind::Nat, Hook::Output, PRIORITY_DSTNAT);
     let mut refuse = Chain::base("refuse", ChainKind::Filter, Hook::Output, PRIORITY_MANGLE);
@@ -101,7 +106,7 @@ fn add_services(view: &View, sandbox: &Sandbox, flows: &mut Flows, table: &mut T
                 refuse_address(&mut refuse, *vip, &all);
             } else {
                 let mut chain = Chain::new(format!("vip-{vip}").replace(':', "."));
-                chain.rule(translatable(), Action::Dnat(ready, None));
+                chain.rule(translatable(), Action::Dnat(turned(ready, id.0.as_bytes()), None));
                 map.insert(*vip, chain.name.clone());
                 table.chains.push(chain);
             }
@@ -156,6 +161,17 @@ fn backends(service: &Service, vip: IpAddr) -> (BTreeSet<IpAddr>, Vec<IpAddr>) {
     (all, ready.into_iter().collect())
 }
 
+/// The round of one caller. The kernel begins it anew with each table, and callers that call more seldom than
+/// something changes would all meet the same backend: so each begins at another.
+pub(super) fn turned(mut ready: Vec<IpAddr>, caller: &[u8]) -> Vec<IpAddr> {
+    let number = caller
+        .iter()
+        .fold(0u32, |number, byte| number.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+    let begin = number as usize % ready.len().max(1);
+    ready.rotate_left(begin);
+    ready
+}
+
 /// A service without a ready task says so at once. What a draining task still holds lives on.
 fn refuse_address(chain: &mut Chain, vip: IpAddr, draining: &BTreeSet<IpAddr>) {
     let to = Match::Daddr(Cidr::host(vip));
@@ -164,4 +180,22 @@ fn refuse_address(chain: &mut Chain, vip: IpAddr, draining: &BTreeSet<IpAddr>) {
     }
     chain.rule(vec![to.clone(), Match::Proto(Proto::Tcp)], Action::RejectReset);
     chain.rule(vec![to], Action::RejectUnreachable);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_begin_their_rounds_at_different_backends() {
+        let ready: Vec<IpAddr> = (1..=4).map(|last| IpAddr::from([10, 0, 1, last])).collect();
+        let mut first = BTreeMap::new();
+        for caller in 0..100 {
+            let round = turned(ready.clone(), format!("{caller:064x}").as_bytes());
+            assert_eq!(round.iter().collect::<BTreeSet<_>>().len(), 4, "every backend once");
+            *first.entry(round[0]).or_insert(0) += 1;
+        }
+        assert!(ready.iter().all(|backend| first[backend] > 10), "{first:?}");
+        assert!(turned(Vec::new(), b"caller").is_empty());
+    }
 }
