@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use dns::kernel::program::{Maps, assemble};
 use dns::kernel::{Cache, Caches, KEY_BYTES, Kept, VALUE_BYTES, key, value};
@@ -13,9 +14,12 @@ use crate::bpf::{self, Map, MapKind};
 use crate::filter;
 use crate::socket::{Family, Socket};
 
-/// Entries of one sandbox. One that asks for more names than that, or in ever new spellings, has
-/// them all forgotten and those that it asks for again kept anew.
-const ENTRIES_MAX: usize = 256;
+/// Entries of one sandbox, some 300 bytes each. One that asks for more names than that, or in ever new
+/// spellings, has them all forgotten and those that it asks for again kept anew.
+pub const ENTRIES_MAX: usize = 2_048;
+/// Not sooner than this after the last time: whoever asks for many more names in turn would have each of
+/// them kept and forgotten before it is asked for again, which costs more than the answer.
+const FULL_FOR: Duration = Duration::from_secs(10);
 const NUMBER: usize = size_of::<u64>();
 /// The priority of sockets that nobody signed.
 const UNSIGNED: i32 = 0;
@@ -49,6 +53,8 @@ struct KernelCache {
 struct Keys {
     generation: u64,
     keys: BTreeSet<[u8; KEY_BYTES]>,
+    /// When there was no room last.
+    full: Option<Instant>,
 }
 
 impl Default for KernelCaches {
@@ -129,6 +135,7 @@ impl KernelCache {
     /// Nor are there any of the generation that lasts while they are removed: a processor that finds an
     /// entry just before that may read the next one in its memory, and would take it for what it looked for.
     fn forget(&self, kept: &mut Keys) -> io::Result<()> {
+        kept.full = None;
         let told = self.next_generation(kept);
         let mut removed = Ok(());
         for key in std::mem::take(&mut kept.keys) {
@@ -156,8 +163,12 @@ impl Cache for KernelCache {
         if kept.keys.contains(&key) {
             return Kept::Before;
         }
-        if kept.keys.len() >= ENTRIES_MAX && self.forget(&mut kept).is_err() {
-            return Kept::Not;
+        if kept.keys.len() >= ENTRIES_MAX {
+            let now = Instant::now();
+            let began = *kept.full.get_or_insert(now);
+            if now.saturating_duration_since(began) < FULL_FOR || self.forget(&mut kept).is_err() {
+                return Kept::Not;
+            }
         }
         let Some(value) = value(kept.generation, reply) else { return Kept::Not };
         if self.entries.insert(&key, &value).is_err() {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dns::kernel::{Cache, Caches, Kept};
-use netlink::names::KernelCaches;
+use netlink::names::{ENTRIES_MAX, KernelCaches};
 use netlink::socket::{Family, Socket};
 use netlink::{filter, namespace};
 
@@ -53,6 +53,28 @@ fn no_question_gets_another_s_reply_while_entries_come_and_go() {
             assert!(answered > 100, "{answered} replies: nothing was tried");
             assert_eq!(caches.answered(), answered);
         });
+    });
+}
+
+/// Keeping and forgetting costs more than the process's own answer.
+#[test]
+fn more_names_than_there_is_room_for_do_not_push_each_other_out() {
+    in_a_new_namespace(|| {
+        let caches = KernelCaches::default();
+        let server = UdpSocket::bind("127.0.0.11:0").unwrap();
+        caches.sign(server.as_fd()).unwrap();
+        let cache = caches.attach(server.local_addr().unwrap().port()).unwrap();
+        let question = |number: usize| [&number.to_be_bytes()[..], &message(1, 40)].concat();
+        let keep = |number: usize| cache.keep(&question(number), &message(1, 60));
+        for number in 0..ENTRIES_MAX {
+            assert_eq!(keep(number), Kept::Now, "{number}");
+        }
+        for number in ENTRIES_MAX..2 * ENTRIES_MAX {
+            assert_eq!(keep(number), Kept::Not, "{number}");
+        }
+        assert_eq!(keep(0), Kept::Before);
+        cache.clear().unwrap();
+        assert_eq!(keep(0), Kept::Now, "new names have all the room");
     });
 }
 
