@@ -11,7 +11,11 @@ pub fn main(words: &[String]) -> Result<()> {
     // All of it: a client that was built for debugging is slower than what it measures.
     let programs = ["--package", "skep", "--package", "bench", "--package", "lab", "--bins"];
     suite::cargo(&[&["build", "--release"], programs.as_slice()].concat())?;
-    suite::cargo(&["build", "--release", "--package", "netlink", "--example", "endpoints"])?;
+    for (package, example) in
+        [("netlink", "endpoints"), ("resolver", "load"), ("resolver", "process")]
+    {
+        suite::cargo(&["build", "--release", "--package", package, "--example", example])?;
+    }
     let folder = suite::target_folder()?;
     let release = folder.parent().context("no target folder")?.join("release");
     let report = tidy::workspace().join("docs/benchmarks.md");

@@ -23,7 +23,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
                 and virtual-machine: stock Debian kernels with cgroup v2, hybrid, AppArmor, IPVS
   tidy          the checks that no compiler makes
   dist          a release: target/dist/skep-VERSION-ARCH.tar.gz and skep_VERSION_ARCH.deb
-  bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay ...]
+  bench         figures beside the Docker Engine, written to docs/benchmarks.md [engine|swarm|overlay|growth ...]
   conformance   docker-py's own integration tests against skep and against the Docker Engine
                 [--engine skep|dockerd] [MODULE ...]
   fuzz          TARGET [libFuzzer's options]: a coverage-guided run without an end";

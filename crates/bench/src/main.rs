@@ -15,13 +15,19 @@ use anyhow::{Context, Result, bail};
 use figures::Report;
 
 /// The benchmarks by name, in the order of the page.
-const PARTS: &[(&str, fn(&Path, &mut Report) -> Result<()>)] =
-    &[("engine", engine::run), ("swarm", swarm::run), ("overlay", overlay::run)];
+const PARTS: &[(&str, fn(&Path, &mut Report) -> Result<()>)] = &[
+    ("engine", engine::run),
+    ("swarm", swarm::run),
+    ("overlay", overlay::run),
+    ("growth", overlay::growth),
+];
 
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let skep = PathBuf::from(
-        words.next().context("usage: bench SKEP_BINARY REPORT [engine|swarm|overlay ...]")?,
+        words
+            .next()
+            .context("usage: bench SKEP_BINARY REPORT [engine|swarm|overlay|growth ...]")?,
     );
     let report_file = PathBuf::from(words.next().context("where should the report go?")?);
     let mut parts: Vec<String> = words.collect();

@@ -13,9 +13,12 @@ use serde_json::Value;
 use crate::figures::{Report, seconds};
 
 mod endpoints;
+mod growth;
 mod starts;
 
 const ROUNDS: usize = 5;
+/// With eight streams on few cores one sample may be twice another.
+const THROUGHPUT_ROUNDS: usize = 9;
 const CONNECTING_ROUNDS: usize = 11;
 const CONNECTING_SECONDS: f64 = 0.2;
 /// One client keeps one core busy: what is its own part of the work would decide, rather than all of it.
@@ -29,13 +32,19 @@ struct Pair {
     target: String,
 }
 
+/// What becomes of the figures with the number of endpoints, on hosts without an engine.
+pub fn growth(_skep: &Path, report: &mut Report) -> Result<()> {
+    endpoints::applied(report)?;
+    growth::measured(report)
+}
+
 pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     let ours = pair(Engine::Skep, skep)?;
     let theirs = pair(Engine::Dockerd, skep)?;
     let pairs = [&ours, &theirs];
     for streams in [1, 8] {
         let mut samples = [Vec::new(), Vec::new(), Vec::new()];
-        for _ in 0..ROUNDS {
+        for _ in 0..THROUGHPUT_ROUNDS {
             samples[0].push(throughput(&ours, streams)?);
             samples[1].push(throughput(&theirs, streams)?);
             samples[2].push(host_throughput(&ours.lab, streams)?);
@@ -62,7 +71,6 @@ pub fn run(skep: &Path, report: &mut Report) -> Result<()> {
     balanced(&ours.lab, report)?;
     propagation(&ours, &theirs, report)?;
     starts::reached([&ours, &theirs], report)?;
-    endpoints::applied(report)?;
     names_while_dead(&ours, report)
 }
 
@@ -132,11 +140,13 @@ fn rate(said: &str) -> Result<f64> {
 }
 
 fn round_trip(pair: &Pair) -> Result<f64> {
-    let client = inside_container(pair.lab.host(1), "c1")?;
-    let said = run_command(&mut lab::command::words(&format!(
-        "{client} ping -q -i 0.002 -c 500 {}",
-        pair.target
-    )))?;
+    average_rtt(&inside_container(pair.lab.host(1), "c1")?, &pair.target)
+}
+
+/// In microseconds.
+fn average_rtt(place: &str, target: &str) -> Result<f64> {
+    let ping = format!("{place} ping -q -i 0.002 -c 500 {target}");
+    let said = run_command(&mut lab::command::words(&ping))?;
     let line = said.lines().find(|line| line.starts_with("rtt")).context("ping said nothing")?;
     let average = line.split('/').nth(4).context("no average")?;
     Ok(average.parse::<f64>()? * 1000.0)
@@ -184,7 +194,10 @@ fn place(host: &Host, container: Option<&str>) -> Result<String> {
 
 /// What a client of the `load` program counted: it runs on the host, or in a container's network.
 fn load(host: &Host, container: Option<&str>, words: &str) -> Result<Value> {
-    let place = place(host, container)?;
+    load_at(&place(host, container)?, words)
+}
+
+fn load_at(place: &str, words: &str) -> Result<Value> {
     let program = lab::plan::binaries()?.join("load").display().to_string();
     let mut command = lab::command::words(&format!("{place} {program} {words}"));
     // A client ends when its standard input does: this one is held open until it has ended.
@@ -253,7 +266,7 @@ fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
     let mut samples = ways.each_ref().map(|_| Vec::new());
     for _ in 0..CONNECTING_ROUNDS {
         for ((_, from, to), list) in ways.iter().zip(&mut samples) {
-            list.push(connections(host, *from, to)?);
+            list.push(connecting(&place(host, *from)?, to)?);
         }
     }
     for ((what, _, _), list) in ways.into_iter().zip(samples) {
@@ -263,9 +276,9 @@ fn balanced(lab: &Lab, report: &mut Report) -> Result<()> {
 }
 
 /// New connections a second of clients that begin together.
-fn connections(host: &Host, from: Option<&str>, to: &str) -> Result<f64> {
+fn connecting(place: &str, to: &str) -> Result<f64> {
     let words = format!("requests close 0 {CONNECTING_SECONDS} {to}");
-    let rate = || number(&load(host, from, &words)?, "rate");
+    let rate = || number(&load_at(place, &words)?, "rate");
     std::thread::scope(|scope| {
         let clients = [(); CONNECTING_CLIENTS].map(|()| scope.spawn(rate));
         clients.into_iter().map(|client| client.join().expect("a client does not panic")).sum()
