@@ -18,12 +18,25 @@ pub fn among(keys: Vec<agent::Key>) -> Vec<gossip::Key> {
     .collect()
 }
 
-/// Beside this node's own key, which opens as much: not where that is sealed.
+/// Beside this node's own key, which opens as much: not where that is sealed, perhaps at this moment.
 pub fn save(folder: &Folder, keys: &[gossip::Key]) {
-    let sealed = || Certificates::new(folder.certificates())?.key(None).map(drop);
-    if matches!(sealed(), Err(disk::Error::Locked)) {
-        return;
+    if !is_sealed(folder) {
+        replace(folder, keys);
     }
+    if is_sealed(folder)
+        && let Err(error) = records::remove(&folder.gossip_keys())
+    {
+        tracing::warn!(%error, "keys of the gossip, which autolock is to seal, are still in a file");
+    }
+}
+
+/// Looks at the file alone: to read the key would tidy up after a renewal that is perhaps under way.
+fn is_sealed(folder: &Folder) -> bool {
+    let look = || Certificates::new(folder.certificates())?.is_locked();
+    look().unwrap_or(true)
+}
+
+fn replace(folder: &Folder, keys: &[gossip::Key]) {
     let keys = keys.iter().map(|key| pb::EncryptionKey {
         subsystem: SUBSYSTEM.to_owned(),
         key: key.secret.to_vec(),

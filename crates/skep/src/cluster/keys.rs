@@ -89,11 +89,12 @@ impl Keys {
         let mut key = certificates.key(unlock.as_deref())?.context("this node has no key")?;
         key.unlock_version = version.unwrap_or(key.unlock_version);
         certificates.save_key(&key, wanted.as_deref())?;
-        if wanted.is_some() {
-            // It would open what the sealed key does.
+        let sealed = wanted.is_some();
+        *unlock = wanted;
+        if sealed {
+            // They would open what the sealed key does. After it, as they may be kept anew meanwhile.
             disk::records::remove(&self.folder.with_file_name(GOSSIP_KEYS))?;
         }
-        *unlock = wanted;
         Ok(())
     }
 
@@ -112,6 +113,8 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gossip_keys;
+    use super::super::saved::Folder;
     use super::*;
 
     fn identity() -> Identity {
@@ -133,8 +136,10 @@ mod tests {
     #[test]
     fn renewals_and_autolock_at_the_same_time_lose_neither_key() {
         const ROUNDS: usize = 100;
-        let folder = tempfile::tempdir().expect("a folder");
-        let keys = Keys::new(folder.path().join("certificates"));
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = Folder::below(root.path());
+        folder.create().expect("a folder");
+        let keys = Keys::new(folder.certificates());
         let identities: Vec<Identity> = (0..4).map(|_| identity()).collect();
         keys.save_identity(&identities[0]).expect("saved");
         let data_key = keys.data_key().expect("a key for the log");
@@ -146,15 +151,21 @@ mod tests {
                     }
                 });
             }
-            for round in 0..ROUNDS {
+            scope.spawn(|| {
+                for lamport in 0..ROUNDS as u64 {
+                    gossip_keys::save(&folder, &[gossip::Key { lamport, secret: [7; 16] }]);
+                }
+            });
+            for round in 1..=ROUNDS {
                 let wanted = (round % 3 > 0).then(|| vec![round as u8; 32]);
                 keys.seal(wanted, Some(round as u64)).expect("sealed");
                 keys.identity().expect("read").expect("an identity");
             }
         });
         assert!(keys.data_key().expect("the log's key") == data_key);
+        assert!(gossip_keys::load(&folder).is_empty(), "the node's own key is sealed");
         keys.seal(None, None).expect("opened");
-        let found = Keys::new(folder.path().join("certificates")).identity();
+        let found = Keys::new(folder.certificates()).identity();
         let found = found.expect("read without any key").expect("an identity");
         assert!(identities.iter().any(|one| one.certificate_pem == found.certificate_pem));
     }
