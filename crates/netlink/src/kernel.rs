@@ -300,7 +300,8 @@ impl Kernel {
                 let message =
                     route::add_link(name, link, None, Some(space.namespace.as_fd()), None);
                 first_error(host.route.batch(vec![message])?)?;
-                first_error(space.route.batch(route::set_link(name, link, master))?)
+                first_error(space.route.batch(route::set_link(name, link, master))?)?;
+                set_port(space, name, link)
             }
             LinkKind::Veth { peer_namespace, peer: peer_name } => {
                 let inner = self.space(peer_namespace)?;
@@ -312,10 +313,7 @@ impl Kernel {
                 };
                 let message = route::add_link(name, link, master, None, Some(end));
                 first_error(space.route.batch(vec![message])?)?;
-                if master.is_some() && link.port != Default::default() {
-                    let index = space.index(name)?;
-                    first_error(space.route.batch(vec![route::set_port(index, link.port)])?)?;
-                }
+                set_port(space, name, link)?;
                 match peer {
                     Some(peer) => {
                         first_error(inner.route.batch(route::set_link(peer_name, peer, None))?)
@@ -468,6 +466,15 @@ impl Batch {
         self.steps.extend(messages.iter().map(|_| step.clone()));
         self.messages.extend(messages);
     }
+}
+
+/// A new link that is a bridge's port is one as any, unless it is told.
+fn set_port(space: &mut Space, name: &str, link: &LinkObject) -> io::Result<()> {
+    if link.master.is_none() || link.port == Default::default() {
+        return Ok(());
+    }
+    let index = space.index(name)?;
+    first_error(space.route.batch(vec![route::set_port(index, link.port)])?)
 }
 
 fn first_error(errors: Vec<(usize, io::Error)>) -> io::Result<()> {

@@ -3,7 +3,7 @@
 mod support;
 
 use netplan::{Cidr, Link, Mac, Overlay, OverlaySubnet, Peer, Sandbox, SandboxId, View};
-use support::Host;
+use support::{Host, stdout};
 
 fn ip(text: &str) -> std::net::IpAddr {
     text.parse().unwrap()
@@ -67,4 +67,28 @@ fn a_subnet_of_ipv6_reaches_over_all_of_a_networks_ipv4_subnets() {
         let ping = host.exec_in("task", &format!("ping -c1 -W5 {to}"));
         assert!(ping.status.success(), "{to}: {ping:?}");
     }
+}
+
+/// While news of an address that was given to another host is on its way.
+#[test]
+fn a_frame_for_nobody_does_not_go_round_between_two_hosts() {
+    let (one, two) = Host::pair();
+    for (host, n) in [(&one, 1), (&two, 2)] {
+        let mut view = view(n);
+        let lost =
+            Peer { mac: Mac::for_ip(ip("10.0.1.99")), vtep: ip(&format!("192.0.2.{}", 3 - n)) };
+        for web in view.overlays.values_mut() {
+            web.peers.insert(ip("10.0.1.99"), lost);
+        }
+        host.apply(&view);
+    }
+    let ping = one.exec_in("task", "ping -c1 -W1 10.0.1.99");
+    assert!(!ping.status.success(), "{ping:?}");
+    let sent = || {
+        stdout(&one.exec("awk '/eth0:/ {print $11}' /proc/net/dev")).trim().parse::<u64>().unwrap()
+    };
+    let before = sent();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let after = sent();
+    assert!(after - before < 100, "{before} {after}");
 }

@@ -73,6 +73,11 @@ fn bridge_name(overlay: &Overlay, segment: usize) -> String {
     format!("br{}", if has_v6(overlay) { 0 } else { segment })
 }
 
+/// Of several segments.
+fn share_a_bridge(overlay: &Overlay) -> bool {
+    has_v6(overlay) && segments(overlay).count() > 1
+}
+
 fn vxlan_name(segment: usize) -> String {
     format!("vxlan{segment}")
 }
@@ -124,7 +129,7 @@ pub(super) fn objects(view: &View, id: &NetworkId, overlay: &Overlay) -> Option<
     // Between the subnets of one network this namespace is the router, also where they share a bridge:
     // who is told to go there himself is heard by nobody.
     objects.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
-    if has_v6(overlay) && segments(overlay).count() > 1 {
+    if share_a_bridge(overlay) {
         for of in ["all", "br0"] {
             let path = format!("net/ipv4/conf/{of}/send_redirects");
             objects.sysctls.insert(path, "0".to_owned());
@@ -160,7 +165,8 @@ fn add_segment(
             mac: None,
             mtu,
             master: Some(bridge),
-            port: BridgePort::default(),
+            // No frame goes on to another host: two that each take a link for the other's would send it round.
+            port: BridgePort { isolated: share_a_bridge(overlay), ..BridgePort::default() },
             up: true,
             link_local: false,
         },
