@@ -206,17 +206,18 @@ impl Controller {
         self.publish_state();
     }
 
-    /// What does not change while the daemon runs.
+    /// What does not change while the daemon runs, nor from one daemon to the next: open connections through
+    /// published ports end where their zone is another one. So a trial that fails by itself says nothing.
     fn look_at_kernel(&mut self) {
         let zones = netlink::features::flow_zones();
-        self.state.host.flow_zones = *zones.as_ref().unwrap_or(&false);
-        if !self.state.host.flow_zones {
-            let error = zones.err().map(tracing::field::display);
-            tracing::warn!(
-                error,
+        self.state.host.flow_zones = !matches!(zones, Ok(false));
+        match zones {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(
                 "this kernel keeps no zones of tracked connections (CONFIG_NF_CONNTRACK_ZONES): a client that \
                  uses one port of its own towards a published port of two hosts at a time may hang"
-            );
+            ),
+            Err(error) => tracing::warn!(%error, "zones of tracked connections could not be tried"),
         }
     }
 
