@@ -2,6 +2,8 @@
 
 mod support;
 
+use netlink::conntrack;
+use netlink::socket::{Family, Socket};
 use netplan::{
     Backend, Bridge, Cidr, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, Link,
     Mac, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, Sandbox, SandboxId, Service, View,
@@ -435,7 +437,15 @@ fn connect_from(client: &Host, port: u16, to: &str) -> std::io::Result<std::net:
         sockopt::set_socket_reuseaddr(&socket, true)?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(PATIENCE))?;
         bind(&socket, &std::net::SocketAddr::from(([0; 4], port)))?;
-        connect(&socket, &to.parse::<std::net::SocketAddr>().expect("an address"))?;
+        let to: std::net::SocketAddr = to.parse().expect("an address");
+        let begun = std::time::Instant::now();
+        // The last acknowledgement of the connection before may still be on its way.
+        while let Err(error) = connect(&socket, &to) {
+            if error != rustix::io::Errno::ADDRNOTAVAIL || begun.elapsed() > PATIENCE {
+                return Err(error.into());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         let stream = std::net::TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(stream)
@@ -488,6 +498,15 @@ fn one_port_of_a_client_through_two_hosts_is_two_flows() {
         let (_, from) = asker.recv_from(&mut said).expect(to);
         assert_eq!(from.to_string(), to, "answered by the host that was asked");
     }
+
+    let (found, ended) = inside(&two, || {
+        let mut kernel = Socket::open(Family::Netfilter)?;
+        let mut flows = conntrack::dump(&mut kernel)?;
+        flows.retain(|flow| flow.original.src == ip("192.0.2.3") && flow.original.dst_port == 90);
+        let ended = conntrack::forget(&mut kernel, &flows.iter().collect::<Vec<_>>())?.len();
+        Ok((flows.len(), ended))
+    });
+    assert_eq!((found, ended), (2, 2), "they can be ended as any other");
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub fn keep_a_way_out(lab: &Lab) -> Result<()> {
     host.dk("network create -d overlay --internal --attachable inside")?;
     host.dk("run -d --name mover httpd")?;
     let reaches_out = || -> Result<bool> {
-        let ping = ["exec", "mover", "ping", "-c", "1", "-W", "1", "192.168.68.1"];
+        let ping = ["exec", "mover", "ping", "-c", "1", "-W", "3", "192.168.68.1"];
         Ok(host.try_docker(&ping)?.status.success())
     };
     host.dk("network connect web mover")?;
