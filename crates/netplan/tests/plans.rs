@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use netplan::table::Match;
 use netplan::{
     Backend, Bridge, Cidr, Ingress, IngressBackend, IngressNode, IngressPort, IngressTarget, Link,
     LinkKind, Mac, Namespace, NodeEngine, Overlay, OverlaySubnet, Peer, Proto, PublishedPort,
@@ -294,6 +295,19 @@ fn a_link_made_anew_gets_back_all_that_hung_on_it() {
     assert_eq!(count("neigh replace"), objects.neighbours.len(), "{text:#?}");
     assert_eq!(count("fdb replace"), objects.fdb.len(), "{text:#?}");
     assert_eq!(text[1], format!("ip netns attach {space}"), "{text:#?}");
+}
+
+/// What is published is led on to its container; from an internal bridge not even that.
+#[test]
+fn no_published_port_leads_out_of_an_internal_bridge() {
+    let mut view = one_container();
+    let inside = Bridge { internal: true, ..bridge("br-in", "172.18.0.1/16") };
+    view.bridges.insert("in".into(), inside);
+    let table = desired(&view)[&Namespace::Host].table.clone().unwrap();
+    let forward = table.chains.iter().find(|chain| chain.name == "forward").unwrap();
+    let place = |part: &Match| forward.rules.iter().position(|rule| rule.matches.contains(part));
+    let out = place(&Match::IifName("br-in".into())).unwrap();
+    assert!(out < place(&Match::Translated).unwrap(), "{:?}", forward.rules);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Bridge networks, names and published ports on one host.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -151,6 +152,21 @@ fn an_internal_network_has_no_way_out(lab: &Lab) -> Result<()> {
         "192.168.68.1",
     ])?;
     ensure!(!out.status.success(), "an internal network reached the outside");
+    host.dk("run -d --name open -p 8123:80 httpd")?;
+    host.dk("run -d --name shut --network inside httpd")?;
+    host.dk("run -d --name other httpd")?;
+    let gateway = "{{range .IPAM.Config}}{{.Gateway}}{{end}}";
+    let gateway = host.docker(&["network", "inspect", "-f", gateway, "inside"])?;
+    let reaches = |container: &str, address: &str| -> Result<bool> {
+        let port = (address.parse::<std::net::IpAddr>()?, 8123).into();
+        let connect = || Ok(TcpStream::connect_timeout(&port, Duration::from_secs(2)).is_ok());
+        host.within(&host.netns_of(container)?, connect)
+    };
+    for address in [&gateway, &host.address] {
+        ensure!(!reaches("shut", address)?, "from inside a port was reached by {address}");
+    }
+    ensure!(reaches("other", &host.address)?, "from another network it is reached");
+    host.dk("rm -f open shut other")?;
     host.dk("network rm inside")?;
     host.dk("run --rm httpd ping -c1 -W2 192.168.68.1").map(drop)
 }

@@ -202,13 +202,16 @@ fn postrouting(view: &View) -> Chain {
 fn forward(view: &View) -> Chain {
     let mut chain = Chain::base("forward", ChainKind::Filter, Hook::Forward, PRIORITY_FILTER);
     chain.rule(vec![Match::Established], Action::Accept);
+    // Nor does a port that is published lead out of an internal network, by whichever address of
+    // the host it is asked for.
+    for bridge in view.bridges.values().filter(|bridge| bridge.internal) {
+        let name = || bridge.ifname.clone();
+        chain.rule(vec![Match::IifName(name()), Match::OifNameNot(name())], Action::Drop);
+    }
     chain.rule(vec![Match::Translated], Action::Accept);
     for bridge in view.bridges.values() {
         let name = || bridge.ifname.clone();
         chain.rule(vec![Match::OifName(name()), Match::IifNameNot(name())], Action::Drop);
-        if bridge.internal {
-            chain.rule(vec![Match::IifName(name()), Match::OifNameNot(name())], Action::Drop);
-        }
         if !bridge.icc && view.host.bridge_netfilter {
             chain.rule(vec![Match::IifName(name()), Match::OifName(name())], Action::Drop);
         }
