@@ -342,6 +342,9 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"Gateway\":\"10.77.0.0\"}"), 400, "no host's address"),
         (pool("{\"Subnet\":\"10.77.0.0/24\",\"IPRange\":\"10.78.0.0/25\"}"), 400, "range"),
         (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "Invalid subnet"),
+        (pool("{\"Gateway\":\"10.77.0.1\"}"), 400, "needs a subnet"),
+        (pool("{\"IPRange\":\"10.77.0.0/25\"}"), 400, "needs a subnet"),
+        (pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"fd77::/64\"}"), 400, "with --ipv6"),
         (
             pool("{\"Subnet\":\"10.77.0.0/24\",\"AuxiliaryAddresses\":{\"a\":\"10.9.9.9\"}}"),
             400,

@@ -66,7 +66,7 @@ fn check(spec: &pb::NetworkSpec) -> Result<(), Failure> {
             "not supported by skep yet: IPAM driver {driver}"
         )));
     }
-    ipam.configs.iter().try_for_each(check_pool)
+    ipam.configs.iter().try_for_each(|pool| check_pool(pool, spec.ipv6_enabled))
 }
 
 const MTU_OPTION: &str = "com.docker.network.driver.mtu";
@@ -146,14 +146,26 @@ fn check_against_others(desk: &Desk<'_>, spec: &pb::NetworkSpec) -> Result<(), F
     Ok(())
 }
 
-fn check_pool(pool: &pb::IpamConfig) -> Result<(), Failure> {
+fn check_pool(pool: &pb::IpamConfig, ipv6: bool) -> Result<(), Failure> {
     let subnet = match pool.subnet.as_str() {
+        // Which subnet it will be is not known yet: what is said of it could not be kept.
+        "" if *pool != (pb::IpamConfig { family: pool.family, ..Default::default() }) => {
+            return Err(invalid(
+                "ipam configuration: every gateway, ip-range and auxiliary address needs a subnet",
+            ));
+        }
         "" => None,
         text => Some(
             network(text)
                 .ok_or_else(|| invalid(format!("ipam configuration: invalid subnet {text}")))?,
         ),
     };
+    if !ipv6 && subnet.is_some_and(|(base, _)| base.is_ipv6()) {
+        return Err(invalid(format!(
+            "ipam configuration: subnet {} is IPv6, which the network does not have: create it with --ipv6",
+            pool.subnet
+        )));
+    }
     if !pool.range.is_empty() {
         let (base, length) = network(&pool.range)
             .ok_or_else(|| invalid(format!("ipam configuration: invalid range {}", pool.range)))?;

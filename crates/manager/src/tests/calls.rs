@@ -337,6 +337,16 @@ fn wrong_networks_are_refused_by_what_is_wrong_and_change_nothing() {
         (spec("a", vec![via("10.7.0.1")], &[]), bad, "does not contain gateway 10.7.0.1"),
         (spec("a", vec![via("10.6.0.255")], &[]), bad, "10.6.0.255 is no host's address"),
         (spec("a", vec![aux("x", "10.7.0.9")], &[]), bad, "auxiliary address x=10.7.0.9"),
+        (
+            spec("a", vec![pb::IpamConfig { subnet: String::new(), ..via("10.6.0.1") }], &[]),
+            bad,
+            "needs a subnet",
+        ),
+        (
+            spec("a", vec![pool("10.6.0.0/24"), pool("fd00:6::/64")], &[]),
+            bad,
+            "subnet fd00:6::/64 is IPv6, which the network does not have: create it with --ipv6",
+        ),
         (spec("a", vec![], &[(vni, "5000")]), denied, "VXLAN id 5000 is in use by network first"),
         (spec("a", vec![], &[(vni, "0")]), bad, "invalid VXLAN id"),
         (spec("a", vec![], &[(vni, "7,7")]), bad, "given twice"),
