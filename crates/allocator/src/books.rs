@@ -36,6 +36,8 @@ pub struct Books {
     vni_cursor: u32,
     /// (protocol, published port) -> service.
     ports: BTreeMap<(i32, u32), String>,
+    /// (protocol, port) that services publish on the hosts of their tasks, and the service.
+    host_ports: BTreeSet<((i32, u32), String)>,
     tentative: Vec<Tentative>,
     /// As in [`crate::Allocator`].
     pub avoided: Vec<Subnet>,
@@ -98,6 +100,11 @@ impl Books {
     }
 
     fn enter_ports(&mut self, service: &pb::Service, taken: bool) {
+        for key in host_ports(service) {
+            let entry = (key, service.id.clone());
+            let _ =
+                if taken { self.host_ports.insert(entry) } else { self.host_ports.remove(&entry) };
+        }
         for port in ingress_ports(service.endpoint.as_ref()) {
             if taken {
                 let key = (port.protocol, port.published_port);
@@ -251,9 +258,18 @@ impl Books {
         self.tentative.push(Tentative::Port(protocol, port, service.to_owned()));
     }
 
-    /// The lowest free port of the dynamic range.
+    /// The lowest free port of the dynamic range; one that no service publishes on its hosts, as
+    /// long as there is one: where such a task runs the mesh would not get it.
     pub fn free_port(&self, protocol: i32) -> Option<u32> {
-        (PORT_MIN..=PORT_MAX).find(|port| !self.ports.contains_key(&(protocol, *port)))
+        let mut free =
+            (PORT_MIN..=PORT_MAX).filter(|port| !self.ports.contains_key(&(protocol, *port)));
+        let on_hosts = |port: &u32| {
+            let key = (protocol, *port);
+            let mut services = self.host_ports.range((key, String::new())..);
+            services.next().is_some_and(|(held, _)| *held == key)
+        };
+        let first = free.next();
+        first.into_iter().chain(free).find(|port| !on_hosts(port)).or(first)
     }
 
     fn release_port(&mut self, protocol: i32, port: u32, service: &str) {
@@ -292,6 +308,15 @@ pub fn ingress_ports(endpoint: Option<&pb::Endpoint>) -> impl Iterator<Item = &p
         .flat_map(|endpoint| &endpoint.ports)
         .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Ingress)
         .filter(|port| port.published_port != 0)
+}
+
+/// As the service wants them: a node may open them before the service's endpoint says so.
+fn host_ports(service: &pb::Service) -> impl Iterator<Item = (i32, u32)> {
+    let endpoint = service.spec.iter().filter_map(|spec| spec.endpoint.as_ref());
+    endpoint
+        .flat_map(|endpoint| &endpoint.ports)
+        .filter(|port| port.publish_mode() == pb::port_config::PublishMode::Host)
+        .map(|port| (port.protocol, port.published_port))
 }
 
 fn held_by_service(service: &pb::Service) -> Vec<(String, IpAddr, Holder)> {

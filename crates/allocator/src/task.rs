@@ -112,6 +112,8 @@ pub fn networks_of_node<'a>(store: &'a Store, node: &str) -> Vec<&'a pb::Network
     networks
 }
 
+const MESH_CLOSED: &str = "published ports are closed on this node";
+
 /// The node with one attachment for each of its networks; `None` when it has them already.
 pub fn allocate_node(
     books: &mut Books,
@@ -151,8 +153,25 @@ pub fn allocate_node(
             }
         }
     }
-    if attachments == node.attachments {
-        return (None, why);
+    let mut allocated = pb::Node { attachments, ..node.clone() };
+    let full = why.as_ref().err().and_then(|stuck| stuck.networks.as_ref());
+    let ingress = store.ingress_network().filter(|it| full.is_some_and(|f| f.contains(&it.id)));
+    tell_of_ingress(&mut allocated, ingress.map(|network| &**network));
+    (Some(allocated).filter(|allocated| allocated != node), why)
+}
+
+/// A node without an address in the ingress network opens no port of the mesh: that is told on the
+/// node, unless something graver is. No counts: a node that waits costs nothing while they change.
+fn tell_of_ingress(node: &mut pb::Node, full: Option<&pb::Network>) {
+    let said = node.status.as_ref().map_or("", |status| &status.message);
+    if !said.is_empty() && !said.starts_with(MESH_CLOSED) {
+        return;
     }
-    (Some(pb::Node { attachments, ..node.clone() }), why)
+    let told = full.map_or_else(String::new, |network| {
+        let name = network::name(network);
+        format!("{MESH_CLOSED}: network {name} has no address left; give it a larger subnet")
+    });
+    if said != told {
+        node.status.get_or_insert_default().message = told;
+    }
 }

@@ -300,6 +300,61 @@ fn a_port_that_a_service_names_is_not_also_given_to_it_as_a_free_one() {
 }
 
 #[test]
+fn a_port_that_a_service_publishes_on_its_hosts_is_not_given_to_the_mesh() {
+    let mut world = World::new();
+    let mut on_host = port(30_000);
+    on_host.set_publish_mode(pb::port_config::PublishMode::Host);
+    world.create(service("h", &[], vec![on_host]));
+    world.create(service("a", &[], vec![port(0)]));
+    world.settle();
+    let published = |world: &World, id: &str| {
+        let service = world.store.get::<pb::Service>(id).unwrap();
+        service.endpoint.as_ref().unwrap().ports[0].published_port
+    };
+    assert_eq!(published(&world, "a"), 30_001);
+    world.commit(vec![Change::remove::<pb::Service>("h")]);
+    world.create(service("b", &[], vec![port(0)]));
+    world.settle();
+    assert_eq!(published(&world, "b"), 30_000);
+}
+
+#[test]
+fn a_node_for_which_the_ingress_network_is_full_says_so_until_it_has_an_address() {
+    let mut world = World::new();
+    world.commit(vec![Change::remove::<pb::Network>("ingress")]);
+    world.create(network("in", true, &["10.9.0.0/30"]));
+    for id in ["n1", "n2"] {
+        world.create(pb::Node { id: id.into(), ..Default::default() });
+    }
+    world.settle();
+    let said = |world: &World, id: &str| {
+        let status = world.store.get::<pb::Node>(id).unwrap().status.clone();
+        status.unwrap_or_default().message
+    };
+    let full = "published ports are closed on this node: network in has no address left; give it a larger subnet";
+    assert_eq!((said(&world, "n1"), said(&world, "n2")), (String::new(), full.to_owned()));
+    let mut down = pb::Node::clone(world.store.get::<pb::Node>("n2").unwrap());
+    down.status.as_mut().unwrap().message = "heartbeat failure".into();
+    world.commit(vec![Change::update(down.clone())]);
+    world.settle();
+    assert_eq!(said(&world, "n2"), "heartbeat failure");
+    down = pb::Node::clone(world.store.get::<pb::Node>("n2").unwrap());
+    down.status.as_mut().unwrap().message.clear();
+    world.commit(vec![Change::update(down)]);
+    world.settle();
+    assert_eq!(said(&world, "n2"), full);
+    world.create(pb::Node { id: "n3".into(), ..Default::default() });
+    world.settle();
+    world.commit(vec![Change::remove::<pb::Node>("n1")]);
+    let touched = world.touched.clone();
+    let plan = world.allocator.plan(Instant::from_nanos(1), &world.store, &touched);
+    assert_eq!(plan.len(), 1, "the other one that waits has nothing new to say: {plan:?}");
+    world.settle();
+    assert_eq!(said(&world, "n2"), "");
+    assert_eq!(world.store.get::<pb::Node>("n2").unwrap().attachments.len(), 1);
+}
+
+#[test]
 fn overlapping_subnets_and_foreign_gateways_are_named() {
     let mut world = World::new();
     world.create(network("web", false, &["10.5.0.0/16"]));
