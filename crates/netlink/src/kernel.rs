@@ -71,6 +71,14 @@ impl Space {
         self.indexes.insert(name.to_owned(), seen.index);
         Ok(seen.index)
     }
+
+    fn addresses_of(&mut self, name: &str) -> io::Result<Vec<netplan::Cidr>> {
+        self.indexes.remove(name);
+        let index = self.index(name)?;
+        let addresses = self.route.dump(route::dump_addresses())?;
+        let own = addresses.iter().filter_map(route::read_address);
+        Ok(own.filter(|(at, _)| *at == index).map(|(_, cidr)| cidr).collect())
+    }
 }
 
 impl Kernel {
@@ -445,13 +453,13 @@ impl Kernel {
 
     /// Addresses of a link of the host's that is not skep's.
     pub fn addresses_of(&mut self, name: &str) -> io::Result<Vec<netplan::Cidr>> {
-        let space = self.space(&Namespace::Host)?;
-        space.indexes.remove(name);
-        let index = space.index(name)?;
-        let addresses = space.route.dump(route::dump_addresses())?;
-        let own = addresses.iter().filter_map(route::read_address);
-        Ok(own.filter(|(at, _)| *at == index).map(|(_, cidr)| cidr).collect())
+        self.space(&Namespace::Host)?.addresses_of(name)
     }
+}
+
+/// Addresses of a link where the caller is, those that count on the link alone left out.
+pub fn addresses_of(name: &str) -> io::Result<Vec<netplan::Cidr>> {
+    Space::open()?.addresses_of(name)
 }
 
 #[derive(Default)]

@@ -90,7 +90,8 @@ pub async fn serve(
     let mut connections = JoinSet::new();
     loop {
         let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            // A socket of both families has IPv4 callers as ::ffff:a.b.c.d.
+            Ok((stream, from)) => (stream, SocketAddr::new(from.ip().to_canonical(), from.port())),
             Err(error) => {
                 // Out of file descriptors: wait for connections to end rather than spin.
                 warn!(%error, "connection not accepted");

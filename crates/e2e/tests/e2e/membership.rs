@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::load::until_running;
-use e2e::{answers, cases, hosts, refused, task_on};
+use e2e::{answers, cases, hosts, hosts_with, refused, task_on};
 use lab::host::wait_until;
 use lab::{Engine, Host, Lab};
 
@@ -98,6 +98,43 @@ fn an_even_number_of_managers_is_warned_of() -> Result<()> {
     let join = format!("swarm join --advertise-addr {} --token {token}", far.address);
     far.dk(&format!("{join} {}:2377", host.address))?;
     wait_until(SETTLED_MAX, warned).context("two managers")?;
+    lab.down()
+}
+
+/// The docker command asks for 0.0.0.0 when its user names no address to listen on; that is every
+/// address of the host, of both families.
+#[test]
+fn nodes_meet_over_either_family() -> Result<()> {
+    let lab = hosts_with(2, |plan| plan.ipv6 = true)?;
+    let (manager, worker) = (lab.host(1), lab.host(2));
+    for own in [[1, 2].map(|n| lab.plan.address(n)), [1, 2].map(|n| lab.plan.address6(n))] {
+        let [own, theirs] = own.map(|text| text.to_string());
+        manager.dk(&format!("swarm init --advertise-addr {own}"))?;
+        let token = manager.dk("swarm join-token -q worker")?;
+        let port = if own.contains(':') { format!("[{own}]:2377") } else { own };
+        worker.dk(&format!("swarm join --token {token} {port}"))?;
+        let name = worker.sh("hostname")?;
+        until_shown(manager, name.trim())?;
+        answers(
+            manager,
+            &format!("node inspect -f {{{{.Status.Addr}}}} {}", name.trim()),
+            &theirs,
+        )?;
+        worker.dk("swarm leave")?;
+        manager.dk("swarm leave --force")?;
+    }
+    // A link that has IPv6 alone is named for its address, too. The Docker Engine counts those that
+    // every link has (fe80::), and refuses it for having more than one.
+    if worker.engine == Engine::Dockerd {
+        return lab.down();
+    }
+    worker.sh("ip link add only6 type veth peer name other6")?;
+    worker.sh("ip -6 addr add fd00:66::1/64 dev only6 nodad")?;
+    for link in ["other6", "only6"] {
+        worker.sh(&format!("ip link set {link} up"))?;
+    }
+    worker.dk("swarm init --advertise-addr only6 --data-path-addr only6")?;
+    answers(worker, "info -f {{.Swarm.NodeAddr}}", "fd00:66::1")?;
     lab.down()
 }
 

@@ -1,9 +1,9 @@
 //! Which address a node listens on, and under which one the others reach it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use docker_api::swarm::{ControlCode, ControlError};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 
 pub const MANAGER_PORT: u16 = 2377;
 const LISTEN_WRONG: &str =
@@ -38,7 +38,7 @@ pub async fn resolve(
     // As in Go, nothing in front of the colon is every address.
     let ip = match host.is_empty() {
         true => Ipv4Addr::UNSPECIFIED.into(),
-        false => host_address(&host).await.ok_or_else(|| invalid(LISTEN_WRONG))?,
+        false => host_address(&host).ok_or_else(|| invalid(LISTEN_WRONG))?,
     };
     let listen = SocketAddr::new(ip, port.unwrap_or(MANAGER_PORT));
     let advertise = match advertise {
@@ -46,7 +46,7 @@ pub async fn resolve(
         "" => SocketAddr::new(route_source(remote).await?, listen.port()),
         given => {
             let (host, port) = split(given)?;
-            let ip = host_address(&host).await.filter(|ip| !ip.is_unspecified());
+            let ip = host_address(&host).filter(|ip| !ip.is_unspecified());
             let ip = ip.ok_or_else(|| invalid(ADVERTISE_WRONG))?;
             SocketAddr::new(ip, port.unwrap_or(listen.port()))
         }
@@ -54,7 +54,7 @@ pub async fn resolve(
     let data_path = match data_path {
         "" => advertise.ip(),
         given => {
-            let ip = host_address(given).await.filter(|ip| !ip.is_unspecified());
+            let ip = host_address(given).filter(|ip| !ip.is_unspecified());
             ip.ok_or_else(|| invalid(DATA_PATH_WRONG))?
         }
     };
@@ -85,24 +85,33 @@ pub fn with_port(address: &str) -> Result<String, ControlError> {
 }
 
 /// An address, or the address of an interface of this host.
-async fn host_address(host: &str) -> Option<IpAddr> {
+fn host_address(host: &str) -> Option<IpAddr> {
     match host.parse() {
         Ok(ip) => Some(ip),
         Err(_) if host.is_empty() => None,
-        Err(_) => interface_address(host).await.ok(),
+        Err(_) => interface_address(host),
     }
 }
 
-/// The source that the kernel takes on this interface.
-async fn interface_address(name: &str) -> std::io::Result<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
-    socket.bind_device(Some(name.as_bytes()))?;
-    // Connecting a datagram socket sends nothing; it only chooses the source (RFC 5737 address).
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).await?;
-    let ip = socket.local_addr()?.ip();
-    match ip.is_unspecified() || ip.is_loopback() && name != "lo" {
-        true => Err(std::io::ErrorKind::AddrNotAvailable.into()),
-        false => Ok(ip),
+/// The link's own first address; IPv6 where it has no IPv4. Asking the kernel for a source would not
+/// do: without an address on the link it takes one of another.
+fn interface_address(name: &str) -> Option<IpAddr> {
+    let addresses = netlink::kernel::addresses_of(name).ok()?;
+    addresses.into_iter().map(|cidr| cidr.addr).min_by_key(IpAddr::is_ipv6)
+}
+
+/// Opens a manager's port. Every address of the host is both families', as Go has it: a manager
+/// that advertises IPv6 is told to listen on 0.0.0.0, too, unless its user says something else.
+pub async fn listener(listen: &str) -> std::io::Result<TcpListener> {
+    let port = listen.strip_prefix("0.0.0.0:").and_then(|port| port.parse().ok());
+    match port {
+        Some(port) => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+                TcpListener::bind(listen).await
+            }
+            bound => bound,
+        },
+        None => TcpListener::bind(listen).await,
     }
 }
 
@@ -153,6 +162,17 @@ mod tests {
         assert_eq!(all.data_path.to_string(), "10.9.9.9");
         assert_eq!(with_port("10.0.0.1").unwrap(), "10.0.0.1:2377");
         assert_eq!(with_port("fd00::1").unwrap(), "[fd00::1]:2377");
+    }
+
+    #[tokio::test]
+    async fn every_address_of_the_host_is_both_families() {
+        let listener = listener("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            tokio::net::TcpStream::connect((ip, port)).await.unwrap();
+        }
+        let listener = super::listener("127.0.0.1:0").await.unwrap();
+        assert!(listener.local_addr().unwrap().is_ipv4());
     }
 
     #[tokio::test]

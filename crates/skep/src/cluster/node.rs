@@ -10,7 +10,6 @@ use manager::{Bootstrap, Caller, Manager};
 use rand::SeedableRng;
 use rand::TryRngCore;
 use rand_chacha::ChaCha8Rng;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use transport::{Call as Remote, Gate, Identity, Keys, Status, gossip};
@@ -19,7 +18,7 @@ use wire::swarmkit as pb;
 use super::agent_task::{self, locked};
 use super::manager_task::{self, Ended};
 use super::saved::Saved;
-use super::{Cluster, GOSSIP_PORT, State, description, renewal};
+use super::{Cluster, GOSSIP_PORT, State, address, description, renewal};
 
 /// Between attempts to renew a certificate that has to change.
 const RENEW_PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -328,7 +327,7 @@ impl Changing<'_> {
         let node = self.node;
         let listen = &node.saved.listen_addr;
         let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+            address::listener(listen).await.with_context(|| format!("listen on {listen}"))?;
         let gate = Arc::new(Gate::counting(
             node.keys.identity().subject.cluster_id,
             node.saved.advertise_addr.clone(),
