@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use docker_api::swarm::{ControlCode, ControlError};
-use tokio::net::{TcpListener, UdpSocket};
+use rustix::net::sockopt;
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 
 pub const MANAGER_PORT: u16 = 2377;
 const LISTEN_WRONG: &str =
@@ -105,7 +106,7 @@ fn interface_address(name: &str) -> Option<IpAddr> {
 pub async fn listener(listen: &str) -> std::io::Result<TcpListener> {
     let port = listen.strip_prefix("0.0.0.0:").and_then(|port| port.parse().ok());
     match port {
-        Some(port) => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Some(port) => match of_both_families(port) {
             Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
                 TcpListener::bind(listen).await
             }
@@ -113,6 +114,15 @@ pub async fn listener(listen: &str) -> std::io::Result<TcpListener> {
         },
         None => TcpListener::bind(listen).await,
     }
+}
+
+/// Said aloud: a host may have it that sockets of IPv6 are of IPv6 alone (`net.ipv6.bindv6only`).
+fn of_both_families(port: u16) -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(1_024)
 }
 
 /// The source that the kernel takes towards a manager, or towards the world.
@@ -162,6 +172,25 @@ mod tests {
         assert_eq!(all.data_path.to_string(), "10.9.9.9");
         assert_eq!(with_port("10.0.0.1").unwrap(), "10.0.0.1:2377");
         assert_eq!(with_port("fd00::1").unwrap(), "[fd00::1]:2377");
+    }
+
+    #[test]
+    fn every_address_of_the_host_is_both_families_wherever_ipv6_is_alone_by_itself() {
+        let reached = netlink::namespace::scratch(|| {
+            std::fs::write("/proc/sys/net/ipv6/bindv6only", "1")?;
+            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+            assert!(up.success());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let listener = listener("0.0.0.0:0").await?;
+                let port = listener.local_addr()?.port();
+                for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+                    tokio::net::TcpStream::connect((ip, port)).await?;
+                }
+                Ok(())
+            })
+        });
+        reached.unwrap();
     }
 
     #[tokio::test]
