@@ -83,15 +83,15 @@ struct Pool {
 async fn create(State(state): State<ApiState>, body: Body<Value>) -> Result<Response, Response> {
     let body = body.required().map_err(IntoResponse::into_response)?;
     if swarm::networks::is_swarm_scoped(&body) {
-        let id = swarm::networks::create(&state.cluster, &body).await;
-        let id = id.map_err(IntoResponse::into_response)?;
-        return Ok(created(&id));
+        let made = swarm::networks::create(&state.cluster, &body).await;
+        let (id, warning) = made.map_err(IntoResponse::into_response)?;
+        return Ok(created(&id, &warning));
     }
     create_local(&state, body).await.map_err(IntoResponse::into_response)
 }
 
-fn created(id: &str) -> Response {
-    (StatusCode::CREATED, Json(json!({ "Id": id, "Warning": "" }))).into_response()
+fn created(id: &str, warning: &str) -> Response {
+    (StatusCode::CREATED, Json(json!({ "Id": id, "Warning": warning }))).into_response()
 }
 
 async fn create_local(state: &ApiState, body: Value) -> ApiResult {
@@ -99,7 +99,7 @@ async fn create_local(state: &ApiState, body: Value) -> ApiResult {
         .map_err(|error| ApiError::bad_request(format!("invalid JSON: {error}")))?;
     let spec = spec(request)?;
     let network = state.engine.network.create(spec).await.map_err(engine::Error::from)?;
-    Ok(created(&network.id))
+    Ok(created(&network.id, ""))
 }
 
 pub(crate) fn spec(request: CreateRequest) -> Result<NetworkSpec, ApiError> {

@@ -16,13 +16,23 @@ use super::json::{Obj, instant, texts, time};
 const NAME_TAKEN: &str = "name conflicts with an existing object";
 const INGRESS_SANDBOX: &str = "ingress-sbox";
 
-/// `POST /networks/create` for a network of swarm scope: its id.
-pub async fn create(cluster: &Cluster, body: &Value) -> Result<String, Fault> {
+/// `POST /networks/create` for a network of swarm scope: its id, and what is to be said of it.
+pub async fn create(cluster: &Cluster, body: &Value) -> Result<(String, String), Fault> {
     let spec = read(body)?;
+    let warning = left_out(&spec);
     let name = spec.annotations.as_ref().map_or("", |annotations| &annotations.name).to_owned();
     let answer = cluster.call(pb::CreateNetworkRequest { spec: Some(spec) }).await;
     let answer = answer.map_err(|error| refusal(error, &name))?;
-    Ok(answer.network.map(|network| network.id).unwrap_or_default())
+    Ok((answer.network.map(|network| network.id).unwrap_or_default(), warning))
+}
+
+fn left_out(spec: &pb::NetworkSpec) -> String {
+    let pools = spec.ipam.iter().flat_map(|ipam| &ipam.configs);
+    let mut v6 = pools.map(|pool| &pool.subnet).filter(|subnet| subnet.contains(':'));
+    match v6.next().filter(|_| !spec.ipv6_enabled) {
+        Some(subnet) => format!("subnet {subnet} is not used: the network has no IPv6 (--ipv6)"),
+        None => String::new(),
+    }
 }
 
 /// dockerd has words of its own for two refusals, before it asks the managers.

@@ -344,7 +344,7 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
         (pool("{\"Subnet\":\"10.77.0.0/33\"}"), 400, "Invalid subnet"),
         (pool("{\"Gateway\":\"10.77.0.1\"}"), 400, "needs a subnet"),
         (pool("{\"IPRange\":\"10.77.0.0/25\"}"), 400, "needs a subnet"),
-        (pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"fd77::/64\"}"), 400, "with --ipv6"),
+        (pool("{\"Subnet\":\"fd77::/64\"}"), 400, "with --ipv6"),
         (
             pool("{\"Subnet\":\"10.77.0.0/24\",\"AuxiliaryAddresses\":{\"a\":\"10.9.9.9\"}}"),
             400,
@@ -365,6 +365,11 @@ fn wrong_networks_are_refused(lab: &Lab) -> Result<()> {
             "{body}: {got} {said}, wanted {status} {part}"
         );
     }
+    let both = pool("{\"Subnet\":\"10.77.0.0/24\"},{\"Subnet\":\"fd77::/64\"}");
+    let body = format!("{{\"Name\":\"partly\",\"Driver\":\"overlay\",{both}}}");
+    let (status, said) = host.api("POST", "/networks/create", &body)?;
+    ensure!(status == 201 && said.contains("fd77::/64 is not used"), "{status} {said}");
+    host.dk("network rm partly")?;
     refused(host, "network create -d overlay web", "already exists")?;
     refused(lab.host(2), "network create -d overlay far", "from a worker node")?;
     refused(host, "network rm ingress", "depends on it").or_else(|_| {

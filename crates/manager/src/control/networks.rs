@@ -66,7 +66,18 @@ fn check(spec: &pb::NetworkSpec) -> Result<(), Failure> {
             "not supported by skep yet: IPAM driver {driver}"
         )));
     }
-    ipam.configs.iter().try_for_each(|pool| check_pool(pool, spec.ipv6_enabled))
+    // One beside others is left out, as with the Docker Engine, whose stack files live with that.
+    let v6 = |pool: &pb::IpamConfig| network(&pool.subnet).is_some_and(|(base, _)| base.is_ipv6());
+    if let Some(pool) = ipam.configs.first()
+        && !spec.ipv6_enabled
+        && ipam.configs.iter().all(v6)
+    {
+        return Err(invalid(format!(
+            "ipam configuration: subnet {} is IPv6, which the network does not have: create it with --ipv6",
+            pool.subnet
+        )));
+    }
+    ipam.configs.iter().try_for_each(check_pool)
 }
 
 const MTU_OPTION: &str = "com.docker.network.driver.mtu";
@@ -146,7 +157,7 @@ fn check_against_others(desk: &Desk<'_>, spec: &pb::NetworkSpec) -> Result<(), F
     Ok(())
 }
 
-fn check_pool(pool: &pb::IpamConfig, ipv6: bool) -> Result<(), Failure> {
+fn check_pool(pool: &pb::IpamConfig) -> Result<(), Failure> {
     let subnet = match pool.subnet.as_str() {
         // Which subnet it will be is not known yet: what is said of it could not be kept.
         "" if *pool != (pb::IpamConfig { family: pool.family, ..Default::default() }) => {
@@ -160,12 +171,6 @@ fn check_pool(pool: &pb::IpamConfig, ipv6: bool) -> Result<(), Failure> {
                 .ok_or_else(|| invalid(format!("ipam configuration: invalid subnet {text}")))?,
         ),
     };
-    if !ipv6 && subnet.is_some_and(|(base, _)| base.is_ipv6()) {
-        return Err(invalid(format!(
-            "ipam configuration: subnet {} is IPv6, which the network does not have: create it with --ipv6",
-            pool.subnet
-        )));
-    }
     if !pool.range.is_empty() {
         let (base, length) = network(&pool.range)
             .ok_or_else(|| invalid(format!("ipam configuration: invalid range {}", pool.range)))?;
