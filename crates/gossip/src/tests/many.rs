@@ -2,7 +2,8 @@
 //! agents make of the rows, what netplan plans from that, and what should be there.
 //!
 //! `GOSSIP_SEED=9` draws another day than the suite's, `GOSSIP_SEEDS=20` that many; `GOSSIP_NODES`, `GOSSIP_TASKS` and
-//! `GOSSIP_CUT`, how many nodes are cut off, give other sizes; `GOSSIP_SECONDS=30` has that cut alone. All cuts with 500 nodes take five minutes.
+//! `GOSSIP_CUT`, how many nodes are cut off, give other sizes; `GOSSIP_SECONDS=30` has that cut alone.
+//! All cuts with 500 nodes take five minutes.
 
 use super::overlays::{Post, Task, network_id, place};
 use super::truth::Truth;

@@ -49,12 +49,12 @@ pub(super) fn add_router(view: &View, sandbox: &Sandbox, objects: &mut Objects, 
     if v6 {
         mesh6::add_inner_end(view, objects);
     }
-    let mut chains = (&mut dnat, &mut refuse);
     for port in &ingress.ports {
         let own_of = |backend: &IngressBackend| Some(backend.address);
-        add_port(objects, &mut chains, (link, own), (port, &own_of));
+        add_port(objects, &mut dnat, &mut refuse, (link, own), (port, &own_of));
         if v6 {
-            add_port(objects, &mut chains, (link, mesh6::INNER_END), (port, &twin_of));
+            let own = (link, mesh6::INNER_END);
+            add_port(objects, &mut dnat, &mut refuse, own, (port, &twin_of));
         }
     }
     if let Some(lb) = overlay.lb_address.or(link.addresses.first().copied()) {
@@ -86,7 +86,8 @@ type AddressOf<'a> = &'a dyn Fn(&IngressBackend) -> Option<IpAddr>;
 /// What comes to `own` on a published port goes to a task, by its address of the same family.
 fn add_port(
     objects: &mut Objects,
-    (dnat, refuse): &mut (&mut Chain, &mut Chain),
+    dnat: &mut Chain,
+    refuse: &mut Chain,
     (link, own): (&Link, IpAddr),
     (port, address_of): (&IngressPort, AddressOf<'_>),
 ) {
